@@ -1,0 +1,9 @@
+"""Residual Attention Networks, composed of the layers in `Module`."""
+
+from Model.residual_attention_network import (
+    attention_56,
+    attention_92,
+    residual_attention_network,
+)
+
+__all__ = ["attention_56", "attention_92", "residual_attention_network"]

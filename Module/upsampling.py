@@ -1,0 +1,63 @@
+"""Bilinear upsampling with aligned corners, as the authors' interpolation layer has it."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def interpolation_matrix(size_in, size_out):
+    """The `(size_out, size_in)` matrix that resamples a line of pixels with aligned corners.
+
+    Row i interpolates at `i * (size_in - 1) / (size_out - 1)`: the first and the last pixel of both lines
+    coincide. One pixel in, or one pixel out, takes the first.
+    """
+    matrix = np.zeros((size_out, size_in), "float32")
+    position = np.arange(size_out) * ((size_in - 1) / max(size_out - 1, 1))
+    low = np.minimum(position.astype(int), max(size_in - 2, 0))
+    high = np.minimum(low + 1, size_in - 1)
+    rows = np.arange(size_out)
+    np.add.at(matrix, (rows, low), 1 - (position - low))
+    np.add.at(matrix, (rows, high), position - low)
+    return matrix
+
+
+@keras.saving.register_keras_serializable(package="ResidualAttention")
+class BilinearUpsampling(keras.layers.Layer):
+    """Resizes a map to `height` x `width`, bilinear, with aligned corners.
+
+    `y = A_h x A_w^T` for each channel, with one interpolation matrix for rows and one for columns.
+    Source: the interpolation layer of the authors' Caffe graph, whose second input is a size reference
+    only. `keras.layers.UpSampling2D` and `ops.image.resize` take half-pixel centres and give other values.
+
+    Args:
+        height: int, rows of the output, in pixels.
+        width: int, columns of the output, in pixels.
+
+    Input shape:  `(batch, rows, columns, channels)`, rows and columns known.
+    Output shape: `(batch, height, width, channels)`.
+    """
+
+    def __init__(self, height, width, **kwargs):
+        super().__init__(**kwargs)
+        self.height = height
+        self.width = width
+
+    def build(self, input_shape):
+        self._rows = interpolation_matrix(input_shape[1], self.height)
+        self._columns = interpolation_matrix(input_shape[2], self.width)
+
+    def call(self, inputs):
+        _, rows, columns, channels = inputs.shape
+        matrices = (ops.cast(m, self.compute_dtype) for m in (self._rows, self._columns))
+        a_h, a_w = matrices
+        x = ops.reshape(inputs, (-1, rows, columns * channels))
+        x = ops.matmul(a_h, x)  # (B, height, columns * C)
+        x = ops.reshape(x, (-1, columns, channels))
+        x = ops.matmul(a_w, x)  # (B * height, width, C)
+        return ops.reshape(x, (-1, self.height, self.width, channels))
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.height, self.width, input_shape[3])
+
+    def get_config(self):
+        return {**super().get_config(), "height": self.height, "width": self.width}

@@ -1,0 +1,79 @@
+"""Train a Residual Attention Network: Attention-56 on CIFAR-10 unless a flag says otherwise."""
+
+import os
+import sys
+
+from Training import recipe as recipes
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes say nothing of the run
+
+
+def build(recipe, data):
+    """The recipe's network for this data: raw images in, class probabilities out."""
+    import Model
+    from Training.fit import mean_subtraction
+
+    return getattr(Model, recipe.model)(
+        learning=recipe.learning,
+        p=recipe.p,
+        t=recipe.t,
+        r=recipe.r,
+        classes=len(data.classes),
+        input_shape=data.train.images.shape[1:],
+        dropout=recipe.dropout,
+        classifier_l2=recipe.classifier_l2,
+        preprocessing=mean_subtraction(data.mean),
+    )
+
+
+def train(recipe, resume=None):
+    """One run from recipe to result; returns the run's folder and what its `result.json` holds."""
+    from Training.data import load
+
+    data = load(recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.samples)
+
+    import keras  # only now: wrong flags and missing data are told without the seconds a framework takes to start
+
+    from Training import events, report, run_folder
+    from Training.fit import fit
+
+    keras.utils.set_random_seed(recipe.seed)
+    keras.config.set_dtype_policy(recipe.precision)
+    network = build(recipe, data)
+
+    folder = run_folder.open_again(resume) if resume else run_folder.create(recipe.logs)
+    environment = run_folder.environment()
+    run_folder.write(folder, "recipe.json", recipe.to_json())
+    run_folder.write_json(folder, "environment.json", environment)
+    run_folder.write_json(folder, "split.json", {"validation": data.held_out.tolist()})
+    print(f"{recipe.model} on {recipe.dataset}: {len(data.train.labels)} images to train on, {folder}", flush=True)
+
+    file = events.EventFile(folder)
+    shown = data.validation if len(data.validation.labels) else data.train
+    try:
+        model, _ = fit(network, data, recipe, folder, [events.Pictures(file, network, shown, recipe)])
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nStopped. Go on with: python training_cifar10.py --resume {folder}\n")
+        raise SystemExit(130) from None
+
+    figures, predictions = report.evaluate(model, data)
+    history = report.read_history(folder / "history.csv")
+    result = report.result(figures, recipe, history, network, environment)
+    run_folder.write_json(folder, "result.json", result)
+    events.finish(file, recipe, folder, figures, data.test.labels, predictions, data.classes)
+    print(report.table(result))
+    print(f"  everything in     {folder}")
+    return folder, result
+
+
+def main(arguments=None):
+    recipe, resume = recipes.parse(arguments, __doc__)
+    try:
+        train(recipe, resume)
+    except recipes.InputError as error:
+        sys.stderr.write(f"training_cifar10.py: error: {error}\n")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -13,17 +13,20 @@ def build(recipe, data):
     import Model
     from Training.fit import mean_subtraction
 
-    return getattr(Model, recipe.model)(
-        learning=recipe.learning,
-        p=recipe.p,
-        t=recipe.t,
-        r=recipe.r,
-        classes=len(data.classes),
-        input_shape=data.train.images.shape[1:],
-        dropout=recipe.dropout,
-        classifier_l2=recipe.classifier_l2,
-        preprocessing=mean_subtraction(data.mean),
-    )
+    try:
+        return getattr(Model, recipe.model)(
+            learning=recipe.learning,
+            p=recipe.p,
+            t=recipe.t,
+            r=recipe.r,
+            classes=len(data.classes),
+            input_shape=data.train.images.shape[1:],
+            dropout=recipe.dropout,
+            classifier_l2=recipe.classifier_l2,
+            preprocessing=mean_subtraction(data.mean),
+        )
+    except ValueError as error:  # a depth that these p and t cannot give, or images too small for the masks
+        raise recipes.InputError(str(error)) from None
 
 
 def train(recipe, resume=None):
@@ -48,10 +51,9 @@ def train(recipe, resume=None):
     run_folder.write_json(folder, "split.json", {"validation": data.held_out.tolist()})
     print(f"{recipe.model} on {recipe.dataset}: {len(data.train.labels)} images to train on, {folder}", flush=True)
 
-    file = events.EventFile(folder)
     shown = data.validation if len(data.validation.labels) else data.train
     try:
-        model, _ = fit(network, data, recipe, folder, [events.Pictures(file, network, shown, recipe)])
+        model, _ = fit(network, data, recipe, folder, events.watchers(folder, network, shown, recipe))
     except KeyboardInterrupt:
         sys.stderr.write(f"\nStopped. Go on with: python training_cifar10.py --resume {folder}\n")
         raise SystemExit(130) from None
@@ -60,7 +62,7 @@ def train(recipe, resume=None):
     history = report.read_history(folder / "history.csv")
     result = report.result(figures, recipe, history, network, environment)
     run_folder.write_json(folder, "result.json", result)
-    events.finish(file, recipe, folder, figures, data.test.labels, predictions, data.classes)
+    events.finish(folder, recipe, figures, data.test.labels, predictions, data.classes)
     print(report.table(result))
     print(f"  everything in     {folder}")
     return folder, result

@@ -84,7 +84,7 @@ def residual_attention_network(
 
     Args:
         depth: int, layers along the trunk: 36 m + 20, with p = 1 and t = 2.
-        geometry: str, a key of `GEOMETRIES`.
+        geometry: str, a key of `GEOMETRIES`, or a `Geometry` of one's own.
         learning: "arl" or "nal", see `Module.AttentionBlock`.
         p, t, r: ints, units in each attention block, see `Module.AttentionBlock`.
         classes: int, number of classes.
@@ -100,9 +100,9 @@ def residual_attention_network(
     Raises:
         ValueError: an unknown geometry, a depth that is no 36 m + 20, or images too small for the masks.
     """
-    if geometry not in GEOMETRIES:
+    if not isinstance(geometry, Geometry) and geometry not in GEOMETRIES:
         raise ValueError(f"geometry must be one of {', '.join(GEOMETRIES)}, received {geometry!r}")
-    rows = GEOMETRIES[geometry]
+    rows = geometry if isinstance(geometry, Geometry) else GEOMETRIES[geometry]
     inputs = keras.Input(input_shape, name="images")
     x = preprocessing(inputs) if preprocessing else inputs
     x = convolution(rows.stem_filters, rows.stem_kernel, padding="same", name="stem_convolve")(x)

@@ -10,31 +10,29 @@ from Module.upsampling import BilinearUpsampling
 LEARNING = ("arl", "nal")
 
 
+def ceil_mode(size):
+    """Padding of a 3/2 max pooling, in Keras' words, that equals Caffe's ceil mode on `size` pixels."""
+    return "same" if size % 2 == 0 else "valid"
+
+
 def pooled_size(size):
-    """Pixels left of `size` by a 3/2 max pooling in ceil mode, as Caffe pools."""
-    return size // 2 if size % 2 == 0 else (size - 1) // 2
+    """Pixels left of `size` by a 3/2 max pooling in ceil mode."""
+    return size // 2
 
 
 def mask_sizes(height, width, mask_depth):
     """Sizes of the maps in the mask branch: full resolution first, then one a pooling.
 
     Raises:
-        ValueError: the map is too small for so many poolings, or has a known odd and an even side.
+        ValueError: the map is too small for so many poolings.
     """
     sizes = [(height, width)]
     for _ in range(mask_depth):
-        h, w = sizes[-1]
-        if min(h, w) < 2:
+        if min(sizes[-1]) < 2:
             raise ValueError(
-                f"mask_depth={mask_depth} needs a map of at least {2**mask_depth} pixels, "
-                f"received {height}x{width}"
+                f"mask_depth={mask_depth} needs a map of at least {2**mask_depth} pixels, received {height}x{width}"
             )
-        if h % 2 != w % 2:
-            raise ValueError(
-                f"mask_depth={mask_depth} pools {height}x{width} to {h}x{w}: one side odd, the other even; "
-                "give sides that stay both even or both odd"
-            )
-        sizes.append((pooled_size(h), pooled_size(w)))
+        sizes.append(tuple(pooled_size(side) for side in sizes[-1]))
     return sizes
 
 
@@ -101,14 +99,13 @@ class AttentionBlock(layers.Layer):
         bottom = self.mask_depth
         self.pools, self.down_sample, self.skip, self.up_sample, self.upsampling = [], [], [], [], []
         for level in range(1, bottom + 1):
-            even = sizes[level - 1][0] % 2 == 0
-            self.pools.append(self._part(
-                layers.MaxPooling2D, shapes[level - 1], f"pool_{level}", 3, 2, "same" if even else "valid"))
+            self.pools.append(self._pooling(level, shapes[level - 1], shapes[level]))
             count = self.r if level < bottom else 2 * self.r
             self.down_sample.append(self._units(f"down_sample_{level}", count, shapes[level]))
         for level in range(bottom - 1, -1, -1):
             self.upsampling.append(
-                self._part(BilinearUpsampling, shapes[level + 1], f"upsampling_{level}", *sizes[level]))
+                self._part(BilinearUpsampling, shapes[level + 1], f"upsampling_{level}", *sizes[level])
+            )
             if level:  # no unit and no skip at full resolution
                 self.skip.extend(self._units(f"skip_{level}", 1, shapes[level]))
                 self.up_sample.append(self._units(f"up_sample_{level}", self.r, shapes[level]))
@@ -117,6 +114,17 @@ class AttentionBlock(layers.Layer):
             self.weigh.append(self._part(BatchNormalization, shape, f"mask_norm_{i}"))
             self.weigh.append(self._part(layers.ReLU, shape, f"mask_relu_{i}"))
             self.weigh.append(self._part(convolution, shape, f"mask_convolve_{i}", self.filters, 1))
+
+    def _pooling(self, level, shape, pooled):
+        """3/2 max pooling in ceil mode: two layers, rows and columns, where only one side is odd."""
+        rows, columns = ceil_mode(shape[1]), ceil_mode(shape[2])
+        if rows == columns:
+            return [self._part(layers.MaxPooling2D, shape, f"pool_{level}", 3, 2, rows)]
+        half = (shape[0], pooled[1], *shape[2:])
+        return [
+            self._part(layers.MaxPooling2D, shape, f"pool_{level}_rows", (3, 1), (2, 1), rows),
+            self._part(layers.MaxPooling2D, half, f"pool_{level}_columns", (1, 3), (1, 2), columns),
+        ]
 
     def _part(self, layer, shape, name, *args):
         part = layer(*args, name=name, dtype=self.dtype_policy)
@@ -136,8 +144,10 @@ class AttentionBlock(layers.Layer):
 
     def _soft_mask(self, x, training):
         levels = []
-        for pool, units in zip(self.pools, self.down_sample):
-            x = run(units, pool(x), training)
+        for pooling, units in zip(self.pools, self.down_sample):
+            for pool in pooling:
+                x = pool(x)
+            x = run(units, x, training)
             levels.append(x)
         x = levels.pop()  # the bottom itself is no skip
         for upsampling, skip, units in zip(self.upsampling, self.skip, self.up_sample):

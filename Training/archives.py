@@ -272,9 +272,7 @@ def download(archive, name):
     import keras  # its downloader; reading local files needs no framework
 
     try:
-        path = keras.utils.get_file(
-            archive.file, archive.url, cache_dir=_keras_cache().parent, cache_subdir="datasets"
-        )
+        path = keras.utils.get_file(archive.file, archive.url, cache_dir=_keras_cache().parent, cache_subdir="datasets")
     except Exception as error:
         raise InputError(f"the download of {archive.url} failed: {str(error).splitlines()[0]:.200}") from None
     with open(path, "rb") as file:

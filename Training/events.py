@@ -1,11 +1,12 @@
-"""TensorBoard's event files: Keras' own callback where TensorFlow is there, and what it does not write.
+"""TensorBoard's event files: Keras' own callback on TensorFlow, and what it does not write.
 
-Keras' callback needs TensorFlow. Pictures, recipe and hparams, and without TensorFlow the scalars too, go through
-the writer of the `tensorboard` package, which does not; the tags are the same either way.
+Keras' callback needs TensorFlow (which beside JAX would also take the GPU's memory). Pictures, recipe and hparams,
+and on JAX everything, go through the `tensorboard` package's writer, which does not; the tags are the same.
 """
 
 import dataclasses
 import importlib.util
+import time
 import warnings
 
 import keras
@@ -16,18 +17,28 @@ from Training import view
 SHOWN = 8  # images in a picture
 
 
-def _has(package):
-    return importlib.util.find_spec(package) is not None
+def is_available():
+    """Whether event files can be written: whether the `tensorboard` package is there."""
+    return importlib.util.find_spec("tensorboard") is not None
 
 
-def tensorboard(folder, histograms=False):
-    """Callbacks that write loss, accuracy, learning rate, images/s, seconds and graph under train/ and validation/."""
-    if not _has("tensorboard"):
+def watchers(folder, network, examples, recipe):
+    """The callbacks that write a run's event files; none, with a warning, without the `tensorboard` package.
+
+    Args:
+        folder: path of the run's folder.
+        network: the network whose masks are shown.
+        examples: `data.Examples`, whose first images are shown.
+        recipe: `recipe.Recipe`.
+    """
+    if not is_available():
         warnings.warn("tensorboard is not installed: no event files are written", stacklevel=2)
         return []
-    if _has("tensorflow"):
-        return [keras.callbacks.TensorBoard(folder, histogram_freq=int(histograms), write_graph=True)]
-    return [Scalars(folder)]
+    if keras.backend.backend() == "tensorflow":
+        epochs = keras.callbacks.TensorBoard(folder, histogram_freq=int(recipe.histograms), write_graph=True)
+    else:
+        epochs = EpochEvents(folder, recipe.histograms)
+    return [epochs, Pictures(folder, network, examples.images[:SHOWN], recipe)]
 
 
 class EventFile:
@@ -39,11 +50,27 @@ class EventFile:
         self.writer = EventFileWriter(str(folder))
 
     def add(self, summary, step=0):
-        import time
-
         from tensorboard.compat.proto import event_pb2
 
         self.writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def graph(self, model):
+        """The layers' graph of a functional model, as TensorBoard's GRAPHS page draws it."""
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        plugin = SummaryMetadata.PluginData(plugin_name="graph_keras_model", content=b"1")
+        value = Summary.Value(
+            tag="keras",
+            metadata=SummaryMetadata(plugin_data=plugin),
+            tensor=make_tensor_proto(model.to_json().encode(), dtype=object),
+        )
+        self.add(Summary(value=[value]))
+
+    def histogram(self, tag, values, step):
+        from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+
+        self.add(histogram_pb(tag, values), step)
 
     def scalar(self, tag, value, step):
         from tensorboard.plugins.scalar.summary_v2 import scalar_pb
@@ -55,9 +82,7 @@ class EventFile:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         height, width, _ = picture.shape
-        image = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=view.png(picture)
-        )
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=view.png(picture))
         self.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def text(self, tag, text):
@@ -66,42 +91,37 @@ class EventFile:
         self.add(text_pb(tag, text))
 
     def hparams(self, values, metrics, name):
-        """A row of the HPARAMS page. Args: metrics: `(group folder, tag)` pairs that stand beside the values."""
-        from tensorboard.plugins.hparams import api_pb2, summary_v2
+        """A row of the HPARAMS page, the scalars with the tags `metrics` beside it."""
+        from tensorboard.plugins.hparams import summary_v2
 
         config = summary_v2.hparams_config_pb(
             hparams=[summary_v2.HParam(key) for key in values],
-            metrics=[summary_v2.Metric(tag, group=group) for group, tag in metrics],
+            metrics=[summary_v2.Metric(tag) for tag in metrics],
         )
         self.add(config)
         self.add(summary_v2.hparams_pb(values, trial_id=name))
-        ended = summary_v2._summary_pb  # the package has no public way to close a session
-        from tensorboard.plugins.hparams import metadata, plugin_data_pb2
-
-        self.add(
-            ended(
-                metadata.SESSION_END_INFO_TAG,
-                plugin_data_pb2.HParamsPluginData(
-                    session_end_info=plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
-                ),
-            )
-        )
 
     def close(self):
         self.writer.close()
 
 
-class Scalars(keras.callbacks.Callback):
-    """What Keras' callback writes at each epoch's end, without TensorFlow: the same tags in the same folders."""
+class EpochEvents(keras.callbacks.Callback):
+    """What Keras' TensorBoard callback writes, without TensorFlow: the same tags in the same folders."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, histograms):
         super().__init__()
         self.files = {name: EventFile(folder / name) for name in ("train", "validation")}
+        self.histograms = histograms
+
+    def on_train_begin(self, logs=None):
+        self.files["train"].graph(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
         for key, value in logs.items():
             part = "validation" if key.startswith("val_") else "train"
             self.files[part].scalar(f"epoch_{key.removeprefix('val_')}", value, epoch)
+        for weight in self.model.weights if self.histograms else ():
+            self.files["train"].histogram(f"{weight.path}/histogram", np.asarray(weight.value), epoch)
         for file in self.files.values():
             file.writer.flush()
 
@@ -111,25 +131,17 @@ class Scalars(keras.callbacks.Callback):
 
 
 class Pictures(keras.callbacks.Callback):
-    """The recipe as text, a batch after augmentation, and the soft masks each few epochs.
+    """The recipe as text, a batch before and after augmentation, and the soft masks each `masks_every` epochs."""
 
-    Args:
-        file: `EventFile` of the run's own folder.
-        network: the network whose masks are shown.
-        examples: `data.Examples`; the first of each are shown.
-        recipe: `recipe.Recipe`.
-    """
-
-    def __init__(self, file, network, examples, recipe):
+    def __init__(self, folder, network, images, recipe):
         super().__init__()
-        self.file = file
-        self.examples = examples
-        self.every = recipe.masks_every
+        self.folder = folder
+        self.images = images
         self.recipe = recipe
         self.masks = view.mask_model(network)
-        self.shown = examples.images[:SHOWN]
 
     def on_train_begin(self, logs=None):
+        self.file = EventFile(self.folder)
         rows = "\n".join(f"| {k} | {v} |" for k, v in dataclasses.asdict(self.recipe).items())
         self.file.text("recipe", f"| field | value |\n|---|---|\n{rows}")
         self.file.image("augmented_batch", self._augmented(), 0)
@@ -137,28 +149,31 @@ class Pictures(keras.callbacks.Callback):
 
     def _augmented(self):
         """A copy of the augmentation layer draws, so that the training's own random state is not moved."""
-        names = [layer.name for layer in self.model.layers]
-        if "augmentation" not in names:
-            return view.row(self.shown)
-        layer = self.model.get_layer("augmentation")
-        copy = type(layer).from_config(layer.get_config())
-        changed = keras.ops.convert_to_numpy(copy(self.shown.astype("float32"), training=True))
-        return np.concatenate([view.row(self.shown), view.row(changed.round().astype("uint8"))])
+        layers = [layer for layer in self.model.layers if layer.name == "augmentation"]
+        copies = [type(layer).from_config(layer.get_config()) for layer in layers]
+        changed = [keras.ops.convert_to_numpy(copy(self.images, training=True)) for copy in copies]
+        return np.concatenate([view.row(batch.round().astype("uint8")) for batch in (self.images, *changed)])
 
     def on_epoch_end(self, epoch, logs=None):
-        if not self.every or (epoch + 1) % self.every:
+        if not self.recipe.masks_every or (epoch + 1) % self.recipe.masks_every:
             return
-        for name, mask in self.masks.predict(self.shown, verbose=0).items():
-            self.file.image(f"masks/{name}", view.mask_picture(self.shown, mask), epoch)
+        for name, mask in self.masks.predict(self.images, verbose=0).items():
+            self.file.image(f"masks/{name}", view.mask_picture(self.images, mask), epoch)
         self.file.writer.flush()
 
+    def on_train_end(self, logs=None):
+        self.file.close()
 
-def finish(file, recipe, folder, figures, labels, predictions, classes):
+
+def finish(folder, recipe, figures, labels, predictions, classes):
     """The end of a run in TensorBoard: final figures, the test set's confusion matrix, and the hparams row."""
+    if not is_available():
+        return
+    file = EventFile(folder)
     for key, value in figures.items():
         if value is not None:
             file.scalar(f"final/{key}", value, recipe.epochs)
     file.image("confusion_matrix", view.confusion_picture(labels, predictions, classes), recipe.epochs)
-    metrics = [("", "final/test_error_percent"), ("", "final/test_loss")]
+    metrics = ("final/test_error_percent", "final/validation_error_percent", "final/train_error_percent")
     file.hparams(dataclasses.asdict(recipe), metrics, folder.name)
     file.close()

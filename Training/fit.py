@@ -209,10 +209,8 @@ class KeepBest(keras.callbacks.ModelCheckpoint):
         super().set_model(self.network)
 
 
-def callbacks(recipe, folder, network, batches, pictures=()):
+def callbacks(recipe, folder, network, batches, events=()):
     """All that watches a run, in the order in which it must see the logs."""
-    from Training.events import tensorboard
-
     watchers = [EpochMeter(batches), keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False)]
     if recipe.validation_split:
         watchers.append(KeepBest(folder / "best.keras", network))
@@ -221,8 +219,7 @@ def callbacks(recipe, folder, network, batches, pictures=()):
     watchers += [
         keras.callbacks.TerminateOnNaN(),
         keras.callbacks.CSVLogger(folder / "history.csv", append=True),
-        *tensorboard(folder, histograms=recipe.histograms),
-        *pictures,
+        *events,
         RunProgress(),
         Interruption(),
     ]
@@ -248,7 +245,7 @@ def compiled(network, recipe, steps_per_epoch):
     return model
 
 
-def fit(network, data, recipe, folder, pictures=()):
+def fit(network, data, recipe, folder, events=()):
     """Train a network as the recipe says; go on from `folder/backup` where there is one.
 
     Args:
@@ -256,7 +253,7 @@ def fit(network, data, recipe, folder, pictures=()):
         data: `data.Data`.
         recipe: `recipe.Recipe`.
         folder: path of the run's folder; gets history.csv, best.keras, last.keras, backup/ and event files.
-        pictures: further callbacks.
+        events: further callbacks, which see each epoch's complete logs.
 
     Returns:
         `(model, history)`: the training model and Keras' `History`.
@@ -275,7 +272,7 @@ def fit(network, data, recipe, folder, pictures=()):
             batches,
             validation_data=held_out,
             epochs=recipe.epochs,
-            callbacks=callbacks(recipe, folder, network, batches, pictures),
+            callbacks=callbacks(recipe, folder, network, batches, events),
             verbose=1 if sys.stdout.isatty() else 2,
         )
     except KeyboardInterrupt:

@@ -67,9 +67,7 @@ class Recipe:
     flip: bool = option(True, "flip half of the images left to right; never done to digits")
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
     # How it is computed
-    precision: str = option(
-        "float32", "arithmetic", choices=("float32", "mixed_bfloat16", "mixed_float16")
-    )
+    precision: str = option("float32", "arithmetic", choices=("float32", "mixed_bfloat16", "mixed_float16"))
     jit: bool = option(False, "compile the step with XLA (JAX always does)")
     steps_per_execution: int = option(1, "steps in one call of the compiled function", low=1, high=10_000)
     # What is written

@@ -1,0 +1,14 @@
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Each test starts from the same seed and dtype policy, with no layers of the one before."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(1)
+    keras.config.set_dtype_policy("float32")

@@ -1,0 +1,257 @@
+"""Every layer: shapes, config, saving, one compiled step, mixed precision; and the equations of the paper."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from Module import AttentionBlock, BatchNormalization, BilinearUpsampling, ResidualUnit, SoftMask
+from Module.upsampling import interpolation_matrix
+
+pytestmark = pytest.mark.backends
+
+LAYERS = [
+    (ResidualUnit, dict(filters=8), (8, 8, 8), (8, 8, 8)),
+    (ResidualUnit, dict(filters=16, strides=2), (8, 8, 8), (4, 4, 16)),
+    (ResidualUnit, dict(filters=16, strides=2), (7, 7, 8), (4, 4, 16)),
+    (AttentionBlock, dict(filters=8, mask_depth=2), (8, 8, 8), (8, 8, 8)),
+    (AttentionBlock, dict(filters=8, mask_depth=1, p=2, t=1, r=2, learning="nal"), (4, 6, 8), (4, 6, 8)),
+    (BilinearUpsampling, dict(height=6, width=5), (3, 2, 4), (6, 5, 4)),
+    (BatchNormalization, dict(), (4, 4, 3), (4, 4, 3)),
+]
+NAMES = [f"{kind.__name__}-{i}" for i, (kind, *_) in enumerate(LAYERS)]
+
+
+def model_of(layer, shape):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, layer(inputs))
+
+
+def images(shape, batch=4, seed=0):
+    return np.random.default_rng(seed).normal(size=(batch, *shape)).astype("float32")
+
+
+def randomize(layer, seed=0):
+    """Give every weight a value, also those that start at 0 or 1, so that no term of an equation is hidden."""
+    generator = np.random.default_rng(seed)
+    for weight in layer.weights:
+        low, high = (0.5, 1.5) if weight.name in ("gamma", "moving_variance") else (-0.3, 0.3)
+        weight.assign(generator.uniform(low, high, weight.shape))
+
+
+@pytest.mark.parametrize("kind, config, shape, out", LAYERS, ids=NAMES)
+def test_layer_shapes_and_config_round_trip(kind, config, shape, out):
+    model = model_of(kind(**config), shape)
+    assert model.output_shape == (None, *out)
+    assert model.predict(images(shape), verbose=0).shape == (4, *out)
+    layer = model.layers[-1]
+    copy = kind.from_config(layer.get_config())
+    assert copy.get_config() == layer.get_config()
+    assert set(config) <= set(layer.get_config())
+
+
+@pytest.mark.parametrize("kind, config, shape, out", LAYERS, ids=NAMES)
+def test_layer_is_saved_and_loaded_with_identical_outputs(kind, config, shape, out, tmp_path):
+    model = model_of(kind(**config), shape)
+    randomize(model)
+    model.save(tmp_path / "layer.keras")
+    loaded = keras.models.load_model(tmp_path / "layer.keras")
+    np.testing.assert_array_equal(loaded.predict(images(shape), verbose=0), model.predict(images(shape), verbose=0))
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "jit"])
+@pytest.mark.parametrize("kind, config, shape, out", LAYERS, ids=NAMES)
+def test_layer_trains_one_compiled_step(kind, config, shape, out, jit):
+    model = model_of(kind(**config), shape)
+    model.compile("sgd", "mse", jit_compile=jit)
+    loss = model.train_on_batch(images(shape), images(out, seed=1))
+    assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("kind, config, shape, out", LAYERS, ids=NAMES)
+def test_layer_in_mixed_precision_agrees_with_float32(kind, config, shape, out, policy):
+    exact, mixed = model_of(kind(**config), shape), model_of(kind(**config, dtype=policy), shape)
+    randomize(exact)
+    mixed.set_weights(exact.get_weights())
+    layer = mixed.layers[-1]
+    for part in layer._flatten_layers():
+        assert part.compute_dtype == policy.removeprefix("mixed_"), part.name
+    assert all(weight.dtype == "float32" for weight in layer.weights)
+    expected = exact.predict(images(shape), verbose=0)
+    difference = np.asarray(mixed.predict(images(shape), verbose=0), "float32") - expected
+    limit = 0.05 if policy == "mixed_bfloat16" else 0.01
+    assert np.linalg.norm(difference) < limit * np.linalg.norm(expected)
+
+
+def test_every_variable_gets_a_gradient():
+    for learning in ("arl", "nal"):
+        model = model_of(AttentionBlock(8, mask_depth=2, learning=learning), (8, 8, 8))
+        randomize(model)
+        model.compile(keras.optimizers.SGD(1.0), "mse")
+        before = [ops.convert_to_numpy(v) for v in model.trainable_variables]
+        model.train_on_batch(images((8, 8, 8), 8), images((8, 8, 8), 8, seed=1))
+        still = [
+            v.path for v, old in zip(model.trainable_variables, before) if np.array_equal(ops.convert_to_numpy(v), old)
+        ]
+        assert not still
+
+
+def test_residual_unit_is_its_formula():
+    unit = ResidualUnit(8)
+    x = ops.convert_to_tensor(images((6, 6, 8)))
+    unit(x)
+    randomize(unit)
+    norm_1, relu, reduce, norm_2, _, convolve, norm_3, _, expand = unit.branch
+    a = relu(norm_1(x))
+    expected = x + expand(relu(norm_3(convolve(relu(norm_2(reduce(a)))))))
+    np.testing.assert_allclose(unit(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_projection_takes_the_activated_tensor_and_only_where_the_shape_changes():
+    unit = ResidualUnit(16, strides=2)
+    x = ops.convert_to_tensor(images((6, 6, 8)))
+    unit(x)
+    randomize(unit)
+    unit.branch[-1].kernel.assign(np.zeros(unit.branch[-1].kernel.shape))  # leaves the shortcut alone
+    activated = unit.branch[1](unit.branch[0](x))
+    expected = ops.conv(activated, unit.projection.kernel, strides=2, padding="valid")
+    np.testing.assert_allclose(unit(x), expected, rtol=1e-5, atol=1e-6)
+    same = ResidualUnit(8)
+    same.build((None, 6, 6, 8))
+    assert same.projection is None
+
+
+def test_strided_convolution_pads_both_sides():
+    unit = ResidualUnit(4, strides=2)
+    unit.build((None, 4, 4, 4))
+    *_, pad, convolve, _, _, _ = unit.branch
+    convolve.kernel.assign(np.ones(convolve.kernel.shape))
+    counted = ops.convert_to_numpy(convolve(pad(np.ones((1, 4, 4, 1), "float32"))))[0, :, :, 0]
+    # Of the nine pixels under the kernel, four are inside at the padded corner and nine further in.
+    np.testing.assert_array_equal(counted, [[4, 6], [6, 9]])
+
+
+@pytest.mark.parametrize("learning", ["arl", "nal"])
+def test_block_is_its_equation(learning):
+    block = AttentionBlock(8, mask_depth=2, learning=learning)
+    x = ops.convert_to_tensor(images((8, 8, 8)))
+    block(x)
+    randomize(block)
+    output, mask = block(x, return_mask=True)
+    mask = ops.convert_to_numpy(mask)
+    assert 0 < mask.min() < mask.max() < 1
+    u = block.before[0](x)
+    trunk = ops.convert_to_numpy(block.trunk[1](block.trunk[0](u)))
+    gain = 1 + mask if learning == "arl" else mask
+    expected = block.after[0](ops.convert_to_tensor(gain * trunk))
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(output, block(x))
+
+
+def test_mask_is_the_encoder_decoder_of_the_paper():
+    block = AttentionBlock(8, mask_depth=2, r=1)
+    x = ops.convert_to_tensor(images((8, 8, 8)))
+    block(x)
+    randomize(block)
+    u = block.before[0](x)
+    pool, up = ops.max_pool, BilinearUpsampling
+    d1 = block.down_sample[0][0](pool(u, 3, 2, "same"))  # (B, 4, 4, 8)
+    bottom = pool(d1, 3, 2, "same")  # (B, 2, 2, 8)
+    for unit in block.down_sample[1]:
+        bottom = unit(bottom)
+    assert len(block.down_sample[1]) == 2
+    z = up(4, 4)(bottom) + block.skip[0](d1)
+    z = up(8, 8)(block.up_sample[0][0](z))
+    norm_1, relu, first, norm_2, _, second = block.weigh
+    expected = ops.sigmoid(second(relu(norm_2(first(relu(norm_1(z)))))))
+    np.testing.assert_allclose(block(x, return_mask=True)[1], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("height, width", [(6, 6), (7, 7), (6, 7), (7, 6), (3, 2), (2, 3)])
+def test_mask_pools_in_ceil_mode(height, width):
+    block = AttentionBlock(4, mask_depth=1)
+    block.build((None, height, width, 4))
+    x = images((height, width, 4)) - 5  # all negative: a padding of zeros would show
+    pooled = ops.convert_to_tensor(x)
+    for pool in block.pools[0]:
+        pooled = pool(pooled)
+    rows, columns = (range(0, side - 1, 2) for side in (height, width))  # Caffe drops a window that starts outside
+    expected = np.array([[x[:, i : i + 3, j : j + 3].max(axis=(1, 2)) for j in columns] for i in rows])
+    np.testing.assert_array_equal(pooled, expected.transpose(2, 0, 1, 3))
+
+
+def test_zero_last_convolution_makes_the_mask_one_half():
+    for learning, gain in (("arl", 1.5), ("nal", 0.5)):
+        block = AttentionBlock(8, mask_depth=1, learning=learning)
+        x = ops.convert_to_tensor(images((4, 4, 8)))
+        block(x)
+        randomize(block)
+        block.weigh[-1].kernel.assign(np.zeros(block.weigh[-1].kernel.shape))
+        output, mask = block(x, return_mask=True)
+        np.testing.assert_array_equal(mask, np.full((4, 4, 4, 8), 0.5, "float32"))
+        trunk = block.trunk[1](block.trunk[0](block.before[0](x)))
+        np.testing.assert_allclose(output, block.after[0](gain * trunk), rtol=1e-5, atol=1e-5)
+
+
+def test_soft_mask_layer_is_the_block_s_mask():
+    inputs = keras.Input((8, 8, 8))
+    block = AttentionBlock(8, mask_depth=1)
+    block(inputs)
+    randomize(block)
+    model = keras.Model(inputs, SoftMask(block)(inputs))
+    x = images((8, 8, 8))
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), block(ops.convert_to_tensor(x), return_mask=True)[1], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_upsampling_has_aligned_corners():
+    line = np.array([0.0, 3.0], "float32")
+    np.testing.assert_allclose(interpolation_matrix(2, 4) @ line, [0, 1, 2, 3], atol=1e-6)
+    np.testing.assert_allclose(interpolation_matrix(1, 3), [[1], [1], [1]])
+    np.testing.assert_allclose(interpolation_matrix(5, 5), np.eye(5), atol=1e-6)
+    x = images((3, 4, 2), batch=2)
+    y = ops.convert_to_numpy(BilinearUpsampling(7, 9)(x))
+    for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        np.testing.assert_allclose(y[:, *corner], x[:, *corner], rtol=1e-5)
+    rows, columns = np.linspace(0, 2, 7), np.linspace(0, 3, 9)
+    for b, c in np.ndindex(2, 2):
+        across = np.stack([np.interp(columns, range(4), x[b, i, :, c]) for i in range(3)])
+        both = np.stack([np.interp(rows, range(3), across[:, j]) for j in range(9)], axis=1)
+        np.testing.assert_allclose(y[b, ..., c], both, rtol=1e-4, atol=1e-5)
+
+
+def test_normalization_trains_as_keras_layer_does():
+    ours = model_of(BatchNormalization(), (4, 4, 3))
+    theirs = model_of(keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5), (4, 4, 3))
+    for model in (ours, theirs):
+        randomize(model)
+        model.compile(keras.optimizers.SGD(0.5), "mse")
+    for step in range(3):
+        x, y = 3 * images((4, 4, 3), 8, seed=step) + 1, images((4, 4, 3), 8, seed=10 + step)
+        losses = [model.train_on_batch(x, y) for model in (ours, theirs)]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+    for a, b in zip(ours.weights, theirs.weights):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=a.path)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: ResidualUnit(6), "multiple of 4, received 6"),
+        (lambda: ResidualUnit(8, strides=3), "strides must be 1 or 2, received 3"),
+        (lambda: AttentionBlock(8, mask_depth=0), "mask_depth must be a whole number of 1 or more, received 0"),
+        (lambda: AttentionBlock(8, mask_depth=1, t=0), "t must be a whole number of 1 or more, received 0"),
+        (lambda: AttentionBlock(8, mask_depth=1, learning="both"), "one of arl, nal, received 'both'"),
+        (
+            lambda: AttentionBlock(8, mask_depth=4).build((None, 8, 8, 8)),
+            "mask_depth=4 needs a map of at least 16 pixels, received 8x8",
+        ),
+        (lambda: AttentionBlock(8, mask_depth=1).build((None, 8, 8, 4)), "filters=8 needs as many channels in"),
+        (lambda: AttentionBlock(8, mask_depth=1).build((None, None, 8, 8)), "height and width must be known"),
+    ],
+)
+def test_impossible_arguments_are_named(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

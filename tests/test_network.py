@@ -1,0 +1,140 @@
+"""The networks against the published table, and what a saved model must keep."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from tiny import tiny_network
+
+from Model import attention_56, attention_92, residual_attention_network
+from Model.residual_attention_network import blocks_per_stage
+from Module import AttentionBlock, ResidualUnit
+
+# The compact network, row by row: kind of layer and output size. BN-ReLU before the pooling belongs to the
+# pre-activation form; the input layer is no row.
+STEM = [("Conv2D", (32, 32, 32)), ("MaxPooling2D", (16, 16, 32))]
+STAGE_1 = ("ResidualUnit", (16, 16, 128)), ("AttentionBlock", (16, 16, 128))
+STAGE_2 = ("ResidualUnit", (8, 8, 256)), ("AttentionBlock", (8, 8, 256))
+STAGE_3 = ("ResidualUnit", (4, 4, 512)), ("AttentionBlock", (4, 4, 512))
+TAIL = [("ResidualUnit", (4, 4, 1024))] * 3 + [
+    ("BatchNormalization", (4, 4, 1024)),
+    ("ReLU", (4, 4, 1024)),
+    ("AveragePooling2D", (1, 1, 1024)),
+    ("Flatten", (1024,)),
+    ("Dropout", (1024,)),
+    ("Dense", (10,)),
+    ("Softmax", (10,)),
+]
+
+
+def table(blocks):
+    rows = list(STEM)
+    for (unit, attention), count in zip((STAGE_1, STAGE_2, STAGE_3), blocks):
+        rows += [unit] + [attention] * count
+    return rows + TAIL
+
+
+def trunk_depth(model):
+    """Weighted layers along the trunk, counted from the built layers: shortcuts and masks do not count."""
+    depth = 0
+    for layer in model.layers:
+        if isinstance(layer, AttentionBlock):
+            depth += sum(map(unit_depth, (*layer.before, *layer.trunk, *layer.after)))
+        elif isinstance(layer, ResidualUnit):
+            depth += unit_depth(layer)
+        elif isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)):
+            depth += 1
+    return depth
+
+
+def unit_depth(unit):
+    return sum(isinstance(part, keras.layers.Conv2D) for part in unit.branch)
+
+
+@pytest.mark.parametrize("build, blocks, depth", [(attention_56, (1, 1, 1), 56), (attention_92, (1, 2, 3), 92)])
+def test_summary_reads_like_the_published_table(build, blocks, depth):
+    model = build()
+    rows = [(type(layer).__name__, layer.output.shape[1:]) for layer in model.layers[1:]]
+    assert rows == table(blocks)
+    assert trunk_depth(model) == depth
+    lines = []
+    model.summary(print_fn=lines.append, line_length=120)
+    text = "\n".join(lines)
+    positions = [text.index(layer.name + " ") for layer in model.layers]
+    assert positions == sorted(positions)
+
+
+def arithmetic_parameters(blocks):
+    """Kernels of the compact network by hand, from the table alone."""
+
+    def unit(a, b):
+        return a * (b // 4) + 9 * (b // 4) ** 2 + (b // 4) * b + (a * b if a != b else 0)
+
+    total, channels = 5 * 5 * 3 * 32, 32
+    for (filters, depth), count in zip(((128, 3), (256, 2), (512, 1)), blocks):
+        units_in_mask = depth + 1 + 2 * (depth - 1)
+        total += unit(channels, filters)
+        total += count * ((4 + units_in_mask) * unit(filters, filters) + 2 * filters**2)
+        channels = filters
+    return total + unit(512, 1024) + 2 * unit(1024, 1024) + 1024 * 10
+
+
+@pytest.mark.parametrize("build, blocks", [(attention_56, (1, 1, 1)), (attention_92, (1, 2, 3))])
+def test_kernels_count_to_the_table(build, blocks):
+    kernels = sum(int(np.prod(w.shape)) for w in build().trainable_weights if w.name == "kernel")
+    assert kernels == arithmetic_parameters(blocks)
+
+
+def test_arguments_reach_the_layers():
+    model = residual_attention_network(
+        depth=56, learning="nal", r=2, classes=7, input_shape=(48, 40, 1), dropout=0.3, classifier_l2=0.01
+    )
+    assert model.input_shape == (None, 48, 40, 1)
+    assert model.output_shape == (None, 7)
+    for block in (layer for layer in model.layers if isinstance(layer, AttentionBlock)):
+        assert (block.p, block.t, block.r, block.learning) == (1, 2, 2, "nal")
+    assert model.get_layer("dropout").rate == 0.3
+    assert model.get_layer("logits").kernel_regularizer.l2 == pytest.approx(0.01)
+    assert attention_56().name == "attention_56"
+
+
+def test_depths():
+    assert blocks_per_stage(56, 1, 2) == (1, 1, 1)
+    assert blocks_per_stage(92, 1, 2) == (1, 2, 3)
+    assert blocks_per_stage(128, 1, 2) == (3, 3, 3)
+    assert blocks_per_stage(452, 2, 4) == (6, 6, 6)
+    with pytest.raises(ValueError, match=r"depth must be 36 m \+ 20 .* received 57"):
+        residual_attention_network(depth=57)
+    with pytest.raises(ValueError, match="geometry must be one of compact"):
+        residual_attention_network(geometry="huge")
+    with pytest.raises(ValueError, match="mask_depth=3 needs a map of at least 8 pixels, received 4x4"):
+        attention_56(input_shape=(8, 8, 3))
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_saved_network_is_identical_and_its_end_is_float32(policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    model = tiny_network()
+    x = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype("float32")
+    probabilities = model.predict(x, verbose=0)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-5)
+    assert model.get_layer("logits").compute_dtype == model.get_layer("probabilities").compute_dtype == "float32"
+    assert model.get_layer("stem_convolve").compute_dtype == policy.removeprefix("mixed_")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), probabilities)
+
+
+@pytest.mark.backends
+def test_every_variable_of_a_network_learns():
+    model = tiny_network()
+    model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+    before = [ops.convert_to_numpy(v) for v in model.trainable_variables]
+    x = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype("float32")
+    model.train_on_batch(x, np.arange(16) % 10)
+    still = [
+        v.path for v, old in zip(model.trainable_variables, before) if np.array_equal(ops.convert_to_numpy(v), old)
+    ]
+    assert not still

@@ -105,7 +105,6 @@ class _Unpickler(pickle.Unpickler):
 
     known = {
         ("numpy.core.multiarray", "_reconstruct"): _new_array,
-        ("numpy._core.multiarray", "_reconstruct"): _new_array,
         ("numpy", "ndarray"): _Array,
         ("numpy", "dtype"): _new_dtype,
     }

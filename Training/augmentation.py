@@ -1,7 +1,7 @@
 """Random changes of training images, made in the compiled step, on the device that trains.
 
 Keras' own random layers cannot be compiled by XLA on TensorFlow, or are slow on JAX; these compile on both. They
-take raw images of any dtype, work in float32, and return their input outside training.
+take raw images of any dtype, give float32, and change nothing outside training.
 """
 
 import math
@@ -20,6 +20,7 @@ class _Augmentation(layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, images, training=None):
+        images = ops.cast(images, self.compute_dtype)
         return self.augment(images) if training else images
 
     def compute_output_shape(self, input_shape):

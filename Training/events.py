@@ -63,7 +63,7 @@ class EventFile:
         value = Summary.Value(
             tag="keras",
             metadata=SummaryMetadata(plugin_data=plugin),
-            tensor=make_tensor_proto(model.to_json().encode(), dtype=object),
+            tensor=make_tensor_proto(model.to_json().encode(), dtype=np.object_),
         )
         self.add(Summary(value=[value]))
 

@@ -100,7 +100,8 @@ def with_l2(optimizer_class):
             self.exempt = exempt
 
         def update_step(self, gradient, variable, learning_rate):
-            if self.l2 and variable.name not in self.exempt:
+            name = variable.name.split(":")[0]  # TensorFlow's own variables are called gamma:0
+            if self.l2 and name not in self.exempt:
                 gradient = gradient + self.l2 * keras.ops.cast(variable, gradient.dtype)
             super().update_step(gradient, variable, learning_rate)
 

@@ -189,7 +189,7 @@ def parse(arguments, description):
     With `--resume` the recipe is the folder's own; only `--epochs` may be given beside it. Refusals are one line on
     the standard error and exit code 2.
     """
-    parser = Parser(description=description, allow_abbrev=False)
+    parser = Parser(prog="training_cifar10.py", description=description, allow_abbrev=False)
     parser.add_argument(
         "--recipe", choices=tuple(RECIPES), help="a named set of values; flags given beside it override it"
     )

@@ -1,0 +1,187 @@
+"""The official archives: read in every place they may lie, and refused by name when anything in them is off."""
+
+import io
+import pickle
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import batch, official_files, pickled, write_folder, write_tar
+
+from Training import archives
+from Training.archives import ARCHIVES
+from Training.recipe import InputError
+
+ROOT = Path(__file__).parent.parent
+CIFAR10 = ARCHIVES["cifar10"]
+
+
+@pytest.fixture(scope="module")
+def files():
+    return official_files("cifar10")
+
+
+def test_folder_and_archive_give_the_same_images(tmp_path, files):
+    folder = write_folder(tmp_path / "a", "cifar10", files)
+    (tmp_path / "b").mkdir()
+    write_tar(tmp_path / "b", "cifar10", files)
+    from_folder = archives.read("cifar10", str(tmp_path / "a"))
+    from_itself = archives.read("cifar10", str(folder))
+    from_tar = archives.read("cifar10", str(tmp_path / "b"))
+    for one in (from_itself, from_tar):
+        for a, b in zip(from_folder, one):
+            np.testing.assert_array_equal(a, b)
+    images, labels, test_images, test_labels, names = from_folder
+    assert images.shape == (50_000, 32, 32, 3) and images.dtype == np.uint8
+    assert test_images.shape == (10_000, 32, 32, 3) and len(test_labels) == 10_000
+    assert labels.dtype == np.int32 and names[3] == "class 3"
+    first = np.random.default_rng(0).integers(0, 256, (10_000, 3072), dtype=np.uint8)[0]
+    np.testing.assert_array_equal(images[0, 5, 7], first[[5 * 32 + 7, 1024 + 5 * 32 + 7, 2048 + 5 * 32 + 7]])
+
+
+def test_cifar100_has_fine_labels(tmp_path):
+    write_folder(tmp_path, "cifar100", official_files("cifar100"))
+    images, labels, _, test_labels, names = archives.read("cifar100", str(tmp_path))
+    assert images.shape == (50_000, 32, 32, 3) and labels.max() == test_labels.max() == 99 and len(names) == 100
+
+
+def test_keras_cache_is_used_before_any_download(tmp_path, files, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "datasets").mkdir()
+    path = write_tar(tmp_path / "datasets", "cifar10", files)
+    path.rename(path.with_name("cifar-10-batches-py-target_archive"))
+    monkeypatch.setattr(archives, "download", None)
+    assert archives.read("cifar10")[0].shape == (50_000, 32, 32, 3)
+    assert (tmp_path / "datasets" / "cifar-10-batches-py-target_archive").exists()
+
+
+def refused(raw, words, rows=10_000):
+    with pytest.raises(InputError, match=words) as error:
+        archives.read_batch(raw, "data_batch_1", CIFAR10, rows)
+    assert "\n" not in str(error.value) and str(error.value).startswith("data_batch_1")
+
+
+class Command:
+    def __reduce__(self):
+        return (print, ("this code must never run",))
+
+
+def test_manipulated_pickles_run_nothing(capsys, monkeypatch):
+    touched = []
+    monkeypatch.setattr("os.system", touched.append)
+    refused(pickle.dumps(Command(), protocol=2), "it asks for __builtin__.print")
+    refused(b"cos\nsystem\n(S'touch /tmp/x'\ntR.", "it asks for os.system")
+    refused(pickle.dumps(np.ones(3), protocol=4), "it asks for numpy")
+    refused(pickled({b"data": np.ones((10, 3072)), b"labels": [0] * 10}), "an array of dtype b'f8'", rows=10)
+    refused(b"\x80\x02cnumpy\ndtype\n(S'O'\nK\x00K\x01tR.", "dtype b'O'")
+    assert not touched and capsys.readouterr().out == ""
+
+
+def test_wrong_contents_are_named():
+    good = batch(CIFAR10, 10)
+    archives.read_batch(good, "data_batch_1", CIFAR10, 10)
+    refused(good[:-100], "truncated or no CIFAR file", rows=10)
+    refused(good[:20000], "truncated or no CIFAR file", rows=10)
+    refused(b"", "truncated or no CIFAR file")
+    refused(b"\x00" * 1000, "truncated or no CIFAR file")
+    refused(pickled([1, 2]), "must hold a dictionary, received list")
+    refused(pickled({b"labels": [0]}), "no uint8 array under the key 'data'")
+    refused(batch(CIFAR10, 9_999), r"images of shape \(10000, 3072\), received \(9999, 3072\)")
+    refused(batch(CIFAR10, 10, labels=[0] * 9), "must have 10 labels under 'labels', received 9 labels", rows=10)
+    refused(batch(CIFAR10, 10, **{"labels": [0] * 9 + [10]}), "labels from 0 to 9, received 10", rows=10)
+    refused(batch(CIFAR10, 10, **{"labels": [0] * 9 + [-1]}), "labels from 0 to 9, received -1", rows=10)
+    refused(batch(CIFAR10, 10, **{"labels": [0] * 9 + [b"cat"]}), "labels from 0 to 9, received b'cat'", rows=10)
+    with pytest.raises(InputError, match="must have 10 class names"):
+        archives.read_names(pickled({b"label_names": [b"cat"]}), "batches.meta", CIFAR10)
+
+
+def test_broken_archives_are_named(tmp_path, files):
+    path = write_tar(tmp_path, "cifar10", {f: files[f] for f in ("batches.meta", "test_batch")})
+    with pytest.raises(InputError, match="lacks data_batch_1, data_batch_2"):
+        archives.read("cifar10", str(tmp_path))
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(InputError, match="truncated or no .tar.gz"):
+        archives.read("cifar10", str(tmp_path))
+    path.write_bytes(b"no archive")
+    with pytest.raises(InputError, match="truncated or no .tar.gz"):
+        archives.read("cifar10", str(tmp_path))
+
+
+def test_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path):
+    info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+    info.size = 100 * 2**30
+    path = tmp_path / CIFAR10.file
+    path.write_bytes(info.tobuf() + bytes(10_000))
+    with pytest.raises(InputError, match="unpacks to more than any CIFAR archive"):
+        archives.read("cifar10", str(tmp_path))
+
+
+def test_links_and_outside_names_in_an_archive_touch_nothing(tmp_path, files):
+    path = tmp_path / CIFAR10.file
+    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
+        for name in ("../outside", "/tmp/outside-absolute"):
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            tar.addfile(info, io.BytesIO(b"evil"))
+        link = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(InputError, match="lacks data_batch_1"):
+        archives.read("cifar10", str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == [CIFAR10.file]
+    assert not (tmp_path.parent / "outside").exists()
+
+
+def test_missing_places_are_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        archives.read("cifar10", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="holds neither cifar-10-batches-py/ nor cifar-10-python.tar.gz for cifar10"):
+        archives.read("cifar10", str(tmp_path))
+    folder = write_folder(tmp_path, "cifar10", {"test_batch": b""})
+    with pytest.raises(InputError, match="data_batch_1 cannot be read: No such file"):
+        archives.read("cifar10", str(folder))
+
+
+def test_no_network_is_one_line_within_ten_seconds(tmp_path):
+    # A proxy that refuses: the same on a machine with a network and on one without.
+    environment = {"PATH": "/usr/bin:/bin", "KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
+    started = time.perf_counter()
+    run = subprocess.run(
+        [sys.executable, "training_cifar10.py", "--logs", str(tmp_path / "Logs")],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert time.perf_counter() - started < 10
+    assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1
+    for words in ("no cifar10 in", "--data-dir", "put that file into", "--dataset digits"):
+        assert words in run.stderr
+    assert not (tmp_path / "Logs").exists()
+
+
+def test_silent_network_is_given_up(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(archives, "WAIT_S", 0.2)
+    monkeypatch.setattr(archives, "_first_answer", lambda url, failures: time.sleep(2))
+    with pytest.raises(InputError, match="no answer within 0.2 s"):
+        archives.read("cifar10")
+
+
+def test_download_with_other_bytes_is_kept_aside(monkeypatch, tmp_path):
+    import keras
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(archives, "_first_answer", lambda url, failures: None)
+
+    def get_file(name, url, cache_dir, cache_subdir):
+        path = Path(cache_dir, cache_subdir, name)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"something else")
+        return str(path)
+
+    monkeypatch.setattr(keras.utils, "get_file", get_file)
+    with pytest.raises(InputError, match="other bytes than the official ones"):
+        archives.read("cifar10")
+    assert [p.name for p in (tmp_path / "datasets").iterdir()] == ["cifar-10-python.tar.gz.broken"]

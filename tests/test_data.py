@@ -1,0 +1,74 @@
+"""Splits, limits and batches."""
+
+import numpy as np
+import pytest
+
+from Training import data
+from Training.data import Examples
+from Training.fit import Batches, even_batch
+from Training.recipe import InputError
+
+
+def test_digits_are_real_and_split_by_class():
+    digits = data.load("digits")
+    sizes = [len(part.labels) for part in (digits.train, digits.validation, digits.test)]
+    assert sizes == [1293, 144, 360]
+    assert digits.train.images.shape == (1293, 32, 32, 3) and digits.train.images.dtype == np.uint8
+    assert digits.train.images.max() == 255
+    for part in (digits.validation, digits.test):
+        counts = np.bincount(part.labels, minlength=10)
+        assert counts.max() - counts.min() <= 2
+    assert digits.classes == tuple("0123456789")
+
+
+def test_split_is_fixed_and_complete():
+    one, two = data.load("digits"), data.load("digits")
+    np.testing.assert_array_equal(one.held_out, two.held_out)
+    everything = data.load("digits", validation_split=0)
+    assert len(everything.train.labels) == 1437 and len(everything.validation.labels) == 0
+    np.testing.assert_array_equal(everything.train.images[one.held_out], one.validation.images)
+
+
+def test_samples_limit_training_by_class_alone():
+    limited = data.load("digits", samples=100)
+    assert len(limited.train.labels) == 100 and len(limited.validation.labels) == 144
+    assert set(np.bincount(limited.train.labels)) <= {9, 10, 11}
+    assert len(data.load("digits", samples=10_000).train.labels) == 1293
+
+
+def test_impossible_split_is_named():
+    with pytest.raises(InputError, match="3 of 1293 images cannot be split off by class"):
+        data.load("digits", samples=3)
+
+
+def test_mean_is_per_pixel():
+    digits = data.load("digits")
+    assert digits.mean.shape == (32, 32, 3)
+    np.testing.assert_allclose(digits.mean, digits.train.images.astype("float64").mean(axis=0), rtol=1e-6)
+
+
+def examples(count):
+    return Examples(np.arange(count, dtype="uint8").reshape(-1, 1, 1, 1), np.arange(count, dtype="int32"))
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    def order(seed, epoch):
+        batches = Batches(examples(103), 10, seed)
+        batches.set_epoch(epoch)
+        assert len(batches) == 10
+        seen = np.concatenate([batches[i][1] for i in range(len(batches))])
+        assert len(set(seen)) == 100
+        return seen.tolist()
+
+    assert order(1, 4) == order(1, 4)
+    assert order(1, 4) != order(1, 5) != order(2, 5)
+
+
+def test_batches_stay_bytes_and_without_a_seed_give_all_in_order():
+    batches = Batches(examples(23), 10)
+    assert len(batches) == 3 and batches[2][0].shape == (3, 1, 1, 1) and batches[0][0].dtype == np.uint8
+    np.testing.assert_array_equal(np.concatenate([batches[i][1] for i in range(3)]), np.arange(23))
+
+
+def test_even_batches_divide_where_they_can():
+    assert [even_batch(n) for n in (10_000, 5_000, 144, 360, 7, 257)] == [250, 250, 144, 180, 7, 256]

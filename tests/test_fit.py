@@ -1,0 +1,175 @@
+"""Schedules, optimizers and the training model."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from tiny import tiny_build, tiny_network
+
+from Training import data
+from Training.fit import (
+    compiled,
+    duration,
+    even_batch,
+    fit,
+    learning_rate,
+    mean_subtraction,
+    optimizer,
+    training_model,
+    with_l2,
+)
+from Training.recipe import RECIPES, InputError, Recipe
+
+QUICK = Recipe(
+    dataset="digits", samples=64, epochs=2, batch_size=16, warmup_epochs=1.0, masks_every=0, augmentation="none"
+)
+
+
+def rate_at(schedule, step):
+    return float(schedule(step)) if callable(schedule) else schedule
+
+
+def test_paper_schedule_divides_by_ten_at_64k_and_96k():
+    schedule = learning_rate(Recipe(**{**RECIPES["paper"], "epochs": 160}), 1000)
+    rates = [rate_at(schedule, step) for step in (0, 63_999, 64_001, 95_999, 96_001, 159_999)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
+
+
+def test_cosine_warms_up_and_ends_at_zero():
+    schedule = learning_rate(Recipe(epochs=10, warmup_epochs=2.0, learning_rate=0.4), 100)
+    rates = [rate_at(schedule, step) for step in (0, 100, 200, 600, 1000)]
+    np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
+    without = learning_rate(Recipe(epochs=10, warmup_epochs=0.0), 100)
+    assert rate_at(without, 0) == pytest.approx(0.1)
+    assert learning_rate(Recipe(schedule="constant", warmup_epochs=0.0), 100) == 0.1
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
+def test_l2_is_the_gradient_of_the_penalty(name):
+    """`decay * weight` in the gradient is what Keras' regularizer `decay / 2 * sum(weight ** 2)` gives."""
+    kind = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[name]
+    extra = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    models = []
+    for ours in (True, False):
+        regularizer = None if ours else keras.regularizers.L2(0.05)
+        dense = keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotUniform(0), name="dense")
+        dense.kernel_regularizer = dense.bias_regularizer = regularizer
+        model = keras.Sequential([keras.Input((4,)), dense])
+        made = with_l2(kind)(0.1, l2=0.1, **extra) if ours else kind(0.1, **extra)
+        model.compile(made, "mse")
+        models.append(model)
+    generator = np.random.default_rng(0)
+    for _ in range(4):
+        x, y = generator.normal(size=(8, 4)).astype("float32"), generator.normal(size=(8, 3)).astype("float32")
+        for model in models:
+            model.train_on_batch(x, y)
+    for a, b in zip(*(model.get_weights() for model in models)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.backends
+def test_decay_spares_norms_and_biases_on_request():
+    for kind in ("l2", "decoupled"):
+        recipe = dataclasses.replace(
+            QUICK, decay_all=False, weight_decay=0.5, weight_decay_kind=kind, schedule="constant", warmup_epochs=0.0
+        )
+        made = optimizer(recipe, 4)
+        names = ("kernel", "gamma", "beta", "bias")
+        variables = [keras.Variable(np.ones(2, "float32"), name=name) for name in names]
+        made.build(variables)
+        made.apply([ops.zeros(2)] * 4)
+        decayed = [float(ops.convert_to_numpy(v)[0]) < 1 for v in variables]
+        assert decayed == [True, False, False, False]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_optimizers_by_name(name):
+    recipe = dataclasses.replace(QUICK, optimizer=name, weight_decay_kind="decoupled", weight_decay=0.01)
+    made = optimizer(recipe, 4)
+    assert type(made).__name__.lower() == name and made.weight_decay == 0.01
+    if name == "sgd":
+        assert made.nesterov and made.momentum == 0.9
+
+
+@pytest.mark.backends
+def test_mean_subtraction_is_part_of_the_model(tmp_path):
+    mean = np.random.default_rng(0).uniform(0, 255, (8, 8, 3)).astype("float32")
+    images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3)).astype("uint8")
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, mean_subtraction(mean)(inputs))
+    model.save(tmp_path / "mean.keras")
+    for each in (model, keras.models.load_model(tmp_path / "mean.keras")):
+        np.testing.assert_allclose(each.predict(images, verbose=0), (images - mean) / 255, atol=1e-5)
+
+
+@pytest.mark.backends
+def test_training_model_shares_weights_and_ends_at_the_logits():
+    network = tiny_network()
+    model = training_model(network)
+    x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype("float32")
+    logits = model.predict(x, verbose=0)
+    np.testing.assert_allclose(ops.softmax(logits), network.predict(x, verbose=0), rtol=1e-4, atol=1e-6)
+    assert {id(v) for v in model.trainable_variables} == {id(v) for v in network.trainable_variables}
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_one_step_under_each_precision(precision):
+    keras.config.set_dtype_policy(precision)
+    digits = data.load("digits", samples=64)
+    recipe = dataclasses.replace(QUICK, precision=precision, augmentation="affine")
+    model = compiled(tiny_build(recipe, digits), recipe, 4)
+    loss, _ = model.train_on_batch(digits.train.images[:16], digits.train.labels[:16])
+    assert np.isfinite(loss)
+    assert all(v.dtype == "float32" for v in model.trainable_variables)
+
+
+def run(folder, recipe):
+    folder.mkdir(exist_ok=True)
+    keras.utils.set_random_seed(recipe.seed)
+    digits = data.load("digits", samples=recipe.samples)
+    network = tiny_build(recipe, digits)
+    _, history = fit(network, digits, recipe, folder)
+    return network.get_weights(), history.history["loss"]
+
+
+@pytest.mark.backends
+def test_seed_repeats_a_run(tmp_path):
+    recipe = dataclasses.replace(QUICK, augmentation="affine", dropout=0.2)
+    weights, losses = run(tmp_path / "a", recipe)
+    again, same = run(tmp_path / "b", recipe)
+    np.testing.assert_allclose(losses, same, rtol=1e-5)
+    for a, b in zip(weights, again):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    _, others = run(tmp_path / "c", dataclasses.replace(recipe, seed=1))
+    assert not np.allclose(losses, others, rtol=1e-3)
+
+
+def test_folder_gets_best_last_history_and_backup(tmp_path):
+    run(tmp_path, QUICK)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"best.keras", "last.keras", "history.csv", "backup"}
+    columns = (tmp_path / "history.csv").read_text().splitlines()[0].split(",")
+    wanted = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "images_per_second"}
+    assert set(columns) == wanted
+
+
+def test_without_validation_there_is_no_best(tmp_path):
+    recipe = dataclasses.replace(QUICK, validation_split=0.0)
+    digits = data.load("digits", samples=64, validation_split=0.0)
+    fit(tiny_build(recipe, digits), digits, recipe, tmp_path)
+    assert not (tmp_path / "best.keras").exists() and (tmp_path / "last.keras").exists()
+
+
+def test_batch_larger_than_the_data_is_named(tmp_path):
+    digits = data.load("digits", samples=64)
+    with pytest.raises(InputError, match="batch_size=100 needs as many images, received 64"):
+        fit(tiny_build(QUICK, digits), digits, dataclasses.replace(QUICK, batch_size=100), tmp_path)
+
+
+def test_durations_in_words():
+    assert [duration(s) for s in (4.2, 99, 720, 12_000)] == ["4 s", "99 s", "12 min", "3 h 20 min"]
+    assert even_batch(64) == 64

@@ -1,0 +1,124 @@
+"""The recipe: one place for every hyper-parameter, and one line for every impossible one."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from Training.recipe import RECIPES, InputError, Recipe, parse
+
+ROOT = Path(__file__).parent.parent
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        parse(list(arguments), "")
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_defaults_train_attention_56_on_cifar10():
+    recipe, resume = parse([], "")
+    assert (recipe.dataset, recipe.model, recipe.learning) == ("cifar10", "attention_56", "arl")
+    assert (recipe.augmentation, recipe.validation_split, resume) == ("affine", 0.1, None)
+
+
+def test_every_field_has_a_flag_a_help_and_a_reader(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"], "")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    sources = [ROOT / "training_cifar10.py", *(ROOT / "Training").glob("*.py")]
+    readers = "\n".join(path.read_text() for path in sources if path.name != "recipe.py")
+    for item in dataclasses.fields(Recipe):
+        assert "--" + item.name.replace("_", "-") in text
+        assert item.metadata["help"]
+        assert re.search(rf"recipe\.{item.name}\b", readers), f"nothing reads {item.name}"
+
+
+def test_flags_override_a_named_recipe_wherever_they_stand():
+    assert parse(["--recipe", "paper"], "")[0] == Recipe(**RECIPES["paper"])
+    for arguments in (["--recipe", "paper", "--epochs", "7"], ["--epochs", "7", "--recipe", "paper"]):
+        recipe, _ = parse(arguments, "")
+        assert recipe.epochs == 7 and recipe.schedule == "step"
+    assert parse(["--jit"], "")[0].jit is True
+    assert parse(["--flip", "false"], "")[0].flip is False
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_named_recipes_are_possible_and_round_trip(name):
+    recipe = Recipe(**RECIPES[name])
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_paper_recipe_is_the_paper_s():
+    recipe = Recipe(**RECIPES["paper"])
+    assert (recipe.optimizer, recipe.momentum, recipe.learning_rate, recipe.batch_size) == ("sgd", 0.9, 0.1, 64)
+    assert (recipe.weight_decay, recipe.weight_decay_kind, recipe.decay_all) == (1e-4, "l2", True)
+    assert (recipe.schedule, recipe.augmentation, recipe.validation_split) == ("step", "crop", 0.0)
+    assert recipe.epochs == round(160_000 * 64 / 50_000)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--learning-rat", "1"], "unknown argument '--learning-rat', did you mean --learning-rate?"),
+        (["--epoch", "3"], "did you mean --epochs?"),
+        (["extra"], "unknown argument 'extra'"),
+        (["--epochs", "0"], "epochs must be 1 or more, received 0"),
+        (["--epochs", "ten"], "invalid int value: 'ten'"),
+        (["--learning-rate", "nan"], "learning_rate must be finite, received nan"),
+        (["--dropout", "1"], "dropout must be 0.99 or less, received 1.0"),
+        (["--validation-split", "-0.1"], "validation_split must be 0.0 or more"),
+        (["--optimizer", "lion"], "invalid choice: 'lion'"),
+        (["--flip", "maybe"], "must be true or false, received 'maybe'"),
+        (["--optimizer", "adamw"], "give --weight-decay-kind decoupled"),
+        (["--schedule", "step"], "give --warmup-epochs 0"),
+        (["--warmup-epochs", "200"], "warmup_epochs must be less than epochs=200"),
+        (
+            ["--schedule", "plateau", "--warmup-epochs", "0", "--validation-split", "0"],
+            "schedule=plateau watches the validation loss",
+        ),
+        (["--recipe", "fast"], "invalid choice: 'fast'"),
+        (["--resume", "nowhere"], "nowhere/recipe.json cannot be read: No such file or directory"),
+    ],
+)
+def test_impossible_words_are_refused_in_one_line(capsys, arguments, words):
+    assert words in refused(capsys, *arguments)
+
+
+def test_resume_takes_the_folder_s_recipe(capsys, tmp_path):
+    recipe = Recipe(epochs=9, seed=4)
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    assert parse(["--resume", str(tmp_path)], "") == (recipe, str(tmp_path))
+    longer, _ = parse(["--resume", str(tmp_path), "--epochs", "12"], "")
+    assert longer == dataclasses.replace(recipe, epochs=12)
+    assert "may only grow" in refused(capsys, "--resume", str(tmp_path), "--epochs", "8")
+    assert "received also batch_size" in refused(capsys, "--resume", str(tmp_path), "--batch-size", "8")
+    assert "received also recipe" in refused(capsys, "--resume", str(tmp_path), "--recipe", "quick")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", "no JSON"),
+        ("[]", "must be a JSON object, received list"),
+        ('{"epohs": 3}', "unknown fields: epohs"),
+        ('{"epochs": "3"}', "epochs must be of type int, received '3'"),
+        ('{"epochs": true}', "epochs must be of type int, received True"),
+        ('{"learning_rate": NaN}', "learning_rate must be finite"),
+        ("[" * 100_000, "no JSON"),
+    ],
+)
+def test_broken_recipe_files_are_refused(text, words):
+    with pytest.raises(InputError, match=words):
+        Recipe.from_json(text)
+
+
+def test_json_is_one_field_a_line():
+    fields = json.loads(Recipe().to_json())
+    assert list(fields) == [item.name for item in dataclasses.fields(Recipe)]

@@ -1,0 +1,237 @@
+"""The training script: a whole run, its folder, its end by Ctrl-C, its resumption, its refusals, its TensorBoard."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tiny
+
+import training_cifar10
+from Training import data
+from Training.report import read_history
+
+ROOT = Path(__file__).parent.parent
+WORDS = ["--dataset=digits", "--samples=64", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--masks-every=1"]
+RESULT = {
+    "test_accuracy", "test_loss", "test_error_percent", "train_error_percent", "validation_accuracy",
+    "validation_loss", "validation_error_percent", "running_time_s", "images_per_s", "parameters", "epochs",
+    "dataset", "model", "learning", "backend", "device", "seed",
+}  # fmt: skip
+SCALARS = {"epoch_loss", "epoch_accuracy", "epoch_learning_rate", "epoch_images_per_second", "epoch_seconds"}
+# A run of the script with the tiny network in place of the real one.
+TINY = "import tiny, training_cifar10; training_cifar10.build = tiny.tiny_build; training_cifar10.main()"
+
+
+def only_run(logs):
+    (folder,) = Path(logs).iterdir()
+    return folder
+
+
+def tiny_main(monkeypatch, *arguments):
+    monkeypatch.setattr(training_cifar10, "build", tiny.tiny_build)
+    training_cifar10.main(list(arguments))
+
+
+def python(code, *arguments, **environment):
+    paths = os.pathsep.join([*environment.pop("paths", []), str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """The Logs folder of one whole run."""
+    folder = tmp_path_factory.mktemp("Logs")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_main(patch, *WORDS, "--histograms", "--logs", str(folder))
+    return folder
+
+
+@pytest.mark.backends
+def test_run_folder_explains_itself(logs):
+    folder = only_run(logs)
+    assert time.strptime(folder.name, "%Y%m%d-%H%M%S")
+    names = {path.name.split(".")[0] for path in folder.iterdir()}
+    files = {"recipe", "environment", "split", "history", "result", "best", "last", "backup"}
+    assert names == files | {"events", "train", "validation"}
+    result = json.loads((folder / "result.json").read_text())
+    assert set(result) == RESULT
+    assert (result["dataset"], result["epochs"], result["backend"]) == ("digits", 3, keras.backend.backend())
+    assert result["test_error_percent"] == pytest.approx(100 * (1 - result["test_accuracy"]), abs=1e-3)
+    assert result["images_per_s"] > 0 and result["running_time_s"] > 0
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["keras"] == keras.__version__ and environment["device"] == result["device"]
+    assert len(json.loads((folder / "split.json").read_text())["validation"]) == 144
+    with open(folder / "history.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+
+
+@pytest.mark.backends
+def test_saved_model_takes_raw_images_and_scores_as_the_result_says(logs):
+    folder, digits = only_run(logs), data.load("digits")
+    result = json.loads((folder / "result.json").read_text())
+    probabilities = keras.models.load_model(folder / "last.keras").predict(digits.test.images, verbose=0)
+    assert np.mean(probabilities.argmax(axis=-1) == digits.test.labels) == result["test_accuracy"]
+
+
+def tags_of(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    return events, set(events.Tags()["tensors"]) | set(events.Tags()["images"])
+
+
+@pytest.mark.backends
+def test_event_files_hold_every_tag(logs):
+    folder = only_run(logs)
+    _, run = tags_of(folder)
+    assert {"recipe", "augmented_batch", "confusion_matrix", "masks/stage_1_attention_1"} <= run
+    assert {"final/test_error_percent", "_hparams_/session_start_info", "_hparams_/experiment"} <= run
+    train_events, train = tags_of(folder / "train")
+    assert train >= SCALARS | {"keras"}
+    assert any(tag.endswith("histogram") for tag in train)
+    assert [event.step for event in train_events.Tensors("epoch_loss")] == [0, 1, 2]
+    assert {"epoch_loss", "epoch_accuracy"} <= tags_of(folder / "validation")[1]
+
+
+def test_tensorboard_answers_with_every_tag(logs):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ask(path, body=None):
+        kind = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/data/{path}", body, kind)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read())
+
+    try:
+        name, found = only_run(logs).name, {}
+        for _ in range(120):
+            with contextlib.suppress(OSError):
+                found = ask("plugin/scalars/tags")
+            if f"{name}/validation" in found and name in found:
+                break
+            time.sleep(0.5)
+        assert set(found[f"{name}/train"]) >= SCALARS
+        assert "final/test_error_percent" in found[name]
+        images = set(ask("plugin/images/tags")[name])
+        assert images >= {"augmented_batch", "confusion_matrix", "masks/stage_1_attention_1"}
+        assert ask("plugin/text/tags")[name] == ["recipe"]
+        assert f"{name}/train" in ask("plugin/graphs/info")
+        assert ask("plugin/histograms/tags")[f"{name}/train"]
+        experiment = json.dumps(ask("plugin/hparams/experiment", b"{}"))
+        assert "learning_rate" in experiment and "final/test_error_percent" in experiment
+        query = urllib.parse.urlencode({"tag": "masks/stage_1_attention_1", "run": name, "sample": 0})
+        assert len(ask(f"plugin/images/images?{query}")) == 3
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def test_help_shows_every_choice_without_a_framework(tmp_path):
+    run = python("import training_cifar10; training_cifar10.main()", "--help", KERAS_BACKEND="none of them")
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 0 and err == ""
+    for words in ("attention_92", "cifar100", "--validation-split", "mixed_bfloat16", "(default: 64)"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--epoch 3", "did you mean --epochs?"),
+        ("--data-dir nowhere", "--data-dir nowhere does not exist"),
+        ("--dataset digits --samples 2", "2 of 1293 images cannot be split off by class"),
+        ("--dataset digits --p 2", "depth must be 54 m + 20 with p=2, t=2"),
+        ("--dataset digits --batch-size 2000", "batch_size=2000 needs as many images, received 1293"),
+        ("--dataset digits --logs /proc/Logs", "--logs /proc/Logs cannot be written"),
+    ],
+)
+def test_impossible_runs_end_in_one_line(words, said, capsys, tmp_path):
+    logs = [] if "--logs" in words else ["--logs", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        training_cifar10.main([*words.split(), *logs])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and err.startswith("training_cifar10.py: error: ")
+
+
+def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):
+    from Training import run_folder
+
+    monkeypatch.setattr(time, "strftime", lambda form: "20260101-120000")
+    made = [run_folder.create(tmp_path).name for _ in range(3)]
+    assert made == ["20260101-120000", "20260101-120000-2", "20260101-120000-3"]
+
+
+@pytest.mark.backends
+def test_interrupted_run_says_how_to_resume_and_resumes(tmp_path, monkeypatch):
+    words = [*WORDS, "--epochs", "2000", "--logs", str(tmp_path)]
+    run = python(TINY, *words)
+    for line in run.stdout:
+        if line.startswith("2 of 2000 epochs"):
+            run.send_signal(signal.SIGINT)
+            break
+    _, err = run.communicate(timeout=120)
+    folder = only_run(tmp_path)
+    assert run.returncode == 130
+    assert err.splitlines()[-1] == f"Stopped. Go on with: python training_cifar10.py --resume {folder}"
+    assert "Traceback" not in err and keras.models.load_model(folder / "last.keras")
+    done = len(read_history(folder / "history.csv")["loss"])
+    assert done >= 2
+
+    recipe = json.loads((folder / "recipe.json").read_text())
+    (folder / "recipe.json").write_text(json.dumps({**recipe, "epochs": done + 1}))
+    tiny_main(monkeypatch, "--resume", str(folder))
+    assert json.loads((folder / "result.json").read_text())["epochs"] == done + 1
+    steps = [event.step for event in tags_of(folder / "train")[0].Tensors("epoch_loss")]
+    assert steps[-1] == done
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_trains_on_jax_where_tensorflow_is_not_installed(tmp_path):
+    blocked = tmp_path / "blocked" / "tensorflow"
+    blocked.mkdir(parents=True)
+    (blocked / "__init__.py").write_text("raise ImportError('TensorFlow is not installed')")
+    logs = tmp_path / "Logs"
+    run = python(
+        TINY, *WORDS, "--logs", str(logs), "--jit", KERAS_BACKEND="jax", paths=[str(blocked.parent)]
+    )  # fmt: skip
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    result = json.loads((only_run(logs) / "result.json").read_text())
+    assert result["backend"] == "jax" and "test accuracy" in out
+    assert tags_of(only_run(logs) / "train")[1] >= SCALARS | {"keras"}
+
+
+def test_without_tensorboard_there_is_one_warning_and_a_result(tmp_path):
+    code = f"""
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "tensorboard" else found(name, package)
+{TINY}"""
+    run = python(code, *WORDS, "--logs", str(tmp_path))
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert err.count("tensorboard is not installed: no event files are written") == 1
+    names = {path.name for path in only_run(tmp_path).iterdir()}
+    assert "result.json" in names and not names & {"train", "validation"}

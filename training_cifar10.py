@@ -10,12 +10,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up note
 
 def build(recipe, data):
     """The recipe's network for this data: raw images in, class probabilities out."""
-    import Model
+    from Model import network
     from Training.fit import mean_subtraction
 
     try:
-        return getattr(Model, recipe.model)(
+        return network(
+            recipe.model,
+            geometry=recipe.geometry,
             learning=recipe.learning,
+            attention=recipe.attention,
+            mask=recipe.mask,
             p=recipe.p,
             t=recipe.t,
             r=recipe.r,

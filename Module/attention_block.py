@@ -1,23 +1,35 @@
-"""The attention module: a trunk of residual units, weighted by a soft mask from an encoder-decoder."""
+"""The attention module: a trunk of residual units, weighted by a soft mask."""
 
 import keras
 from keras import layers, ops
 
-from Module.normalization import BatchNormalization
-from Module.residual_unit import ResidualUnit, convolution
+from Module.pooling import ceil_pooling, pooled_size
+from Module.residual_unit import ResidualUnit, build_chain, convolution, norm_relu, run_chain
 from Module.upsampling import BilinearUpsampling
 
 LEARNING = ("arl", "nal")
+ATTENTION = ("mixed", "channel", "spatial")
+MASKS = ("encoder_decoder", "local")
+LOCAL_UNITS = 3
+SPATIAL_EPSILON = 1e-5  # added to the variance of a map, which is 0 where the map is constant; our choice
 
 
-def ceil_mode(size):
-    """Padding of a 3/2 max pooling, in Keras' words, that equals Caffe's ceil mode on `size` pixels."""
-    return "same" if size % 2 == 0 else "valid"
+def attend(x, attention):
+    """The last step of a mask, from `(batch, h, w, channels)` to weights (Wang et al. 2017, section 3.3).
 
-
-def pooled_size(size):
-    """Pixels left of `size` by a 3/2 max pooling in ceil mode."""
-    return size // 2
+    - mixed: `sigmoid(x)`, equation 5;
+    - channel: `x / ||x_i||`, the L2 norm over the channels at each position, equation 6;
+    - spatial: `sigmoid((x - mean_c) / std_c)`, over each channel's map, equation 7.
+    """
+    if attention == "mixed":
+        return ops.sigmoid(x)
+    exact = ops.cast(x, "float32")  # sums over a map or all channels overflow float16
+    if attention == "channel":
+        weights = ops.normalize(exact, axis=-1, order=2, epsilon=1e-12)
+    else:
+        mean, variance = ops.moments(exact, axes=(1, 2), keepdims=True)
+        weights = ops.sigmoid((exact - mean) * ops.rsqrt(variance + SPATIAL_EPSILON))
+    return ops.cast(weights, x.dtype)
 
 
 def mask_sizes(height, width, mask_depth):
@@ -36,30 +48,45 @@ def mask_sizes(height, width, mask_depth):
     return sizes
 
 
-def run(units, x, training):
-    for unit in units:
-        x = unit(x, training=training)
-    return x
+def local_widths(unit, filters, sizes, r, r_up):
+    """Bottlenecks of three units at full resolution with the multiply-adds of the encoder-decoder's units.
+
+    The smallest steps of width that come nearest; the paper (table 4) only says that the cost is the same.
+    """
+    pixels = [height * width for height, width in sizes]
+    units = [r + 1 + r_up] * (len(sizes) - 2) + [r + r_up]  # down, skip and up on each level; the bottom
+    own = unit.kernels(filters, unit.own_width(filters))
+    budget = own * sum(n * count for n, count in zip(pixels[1:], units)) / pixels[0]
+    step = unit.width_step(filters)
+    narrow = step
+    while LOCAL_UNITS * unit.kernels(filters, narrow + step) <= budget:
+        narrow += step
+    choices = [[narrow + step] * wide + [narrow] * (LOCAL_UNITS - wide) for wide in range(LOCAL_UNITS + 1)]
+    return min(choices, key=lambda widths: abs(sum(unit.kernels(filters, w) for w in widths) - budget))
 
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class AttentionBlock(layers.Layer):
     """Attention module: `y = unit^p((1 + M(u)) * T(u))`, `u = unit^p(x)`, or `M * T` with naive learning.
 
-    `T` is `unit^t`, the trunk. `M` is the soft mask, in (0, 1), one weight for each pixel and channel:
-    `mask_depth` times pool (3/2) and `unit^r` (one `unit^r` more at the bottom), then as often upsample
-    (bilinear), add a skip unit of the same size and `unit^r`, but plain upsampling back to the full size; two
-    1x1 convolutions with BN-ReLU before each; sigmoid.
+    `T` is `unit^t`, the trunk. `M` is the soft mask, one weight for each pixel and channel: `mask_depth` times pool
+    (3/2) and `unit^r` (at the bottom `unit^(r + r_up)`), then as often upsample (bilinear), add a skip unit of the
+    same size and `unit^r_up`, but plain upsampling back to the full size; two 1x1 convolutions with BN-ReLU before
+    each (post-activation units: before the second only); the activation of the attention type.
     Source: Wang et al. 2017, https://arxiv.org/abs/1704.06904, figures 2 and 3, equations 1 and 3, and the
     authors' Caffe graph, where the upsampling takes the trunk as a size reference only and adds nothing.
 
     Args:
-        filters: int, channels in and out; a multiple of 4.
+        filters: int, channels in and out; what `unit` takes.
         mask_depth: int, poolings in the mask branch, at least 1; 3, 2, 1 in stages one, two, three.
         p: int, units before the branches part and after they meet.
         t: int, units in the trunk.
         r: int, units between neighbouring poolings of the mask.
+        r_up: int, units between neighbouring upsamplings of the mask, or None for `r`.
         learning: "arl" for attention residual learning, `(1 + M) * T`, or "nal" for naive, `M * T`.
+        attention: "mixed", "channel" or "spatial", see `attend`.
+        mask: "encoder_decoder", or "local" for three units at full resolution, narrower, at equal multiply-adds.
+        unit: a subclass of `Unit`, registered with Keras.
 
     Input shape:  `(batch, height, width, filters)`, height and width known and at least `2**mask_depth`.
     Output shape: the same; with `return_mask=True` a pair of tensors of that shape, the output and the mask.
@@ -68,106 +95,133 @@ class AttentionBlock(layers.Layer):
         ValueError: an argument out of range, or a map too small for `mask_depth` (names both).
     """
 
-    def __init__(self, filters, *, mask_depth, p=1, t=2, r=1, learning="arl", **kwargs):
+    def __init__(
+        self,
+        filters,
+        *,
+        mask_depth,
+        p=1,
+        t=2,
+        r=1,
+        r_up=None,
+        learning="arl",
+        attention="mixed",
+        mask="encoder_decoder",
+        unit=ResidualUnit,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        for name, value in (("mask_depth", mask_depth), ("p", p), ("t", t), ("r", r)):
+        r_up = r if r_up is None else r_up
+        for name, value in (("mask_depth", mask_depth), ("p", p), ("t", t), ("r", r), ("r_up", r_up)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of 1 or more, received {value!r}")
-        if learning not in LEARNING:
-            raise ValueError(f"learning must be one of {', '.join(LEARNING)}, received {learning!r}")
+        chosen = (("learning", learning, LEARNING), ("attention", attention, ATTENTION), ("mask", mask, MASKS))
+        for name, value, choices in chosen:
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, received {value!r}")
         self.filters = filters
         self.mask_depth = mask_depth
         self.p = p
         self.t = t
         self.r = r
+        self.r_up = r_up
         self.learning = learning
+        self.attention = attention
+        self.mask = mask
+        self.unit = keras.saving.get_registered_object(unit) if isinstance(unit, str) else unit
 
     def build(self, input_shape):
         if input_shape[-1] != self.filters:
             raise ValueError(f"filters={self.filters} needs as many channels in, received {input_shape[-1]}")
         if None in input_shape[1:]:
             raise ValueError(f"height and width must be known, received shape {tuple(input_shape)}")
-        self.before = self._units("before", self.p, input_shape)
-        self.trunk = self._units("trunk", self.t, input_shape)
-        self.after = self._units("after", self.p, input_shape)
-        self._build_mask(tuple(input_shape))
+        shape = tuple(input_shape)
+        self.before = self._units("before", self.p, shape)
+        self.trunk = self._units("trunk", self.t, shape)
+        self.after = self._units("after", self.p, shape)
+        sizes = mask_sizes(*shape[1:3], self.mask_depth)
+        self.local, self.pools, self.down_sample, self.skip, self.up_sample, self.upsampling = ([] for _ in range(6))
+        if self.mask == "local":
+            widths = local_widths(self.unit, self.filters, sizes, self.r, self.r_up)
+            for i, width in enumerate(widths, start=1):
+                self.local += self._units(f"local_{i}", 1, shape, width)
+        else:
+            self._build_encoder_decoder([(shape[0], *size, self.filters) for size in sizes])
+        self._build_weigh(shape)
 
-    def _build_mask(self, shape):
-        batch, height, width, channels = shape
-        sizes = mask_sizes(height, width, self.mask_depth)
-        shapes = [(batch, h, w, channels) for h, w in sizes]
+    def _build_encoder_decoder(self, shapes):
         bottom = self.mask_depth
-        self.pools, self.down_sample, self.skip, self.up_sample, self.upsampling = [], [], [], [], []
         for level in range(1, bottom + 1):
-            self.pools.append(self._pooling(level, shapes[level - 1], shapes[level]))
-            count = self.r if level < bottom else 2 * self.r
+            pools = ceil_pooling(*shapes[level - 1][1:3], f"pool_{level}", self.dtype_policy)
+            build_chain(pools, shapes[level - 1])
+            self.pools.append(pools)
+            count = self.r if level < bottom else self.r + self.r_up
             self.down_sample.append(self._units(f"down_sample_{level}", count, shapes[level]))
         for level in range(bottom - 1, -1, -1):
-            self.upsampling.append(
-                self._part(BilinearUpsampling, shapes[level + 1], f"upsampling_{level}", *sizes[level])
-            )
+            height, width = shapes[level][1:3]
+            upsampling = BilinearUpsampling(height, width, name=f"upsampling_{level}", dtype=self.dtype_policy)
+            upsampling.build(shapes[level + 1])
+            self.upsampling.append(upsampling)
             if level:  # no unit and no skip at full resolution
-                self.skip.extend(self._units(f"skip_{level}", 1, shapes[level]))
-                self.up_sample.append(self._units(f"up_sample_{level}", self.r, shapes[level]))
-        self.weigh = []
-        for i in (1, 2):
-            self.weigh.append(self._part(BatchNormalization, shape, f"mask_norm_{i}"))
-            self.weigh.append(self._part(layers.ReLU, shape, f"mask_relu_{i}"))
-            self.weigh.append(self._part(convolution, shape, f"mask_convolve_{i}", self.filters, 1))
+                self.skip += self._units(f"skip_{level}", 1, shapes[level])
+                self.up_sample.append(self._units(f"up_sample_{level}", self.r_up, shapes[level]))
 
-    def _pooling(self, level, shape, pooled):
-        """3/2 max pooling in ceil mode: two layers, rows and columns, where only one side is odd."""
-        rows, columns = ceil_mode(shape[1]), ceil_mode(shape[2])
-        if rows == columns:
-            return [self._part(layers.MaxPooling2D, shape, f"pool_{level}", 3, 2, rows)]
-        half = (shape[0], pooled[1], *shape[2:])
-        return [
-            self._part(layers.MaxPooling2D, shape, f"pool_{level}_rows", (3, 1), (2, 1), rows),
-            self._part(layers.MaxPooling2D, half, f"pool_{level}_columns", (1, 3), (1, 2), columns),
+    def _build_weigh(self, shape):
+        """The two 1x1 convolutions that make the mask of what the units give."""
+        dtype = self.dtype_policy
+        self.weigh = [
+            *(norm_relu("mask_1", dtype) if self.unit.pre_activation else []),
+            convolution(self.filters, 1, name="mask_convolve_1", dtype=dtype),
+            *norm_relu("mask_2", dtype),
+            convolution(self.filters, 1, name="mask_convolve_2", dtype=dtype),
         ]
+        build_chain(self.weigh, shape)
 
-    def _part(self, layer, shape, name, *args):
-        part = layer(*args, name=name, dtype=self.dtype_policy)
-        part.build(shape)
-        return part
+    def _units(self, name, count, shape, width=None):
+        units = [
+            self.unit(self.filters, width=width, name=f"{name}_unit_{i}", dtype=self.dtype_policy)
+            for i in range(1, count + 1)
+        ]
+        build_chain(units, shape)
+        return units
 
-    def _units(self, name, count, shape):
-        return [self._part(ResidualUnit, shape, f"{name}_unit_{i}", self.filters) for i in range(1, count + 1)]
-
-    def call(self, inputs, training=None, return_mask=False):
-        x = run(self.before, inputs, training)
-        trunk = run(self.trunk, x, training)
-        mask = self._soft_mask(x, training)
+    def call(self, inputs, return_mask=False):
+        x = run_chain(self.before, inputs)
+        trunk = run_chain(self.trunk, x)
+        mask = self._soft_mask(x)
         gain = mask + 1 if self.learning == "arl" else mask
-        outputs = run(self.after, gain * trunk, training)
+        outputs = run_chain(self.after, gain * trunk)
         return (outputs, mask) if return_mask else outputs
 
-    def _soft_mask(self, x, training):
+    def _soft_mask(self, x):
+        branch = self._encoder_decoder if self.mask == "encoder_decoder" else self._local
+        return attend(run_chain(self.weigh, branch(x)), self.attention)
+
+    def _local(self, x):
+        return run_chain(self.local, x)
+
+    def _encoder_decoder(self, x):
         levels = []
-        for pooling, units in zip(self.pools, self.down_sample):
-            for pool in pooling:
-                x = pool(x)
-            x = run(units, x, training)
+        for pools, units in zip(self.pools, self.down_sample):
+            x = run_chain([*pools, *units], x)
             levels.append(x)
         x = levels.pop()  # the bottom itself is no skip
         for upsampling, skip, units in zip(self.upsampling, self.skip, self.up_sample):
-            x = upsampling(x) + skip(levels.pop(), training=training)
-            x = run(units, x, training)
-        x = self.upsampling[-1](x)  # (B, height, width, filters) again
-        for layer in self.weigh:
-            x = layer(x, training=training) if isinstance(layer, BatchNormalization) else layer(x)
-        return ops.sigmoid(x)
+            x = upsampling(x) + skip(levels.pop())
+            x = run_chain(units, x)
+        return self.upsampling[-1](x)  # (B, height, width, filters) again
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
 
-    def compute_output_spec(self, inputs, training=None, return_mask=False):
+    def compute_output_spec(self, inputs, return_mask=False):
         output = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         return (output, keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)) if return_mask else output
 
     def get_config(self):
-        own = ("filters", "mask_depth", "p", "t", "r", "learning")
-        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
+        own = ("filters", "mask_depth", "p", "t", "r", "r_up", "learning", "attention", "mask")
+        config = {name: getattr(self, name) for name in own}
+        return {**super().get_config(), **config, "unit": keras.saving.get_registered_name(self.unit)}
 
 
 class SoftMask(layers.Layer):
@@ -177,7 +231,7 @@ class SoftMask(layers.Layer):
         block: a built `AttentionBlock`.
 
     Input shape:  the block's.
-    Output shape: the same; values in (0, 1).
+    Output shape: the same; the weights that `attend` gives.
     """
 
     def __init__(self, block, **kwargs):

@@ -1,4 +1,4 @@
-"""The pre-activation bottleneck residual unit that the whole network is made of."""
+"""The residual units that the networks are made of: the pre-activation bottleneck, and what all units share."""
 
 import keras
 from keras import layers
@@ -7,76 +7,97 @@ from Module.normalization import BatchNormalization
 
 
 def convolution(filters, kernel_size, strides=1, **kwargs):
-    """A convolution as the authors have them: no bias, He initialization, no padding of its own."""
+    """A convolution as the authors have them: no bias, He initialization."""
     return layers.Conv2D(
         filters, kernel_size, strides=strides, use_bias=False, kernel_initializer="he_normal", **kwargs
     )
 
 
-@keras.saving.register_keras_serializable(package="ResidualAttention")
-class ResidualUnit(layers.Layer):
-    """Pre-activation bottleneck unit: `y = s(x) + conv1x1(act(conv3x3(act(conv1x1(a)))))`, `a = act(x)`.
+def strided_convolution(filters, kernel_size, strides, name, dtype, **kwargs):
+    """Layers of a convolution padded by the same number of pixels on every side, as in Caffe.
 
-    `act` is batch normalization, then ReLU; the bottleneck has `filters / 4` channels; the stride sits on the
-    3x3. The shortcut `s` is `x` itself, or, where the unit changes the shape, a 1x1 convolution of `a`
-    (the pre-activated tensor) with the unit's stride and no normalization.
-    Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027,
-    figure 4(e), as the authors' graph of Wang et al. 2017 (https://arxiv.org/abs/1704.06904) has it.
+    Keras' "same" pads a strided convolution on one side only.
+    """
+    if strides == 1:
+        return [convolution(filters, kernel_size, padding="same", name=name, dtype=dtype, **kwargs)]
+    return [
+        layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad", dtype=dtype),
+        convolution(filters, kernel_size, strides, padding="valid", name=name, dtype=dtype, **kwargs),
+    ]
+
+
+def norm_relu(name, dtype):
+    """Batch normalization, then ReLU."""
+    return [BatchNormalization(name=f"norm_{name}", dtype=dtype), layers.ReLU(name=f"relu_{name}", dtype=dtype)]
+
+
+def build_chain(chain, shape):
+    """Build layers that follow each other; returns the shape behind the last."""
+    for layer in chain:
+        layer.build(shape)
+        shape = layer.compute_output_shape(shape)
+    return shape
+
+
+def run_chain(chain, x):
+    """Apply layers that follow each other; they inherit `training` from the layer that is called around them."""
+    for layer in chain:
+        x = layer(x)
+    return x
+
+
+class Unit(layers.Layer):
+    """What every residual unit is: `filters` channels out, a stride of 1 or 2, and a bottleneck of `width` channels.
+
+    A subclass makes its layers in `build` and says in `pre_activation` whether it normalizes its input itself (and
+    leaves its sum raw) or gives an activated sum.
 
     Args:
-        filters: int, channels out; a multiple of 4.
-        strides: int, 1 or 2; 2 halves height and width (padded by one pixel on each side, as in Caffe).
+        filters: int, channels out; a multiple of the unit's `multiple`.
+        strides: int, 1 or 2; 2 halves height and width.
+        width: int, channels of the bottleneck, or None for the unit's own.
 
     Input shape:  `(batch, height, width, channels)`.
     Output shape: `(batch, ceil(height / strides), ceil(width / strides), filters)`.
 
     Raises:
-        ValueError: `filters` is not a positive multiple of 4, or `strides` is neither 1 nor 2.
+        ValueError: an argument out of range.
     """
 
-    def __init__(self, filters, strides=1, **kwargs):
+    pre_activation = True
+    multiple = 4
+
+    def __init__(self, filters, strides=1, width=None, **kwargs):
         super().__init__(**kwargs)
-        if filters < 4 or filters % 4:
-            raise ValueError(f"filters must be a positive multiple of 4, received {filters}")
+        if filters < self.multiple or filters % self.multiple:
+            raise ValueError(f"filters must be a positive multiple of {self.multiple}, received {filters}")
         if strides not in (1, 2):
             raise ValueError(f"strides must be 1 or 2, received {strides}")
+        step = self.width_step(filters)
+        if width is not None and (width < step or width % step):
+            raise ValueError(f"width must be a positive multiple of {step}, received {width}")
         self.filters = filters
         self.strides = strides
+        self.width = width or self.own_width(filters)
 
-    def build(self, input_shape):
-        dtype = self.dtype_policy
-        narrow = self.filters // 4
-        padding = "valid" if self.strides > 1 else "same"
-        self.branch = [
-            BatchNormalization(name="norm_1", dtype=dtype),
-            layers.ReLU(name="relu_1", dtype=dtype),
-            convolution(narrow, 1, name="reduce", dtype=dtype),
-            BatchNormalization(name="norm_2", dtype=dtype),
-            layers.ReLU(name="relu_2", dtype=dtype),
-            # "same" with stride 2 would pad on one side only, where the authors' graph pads on both.
-            *([layers.ZeroPadding2D(1, name="pad", dtype=dtype)] if self.strides > 1 else []),
-            convolution(narrow, 3, self.strides, padding=padding, name="convolve", dtype=dtype),
-            BatchNormalization(name="norm_3", dtype=dtype),
-            layers.ReLU(name="relu_3", dtype=dtype),
-            convolution(self.filters, 1, name="expand", dtype=dtype),
-        ]
-        self.projection = None
-        if self.strides > 1 or input_shape[-1] != self.filters:
-            self.projection = convolution(self.filters, 1, self.strides, name="project", dtype=dtype)
-            self.projection.build(input_shape)
-        shape = input_shape
-        for layer in self.branch:
-            layer.build(shape)
-            shape = layer.compute_output_shape(shape)
+    @classmethod
+    def own_width(cls, filters):
+        """Channels of the bottleneck where none are asked for."""
+        return filters // 4
 
-    def call(self, inputs, training=None):
-        norm, relu, *rest = self.branch
-        activated = relu(norm(inputs, training=training))
-        shortcut = self.projection(activated) if self.projection else inputs
-        x = activated
-        for layer in rest:
-            x = layer(x, training=training) if isinstance(layer, BatchNormalization) else layer(x)
-        return shortcut + x
+    @classmethod
+    def width_step(cls, filters):
+        """What a bottleneck's channels must be a multiple of."""
+        return 1
+
+    @classmethod
+    def kernels(cls, filters, width):
+        """Weights in the convolutions of a unit that changes no shape: its multiply-adds for one pixel."""
+        raise TypeError(f"{cls.__name__} must say how many weights its convolutions have")
+
+    def projects(self, input_shape):
+        """Whether the shortcut needs a convolution."""
+        return self.strides > 1 or input_shape[-1] != self.filters
 
     def compute_output_shape(self, input_shape):
         batch, height, width, _ = input_shape
@@ -84,4 +105,47 @@ class ResidualUnit(layers.Layer):
         return (batch, height, width, self.filters)
 
     def get_config(self):
-        return {**super().get_config(), "filters": self.filters, "strides": self.strides}
+        return {**super().get_config(), "filters": self.filters, "strides": self.strides, "width": self.width}
+
+
+@keras.saving.register_keras_serializable(package="ResidualAttention")
+class ResidualUnit(Unit):
+    """Pre-activation bottleneck unit: `y = s(x) + conv1x1(act(conv3x3(act(conv1x1(a)))))`, `a = act(x)`.
+
+    `act` is batch normalization, then ReLU; the bottleneck has `filters / 4` channels; the stride sits on the
+    3x3, which pads one pixel on each side. The shortcut `s` is `x` itself, or, where the unit changes the shape, a
+    1x1 convolution of `a` (the pre-activated tensor) with the unit's stride and no normalization.
+    Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027,
+    figure 4(e), as the authors' graph of Wang et al. 2017 (https://arxiv.org/abs/1704.06904) has it.
+    Arguments, shapes and errors: see `Unit`; `filters` is a multiple of 4.
+    """
+
+    @classmethod
+    def kernels(cls, filters, width):
+        return 2 * filters * width + 9 * width**2
+
+    def build(self, input_shape):
+        dtype = self.dtype_policy
+        self.activate = norm_relu("1", dtype)
+        self.branch = [
+            convolution(self.width, 1, name="reduce", dtype=dtype),
+            *norm_relu("2", dtype),
+            *strided_convolution(self.width, 3, self.strides, "convolve", dtype),
+            *norm_relu("3", dtype),
+            convolution(self.filters, 1, name="expand", dtype=dtype),
+        ]
+        self.projection = []
+        if self.projects(input_shape):
+            self.projection = [convolution(self.filters, 1, self.strides, name="project", dtype=dtype)]
+        for chain in (self.activate, self.branch, self.projection):
+            build_chain(chain, input_shape)
+
+    def call(self, inputs):
+        activated = run_chain(self.activate, inputs)
+        shortcut = run_chain(self.projection, activated) if self.projection else inputs
+        return shortcut + run_chain(self.branch, activated)
+
+    @property
+    def paths(self):
+        """Chains of layers through which the trunk's signal can pass, for counting depth."""
+        return [self.branch]

@@ -7,14 +7,17 @@ import json
 import math
 from dataclasses import dataclass, field
 
+from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line that says what would be right."""
 
 
-def option(default, text, choices=None, low=None, high=None):
-    """A field of the recipe: default, help text, and either its choices or its closed range."""
-    return field(default=default, metadata={"help": text, "choices": choices, "low": low, "high": high})
+def option(default, text, choices=None, low=None, high=None, check=None):
+    """A field of the recipe: default, help text, and its choices, its closed range, or what raises for a bad value."""
+    limits = {"choices": choices, "low": low, "high": high, "check": check}
+    return field(default=default, metadata={"help": text, **limits})
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,14 @@ class Recipe:
     data_dir: str = option("", "folder with the official archive or its unpacked folder")
     samples: int = option(0, "limit of training images, the same share of each class; 0 is no limit", low=0)
     validation_split: float = option(0.1, "share of the training set held out, stratified", low=0.0, high=0.9)
-    model: str = option("attention_56", "network", choices=("attention_56", "attention_92"))
-    learning: str = option("arl", "attention residual or naive attention learning", choices=("arl", "nal"))
-    p: int = option(1, "residual units before and after the branches of a block", low=1, high=16)
-    t: int = option(2, "residual units in the trunk of a block", low=1, high=16)
-    r: int = option(1, "residual units between poolings of a mask", low=1, high=16)
+    model: str = option("attention_56", f"network: {', '.join(NETWORKS)}, or another depth 36 m + 20", check=parse_name)
+    geometry: str = option("compact", "what stands around the blocks", choices=tuple(GEOMETRIES))
+    learning: str = option("arl", "attention residual or naive attention learning", choices=LEARNING)
+    attention: str = option("mixed", "activation of the masks", choices=ATTENTION)
+    mask: str = option("encoder_decoder", "structure of the masks", choices=MASKS)
+    p: int = option(0, "residual units before and after a block's branches; 0 is the network's own", low=0, high=16)
+    t: int = option(0, "residual units in the trunk of a block; 0 is the network's own", low=0, high=16)
+    r: int = option(0, "residual units between poolings of a mask; 0 is the network's own", low=0, high=16)
     dropout: float = option(0.2, "share of features dropped before the classifier", low=0.0, high=0.99)
     classifier_l2: float = option(1e-4, "L2 penalty on the classifier's kernel", low=0.0, high=1.0)
     # How it is trained
@@ -124,6 +130,11 @@ def _check(item, value):
         raise InputError(f"{item.name} must be one of {', '.join(limits['choices'])}, received {value!r}")
     if expected is float and not math.isfinite(value):
         raise InputError(f"{item.name} must be finite, received {value!r}")
+    if limits["check"]:
+        try:
+            limits["check"](value)
+        except ValueError as error:
+            raise InputError(f"{item.name}: {error}") from None
     if limits["low"] is not None and value < limits["low"]:
         raise InputError(f"{item.name} must be {limits['low']} or more, received {value!r}")
     if limits["high"] is not None and value > limits["high"]:

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 from keras import ops
 
-from Module import AttentionBlock, BatchNormalization, BilinearUpsampling, ResidualUnit, SoftMask
+from Model import geometries
+from Module import (
+    AttentionBlock,
+    BatchNormalization,
+    BilinearUpsampling,
+    InceptionUnit,
+    ResidualUnit,
+    ResNeXtUnit,
+    SoftMask,
+    attention_block,
+)
 from Module.upsampling import interpolation_matrix
 
 pytestmark = pytest.mark.backends
@@ -16,6 +26,11 @@ LAYERS = [
     (ResidualUnit, dict(filters=16, strides=2), (7, 7, 8), (4, 4, 16)),
     (AttentionBlock, dict(filters=8, mask_depth=2), (8, 8, 8), (8, 8, 8)),
     (AttentionBlock, dict(filters=8, mask_depth=1, p=2, t=1, r=2, learning="nal"), (4, 6, 8), (4, 6, 8)),
+    (AttentionBlock, dict(filters=8, mask_depth=2, attention="channel"), (8, 8, 8), (8, 8, 8)),
+    (AttentionBlock, dict(filters=64, mask_depth=1, mask="local", unit=ResNeXtUnit), (4, 4, 64), (4, 4, 64)),
+    (AttentionBlock, dict(filters=64, mask_depth=1, r=2, r_up=1, attention="spatial"), (4, 4, 64), (4, 4, 64)),
+    (ResNeXtUnit, dict(filters=128, strides=2), (6, 6, 64), (3, 3, 128)),
+    (InceptionUnit, dict(filters=128, strides=2), (6, 6, 64), (3, 3, 128)),
     (BilinearUpsampling, dict(height=6, width=5), (3, 2, 4), (6, 5, 4)),
     (BatchNormalization, dict(), (4, 4, 3), (4, 4, 3)),
 ]
@@ -102,7 +117,8 @@ def test_residual_unit_is_its_formula():
     x = ops.convert_to_tensor(images((6, 6, 8)))
     unit(x)
     randomize(unit)
-    norm_1, relu, reduce, norm_2, _, convolve, norm_3, _, expand = unit.branch
+    norm_1, relu = unit.activate
+    reduce, norm_2, _, convolve, norm_3, _, expand = unit.branch
     a = relu(norm_1(x))
     expected = x + expand(relu(norm_3(convolve(relu(norm_2(reduce(a)))))))
     np.testing.assert_allclose(unit(x), expected, rtol=1e-5, atol=1e-6)
@@ -114,12 +130,12 @@ def test_projection_takes_the_activated_tensor_and_only_where_the_shape_changes(
     unit(x)
     randomize(unit)
     unit.branch[-1].kernel.assign(np.zeros(unit.branch[-1].kernel.shape))  # leaves the shortcut alone
-    activated = unit.branch[1](unit.branch[0](x))
-    expected = ops.conv(activated, unit.projection.kernel, strides=2, padding="valid")
+    activated = unit.activate[1](unit.activate[0](x))
+    expected = ops.conv(activated, unit.projection[0].kernel, strides=2, padding="valid")
     np.testing.assert_allclose(unit(x), expected, rtol=1e-5, atol=1e-6)
     same = ResidualUnit(8)
     same.build((None, 6, 6, 8))
-    assert same.projection is None
+    assert same.projection == []
 
 
 def test_strided_convolution_pads_both_sides():
@@ -194,6 +210,34 @@ def test_zero_last_convolution_makes_the_mask_one_half():
         np.testing.assert_allclose(output, block.after[0](gain * trunk), rtol=1e-5, atol=1e-5)
 
 
+def test_resnext_unit_is_its_formula():
+    unit = ResNeXtUnit(128, strides=2)
+    x = ops.convert_to_tensor(images((6, 6, 64)))
+    unit(x)
+    randomize(unit)
+    reduce, norm_1, relu, pad, convolve, norm_2, _, expand, norm_3 = unit.branch
+    project, norm_project = unit.projection
+    assert convolve.groups == 32 and convolve.kernel.shape == (3, 3, 2, 64)
+    branch = norm_3(expand(relu(norm_2(convolve(pad(relu(norm_1(reduce(x)))))))))
+    np.testing.assert_allclose(unit(x), ops.relu(norm_project(project(x)) + branch), rtol=1e-5, atol=1e-5)
+
+
+def test_attention_types_are_their_equations():
+    x = images((5, 4, 6))
+    mixed, channel, spatial = (
+        ops.convert_to_numpy(attention_block.attend(ops.convert_to_tensor(x), kind)) for kind in geometries.ATTENTION
+    )
+    np.testing.assert_allclose(mixed, 1 / (1 + np.exp(-x)), rtol=1e-5)
+    np.testing.assert_allclose(channel, x / np.sqrt((x**2).sum(axis=-1, keepdims=True)), rtol=1e-5)
+    mean, std = x.mean(axis=(1, 2), keepdims=True), x.std(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(spatial, 1 / (1 + np.exp(-(x - mean) / std)), rtol=1e-4)
+
+
+def test_tables_and_block_know_the_same_choices():
+    for name in ("LEARNING", "ATTENTION", "MASKS"):
+        assert getattr(geometries, name) == getattr(attention_block, name)
+
+
 def test_soft_mask_layer_is_the_block_s_mask():
     inputs = keras.Input((8, 8, 8))
     block = AttentionBlock(8, mask_depth=1)
@@ -244,6 +288,10 @@ def test_normalization_trains_as_keras_layer_does():
         (lambda: AttentionBlock(8, mask_depth=0), "mask_depth must be a whole number of 1 or more, received 0"),
         (lambda: AttentionBlock(8, mask_depth=1, t=0), "t must be a whole number of 1 or more, received 0"),
         (lambda: AttentionBlock(8, mask_depth=1, learning="both"), "one of arl, nal, received 'both'"),
+        (lambda: AttentionBlock(8, mask_depth=1, attention="all"), "one of mixed, channel, spatial, received 'all'"),
+        (lambda: AttentionBlock(8, mask_depth=1, mask="none"), "one of encoder_decoder, local, received 'none'"),
+        (lambda: ResNeXtUnit(96), "multiple of 64, received 96"),
+        (lambda: ResNeXtUnit(256, width=6), "width must be a positive multiple of 4, received 6"),
         (
             lambda: AttentionBlock(8, mask_depth=4).build((None, 8, 8, 8)),
             "mask_depth=4 needs a map of at least 16 pixels, received 8x8",

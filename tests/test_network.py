@@ -7,8 +7,9 @@ from keras import ops
 from tiny import tiny_network
 
 from Model import attention_56, attention_92, residual_attention_network
-from Model.residual_attention_network import blocks_per_stage
-from Module import AttentionBlock, ResidualUnit
+from Model.count import count
+from Model.geometries import blocks_per_stage
+from Module import AttentionBlock
 
 # The compact network, row by row: kind of layer and output size. BN-ReLU before the pooling belongs to the
 # pre-activation form; the input layer is no row.
@@ -29,26 +30,9 @@ TAIL = [("ResidualUnit", (4, 4, 1024))] * 3 + [
 
 def table(blocks):
     rows = list(STEM)
-    for (unit, attention), count in zip((STAGE_1, STAGE_2, STAGE_3), blocks):
-        rows += [unit] + [attention] * count
+    for (unit, attention), times in zip((STAGE_1, STAGE_2, STAGE_3), blocks):
+        rows += [unit] + [attention] * times
     return rows + TAIL
-
-
-def trunk_depth(model):
-    """Weighted layers along the trunk, counted from the built layers: shortcuts and masks do not count."""
-    depth = 0
-    for layer in model.layers:
-        if isinstance(layer, AttentionBlock):
-            depth += sum(map(unit_depth, (*layer.before, *layer.trunk, *layer.after)))
-        elif isinstance(layer, ResidualUnit):
-            depth += unit_depth(layer)
-        elif isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)):
-            depth += 1
-    return depth
-
-
-def unit_depth(unit):
-    return sum(isinstance(part, keras.layers.Conv2D) for part in unit.branch)
 
 
 @pytest.mark.parametrize("build, blocks, depth", [(attention_56, (1, 1, 1), 56), (attention_92, (1, 2, 3), 92)])
@@ -56,7 +40,7 @@ def test_summary_reads_like_the_published_table(build, blocks, depth):
     model = build()
     rows = [(type(layer).__name__, layer.output.shape[1:]) for layer in model.layers[1:]]
     assert rows == table(blocks)
-    assert trunk_depth(model) == depth
+    assert count(model)["trunk_depth"] == depth
     lines = []
     model.summary(print_fn=lines.append, line_length=120)
     text = "\n".join(lines)
@@ -71,10 +55,10 @@ def arithmetic_parameters(blocks):
         return a * (b // 4) + 9 * (b // 4) ** 2 + (b // 4) * b + (a * b if a != b else 0)
 
     total, channels = 5 * 5 * 3 * 32, 32
-    for (filters, depth), count in zip(((128, 3), (256, 2), (512, 1)), blocks):
+    for (filters, depth), times in zip(((128, 3), (256, 2), (512, 1)), blocks):
         units_in_mask = depth + 1 + 2 * (depth - 1)
         total += unit(channels, filters)
-        total += count * ((4 + units_in_mask) * unit(filters, filters) + 2 * filters**2)
+        total += times * ((4 + units_in_mask) * unit(filters, filters) + 2 * filters**2)
         channels = filters
     return total + unit(512, 1024) + 2 * unit(1024, 1024) + 1024 * 10
 
@@ -99,10 +83,11 @@ def test_arguments_reach_the_layers():
 
 
 def test_depths():
-    assert blocks_per_stage(56, 1, 2) == (1, 1, 1)
-    assert blocks_per_stage(92, 1, 2) == (1, 2, 3)
-    assert blocks_per_stage(128, 1, 2) == (3, 3, 3)
-    assert blocks_per_stage(452, 2, 4) == (6, 6, 6)
+    assert blocks_per_stage(56, 1, 2, rising=True) == (1, 1, 1)
+    assert blocks_per_stage(92, 1, 2, rising=True) == (1, 2, 3)
+    assert blocks_per_stage(92, 1, 2, rising=False) == (2, 2, 2)
+    assert blocks_per_stage(128, 1, 2, rising=True) == (3, 3, 3)
+    assert blocks_per_stage(452, 2, 4, rising=False) == (6, 6, 6)
     with pytest.raises(ValueError, match=r"depth must be 36 m \+ 20 .* received 57"):
         residual_attention_network(depth=57)
     with pytest.raises(ValueError, match="geometry must be one of compact"):

@@ -14,7 +14,7 @@ def tiny_network(**kwargs):
     """One stage of one attention block with 8 channels: everything the real ones have, in little."""
     from Model import Geometry, Stage, residual_attention_network
 
-    geometry = Geometry(stem_filters=4, stem_kernel=3, stem_pool=4, stages=(Stage(8, 1, 2),), tail=(Stage(16, 2, 0),))
+    geometry = Geometry(stem_filters=4, stem_kernel=3, stem_pool=2, stages=(Stage(8, 2, 2),), tail=((16, 2),))
     return residual_attention_network(geometry=geometry, **{"name": "tiny", **kwargs})
 
 

@@ -1,0 +1,135 @@
+"""One builder for every Residual Attention Network: tables of rows in, a functional Keras model out."""
+
+import keras
+from keras import layers
+
+from Model.geometries import DEPTHS, GEOMETRIES, Depth, Geometry, blocks_per_stage, parse_name
+from Module import AttentionBlock, InceptionUnit, ResidualUnit, ResNeXtUnit
+from Module.pooling import ceil_pooling
+from Module.residual_unit import norm_relu, run_chain, strided_convolution
+
+UNITS = {"residual": ResidualUnit, "resnext": ResNeXtUnit, "inception": InceptionUnit}
+
+
+def residual_attention_network(
+    depth=56,
+    geometry="compact",
+    learning="arl",
+    p=None,
+    t=None,
+    r=None,
+    classes=None,
+    input_shape=None,
+    dropout=0.2,
+    classifier_l2=1e-4,
+    preprocessing=None,
+    name=None,
+    *,
+    attention="mixed",
+    mask="encoder_decoder",
+    unit="residual",
+    r_up=None,
+):
+    """A Residual Attention Network as a functional model, from images to class probabilities.
+
+    Stem (convolution, pooling); three stages of one residual unit and their attention blocks; the geometry's last
+    units; BN-ReLU, average pooling over the whole map, dropout, classifier, softmax. Logits and softmax are float32
+    under every dtype policy. Source: Wang et al. 2017, https://arxiv.org/abs/1704.06904, figure 2 and table 2.
+
+    Args:
+        depth: int, layers along the trunk: 36 m + 20, with p = 1 and t = 2.
+        geometry: str, a key of `GEOMETRIES`, or a `Geometry` of one's own.
+        learning: "arl" or "nal", see `Module.AttentionBlock`.
+        p, t, r: ints, units in each attention block, see `Module.AttentionBlock`; None is the depth's own: 1, 2, 1,
+            but 2, 4, 3 for 452.
+        classes: int, or None for the geometry's own: 10, with "imagenet" 1000.
+        input_shape: `(height, width, channels)`, or None for the geometry's own: 32 x 32 x 3, with "imagenet" 224.
+        dropout: float in [0, 1), share of features dropped before the classifier.
+        classifier_l2: float, weight of the L2 penalty on the classifier's kernel.
+        preprocessing: a layer put before the first convolution (the mean subtraction), or None.
+        name: str, the model's name; by default `attention_<depth>`.
+        attention: "mixed", "channel" or "spatial", see `Module.attention_block.attend`.
+        mask: "encoder_decoder" or "local", see `Module.AttentionBlock`.
+        unit: "residual", "resnext" (AttentionNeXt) or "inception" (AttentionInception).
+        r_up: int, units a level on the mask's way up, or None for the depth's own: r, but 1 for 452.
+
+    Input shape:  `(batch, *input_shape)`, any dtype; pixels as `preprocessing` takes them.
+    Output shape: `(batch, classes)`, float32, rows sum to 1. The layer `logits` has the values before softmax.
+
+    Raises:
+        ValueError: an unknown name, a depth that is no 36 m + 20, or images too small for the masks.
+    """
+    rows = _rows(geometry)
+    if unit not in UNITS:
+        raise ValueError(f"unit must be one of {', '.join(UNITS)}, received {unit!r}")
+    own = DEPTHS.get(depth, Depth())
+    p, t, r, r_up = (given or default for given, default in zip((p, t, r, r_up), own))
+    block = dict(p=p, t=t, r=r, r_up=r_up, learning=learning, attention=attention, mask=mask, unit=UNITS[unit])
+    inputs = keras.Input(input_shape or (rows.pixels, rows.pixels, 3), name="images")
+    x = preprocessing(inputs) if preprocessing else inputs
+    x = _stem(x, rows, UNITS[unit])
+    for i, (stage, blocks) in enumerate(zip(rows.stages, blocks_per_stage(depth, p, t, rows.rising)), start=1):
+        x = _stage(x, i, stage, blocks, block)
+    for i, (filters, strides) in enumerate(rows.tail, start=1):
+        x = UNITS[unit](filters, strides, name=f"tail_unit_{i}")(x)
+    outputs = _classifier(x, classes or rows.classes, dropout, classifier_l2, UNITS[unit])
+    return keras.Model(inputs, outputs, name=name or f"attention_{depth}")
+
+
+def _rows(geometry):
+    if isinstance(geometry, Geometry):
+        return geometry
+    if geometry not in GEOMETRIES:
+        raise ValueError(f"geometry must be one of {', '.join(GEOMETRIES)}, received {geometry!r}")
+    return GEOMETRIES[geometry]
+
+
+def _stem(x, rows, unit):
+    x = run_chain(strided_convolution(rows.stem_filters, rows.stem_kernel, rows.stem_strides, "stem_convolve", None), x)
+    if rows.stem_norm or not unit.pre_activation:  # a unit that does not normalize its input wants it normalized
+        x = run_chain(norm_relu("stem", None), x)
+    if rows.stem_pool == 2:
+        x = layers.MaxPooling2D(2, name="stem_pool")(x)
+    elif rows.stem_pool == 3:
+        x = run_chain(ceil_pooling(*x.shape[1:3], "stem_pool"), x)
+    return x
+
+
+def _stage(x, number, stage, blocks, block):
+    x = block["unit"](stage.filters, stage.strides, name=f"stage_{number}_unit")(x)
+    for j in range(1, blocks + 1):
+        name = f"stage_{number}_attention_{j}"
+        x = AttentionBlock(stage.filters, mask_depth=stage.mask_depth, name=name, **block)(x)
+    for j in range(1, stage.closing + 1):
+        x = block["unit"](stage.filters, name=f"stage_{number}_closing_unit_{j}")(x)
+    return x
+
+
+def _classifier(x, classes, dropout, l2, unit):
+    if unit.pre_activation:
+        x = run_chain(norm_relu("tail", None), x)
+    x = layers.AveragePooling2D(x.shape[1:3], strides=1, name="average_pool")(x)  # (B, 1, 1, C)
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    regularizer = keras.regularizers.L2(l2) if l2 else None
+    x = layers.Dense(classes, kernel_regularizer=regularizer, dtype="float32", name="logits")(x)
+    return layers.Softmax(dtype="float32", name="probabilities")(x)
+
+
+def network(name, **kwargs):
+    """The network of this name: `attention_<depth>`, `attentionnext_<depth>` or `attentioninception_<depth>`.
+
+    Takes what `residual_attention_network` takes, but depth and unit.
+    """
+    unit, depth = parse_name(name)
+    return residual_attention_network(depth=depth, unit=unit, **{"name": name, **kwargs})
+
+
+def attention_56(**kwargs):
+    """Attention-56: one attention block in each stage. Arguments of `residual_attention_network` but depth."""
+    return residual_attention_network(depth=56, **kwargs)
+
+
+def attention_92(**kwargs):
+    """Attention-92: one, two and three attention blocks. Arguments of `residual_attention_network` but depth."""
+    return residual_attention_network(depth=92, **kwargs)

@@ -1,0 +1,53 @@
+"""What a network costs, counted from its built layers."""
+
+import math
+
+from keras import layers
+
+from Module import AttentionBlock, Unit
+
+
+def _parts(layer):
+    """All layers inside a model or layer, itself last."""
+    return list(layer._flatten_layers())
+
+
+def _multiply_adds(layer):
+    """Multiplications of a convolution or dense layer for one image; additions of biases do not count."""
+    if isinstance(layer, layers.Conv2D):
+        _, height, width, _ = layer.compute_output_shape(layer.get_build_config()["input_shape"])
+        return math.prod(layer.kernel.shape) * height * width
+    if isinstance(layer, layers.Dense):
+        return math.prod(layer.kernel.shape)
+    return 0
+
+
+def _convolutions(chain):
+    return sum(isinstance(layer, layers.Conv2D) for layer in chain)
+
+
+def _depth(layer):
+    """Weighted layers that one top-level layer adds to the trunk: shortcuts and masks do not count."""
+    if isinstance(layer, AttentionBlock):
+        return sum(map(_depth, (*layer.before, *layer.trunk, *layer.after)))
+    if isinstance(layer, Unit):
+        return max(map(_convolutions, layer.paths))
+    return int(isinstance(layer, (layers.Conv2D, layers.Dense)))
+
+
+def count(model):
+    """The size of a network.
+
+    Returns:
+        A dictionary: `kernels`, weights of convolutions and classifier without biases and normalization;
+        `trainable` and `parameters`, all trainable and all weights; `multiply_adds` of convolutions and classifier
+        for one image; `trunk_depth`, weighted layers along the trunk.
+    """
+    weighted = [part for part in _parts(model) if isinstance(part, (layers.Conv2D, layers.Dense))]
+    return {
+        "kernels": sum(math.prod(part.kernel.shape) for part in weighted),
+        "trainable": sum(math.prod(w.shape) for w in model.trainable_weights),
+        "parameters": model.count_params(),
+        "multiply_adds": sum(map(_multiply_adds, weighted)),
+        "trunk_depth": sum(map(_depth, model.layers)),
+    }

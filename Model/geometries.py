@@ -1,0 +1,127 @@
+"""The tables: what each geometry and each depth is made of. Plain data, no framework."""
+
+import re
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """One row: the residual unit that opens a stage, the attention blocks that follow it, and units that close it."""
+
+    filters: int  # channels
+    strides: int  # of the opening unit
+    mask_depth: int  # poolings in the mask branch of its blocks
+    closing: int = 0  # units after the blocks
+
+
+class Geometry(NamedTuple):
+    """What stands around and between the blocks."""
+
+    stem_filters: int  # channels
+    stem_kernel: int  # pixels
+    stages: tuple[Stage, ...]
+    tail: tuple[tuple[int, int], ...]  # filters and strides of the units after the last stage
+    stem_strides: int = 1
+    stem_norm: bool = False  # BN-ReLU between the stem's convolution and its pooling
+    stem_pool: int = 1  # pixels: 1 is no pooling, 2 is 2/2, 3 is 3/2 in ceil mode
+    rising: bool = True  # Attention-92 has 1, 2, 3 blocks in its stages; False: 2, 2, 2
+    pixels: int = 32  # height and width of an image, where none are given
+    classes: int = 10  # where none are given
+
+
+GEOMETRIES = {
+    # The reference re-implementation's network, with the third stage that makes the depth true.
+    "compact": Geometry(
+        stem_filters=32,
+        stem_kernel=5,
+        stem_pool=2,
+        stages=(Stage(128, 1, 3), Stage(256, 2, 2), Stage(512, 2, 1)),
+        tail=((1024, 1), (1024, 1), (1024, 1)),
+    ),
+    # Wang et al. 2017, section 4.1, in the reading that gives the published parameters: two units a stage.
+    "paper": Geometry(
+        stem_filters=16,
+        stem_kernel=3,
+        stages=(Stage(64, 1, 3, closing=1), Stage(128, 2, 2, closing=1), Stage(256, 2, 1, closing=1)),
+        tail=(),
+        rising=False,
+    ),
+    # The compact widths at full resolution, as the strongest ports train on CIFAR.
+    "full": Geometry(
+        stem_filters=32,
+        stem_kernel=3,
+        stages=(Stage(128, 1, 3), Stage(256, 2, 2), Stage(512, 2, 1)),
+        tail=((1024, 1), (1024, 1), (1024, 1)),
+    ),
+    # The authors' Caffe graph; Wang et al. 2017, table 2.
+    "imagenet": Geometry(
+        stem_filters=64,
+        stem_kernel=7,
+        stem_strides=2,
+        stem_norm=True,
+        stem_pool=3,
+        stages=(Stage(256, 1, 3), Stage(512, 2, 2), Stage(1024, 2, 1)),
+        tail=((2048, 2), (2048, 1), (2048, 1)),
+        pixels=224,
+        classes=1000,
+    ),
+}
+
+
+class Depth(NamedTuple):
+    """Units in each attention block, see `Module.AttentionBlock`."""
+
+    p: int = 1
+    t: int = 2
+    r: int = 1
+    r_up: int | None = None
+
+
+# Depths whose blocks differ from p = 1, t = 2, r = 1. Attention-452: the paper's p, t and r; a single unit a level on
+# the way up is the reading that gives its 8.6 M parameters.
+DEPTHS = {452: Depth(p=2, t=4, r=3, r_up=1)}
+
+# What an attention block can be asked for: the choices of `Module.AttentionBlock`.
+LEARNING = ("arl", "nal")
+ATTENTION = ("mixed", "channel", "spatial")
+MASKS = ("encoder_decoder", "local")
+
+# The paper's families, by the kind of their unit.
+FAMILIES = {"attention": "residual", "attentionnext": "resnext", "attentioninception": "inception"}
+NAME = re.compile(rf"({'|'.join(FAMILIES)})_(\d{{1,5}})")
+NETWORKS = (
+    *(f"attention_{depth}" for depth in (56, 92, 128, 164, 236, 452)),
+    "attentionnext_56",
+    "attentionnext_92",
+    "attentioninception_56",
+)
+
+
+def parse_name(name):
+    """The unit's kind and the depth of a network's name, such as `attentionnext_92`.
+
+    Raises:
+        ValueError: no such name.
+    """
+    match = NAME.fullmatch(name)
+    if not match:
+        raise ValueError(f"a network is called {', '.join(FAMILIES)} and _ and its depth, received {name!r}")
+    return FAMILIES[match[1]], int(match[2])
+
+
+def blocks_per_stage(depth, p, t, rising):
+    """Attention blocks in each of the three stages of a network of `depth` trunk layers.
+
+    `depth = 9 (2p + t) m + 20` for m blocks a stage: 36 m + 20 with the paper's p = 1, t = 2 (Wang et al. 2017,
+    section 4.1). `rising` gives the ImageNet networks' 1, 2, 3 blocks for 92, where m is 2.
+
+    Raises:
+        ValueError: no whole m gives this depth.
+    """
+    step = 9 * (2 * p + t)
+    m, rest = divmod(depth - 20, step)
+    if m < 1 or rest:
+        near = max(m, 1) * step + 20
+        raise ValueError(
+            f"depth must be {step} m + 20 with p={p}, t={t} (such as {near} or {near + step}), received {depth}"
+        )
+    return (1, 2, 3) if rising and m == 2 else (m, m, m)

@@ -1,5 +1,6 @@
 """Train a Residual Attention Network: Attention-56 on CIFAR-10 unless a flag says otherwise."""
 
+import contextlib
 import os
 import sys
 
@@ -41,7 +42,7 @@ def train(recipe, resume=None):
 
     import keras  # only now: wrong flags and missing data are told without the seconds a framework takes to start
 
-    from Training import events, report, run_folder
+    from Training import checkpoint, events, report, run_folder
     from Training.fit import fit
 
     keras.utils.set_random_seed(recipe.seed)
@@ -49,6 +50,7 @@ def train(recipe, resume=None):
     network = build(recipe, data)
 
     folder = run_folder.open_again(resume) if resume else run_folder.create(recipe.logs)
+    held = checkpoint.lock(folder)  # noqa: F841  until the process ends
     environment = run_folder.environment()
     run_folder.write(folder, "recipe.json", recipe.to_json())
     run_folder.write_json(folder, "environment.json", environment)
@@ -56,20 +58,41 @@ def train(recipe, resume=None):
     print(f"{recipe.model} on {recipe.dataset}: {len(data.train.labels)} images to train on, {folder}", flush=True)
 
     shown = data.validation if len(data.validation.labels) else data.train
-    try:
-        model, _ = fit(network, data, recipe, folder, events.watchers(folder, network, shown, recipe))
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\nStopped. Go on with: python training_cifar10.py --resume {folder}\n")
-        raise SystemExit(130) from None
-
-    figures, predictions = report.evaluate(model, data)
-    history = report.read_history(folder / "history.csv")
-    result = report.result(figures, recipe, history, network, environment)
-    run_folder.write_json(folder, "result.json", result)
-    events.finish(folder, recipe, figures, data.test.labels, predictions, data.classes)
+    with told_how_to_resume(folder):
+        model = fit(network, data, recipe, folder, lambda again: events.watchers(folder, network, shown, recipe, again))
+        figures, predictions = report.evaluate(model, data)
+        history = report.read_history(folder / "history.csv")
+        result = report.result(figures, recipe, history, network, environment)
+        run_folder.write_json(folder, "result.json", result)
+        events.finish(folder, recipe, figures, data.test.labels, predictions, data.classes)
     print(report.table(result))
     print(f"  everything in     {folder}")
     return folder, result
+
+
+@contextlib.contextmanager
+def told_how_to_resume(folder):
+    """End the process in one line when the run is stopped, cannot go on, or its folder cannot be written."""
+    from Training.checkpoint import Interrupted, RunError
+
+    go_on = f"python training_cifar10.py --resume {folder}"
+    try:
+        yield
+    except Interrupted as signal:
+        sys.stderr.write(f"\nStopped by {signal}, everything is saved. Go on with: {go_on}\n")
+        raise SystemExit(signal.exit_code) from None
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nStopped. Go on with: {go_on}\n")
+        raise SystemExit(130) from None
+    except RunError as error:
+        sys.stderr.write(f"training_cifar10.py: error: {error}\n")
+        raise SystemExit(1) from None
+    except OSError as error:
+        sys.stderr.write(
+            f"training_cifar10.py: error: {error.filename or folder} cannot be written: {error.strerror or error}; "
+            f"when that is mended, go on with: {go_on}\n"
+        )
+        raise SystemExit(1) from None
 
 
 def main(arguments=None):

@@ -1,7 +1,8 @@
-"""TensorBoard's event files: Keras' own callback on TensorFlow, and what it does not write.
+"""TensorBoard's event files: scalars, graph, histograms, pictures, recipe and hparams of a run.
 
-Keras' callback needs TensorFlow (which beside JAX would also take the GPU's memory). Pictures, recipe and hparams,
-and on JAX everything, go through the `tensorboard` package's writer, which does not; the tags are the same.
+They go through the writer of the `tensorboard` package. Keras' TensorBoard callback needs TensorFlow, which a run on
+JAX does without, and neither flushes at an epoch's end nor leaves out what a resumed run has already written; the tags
+are Keras'.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ def is_available():
     return importlib.util.find_spec("tensorboard") is not None
 
 
-def watchers(folder, network, examples, recipe):
+def watchers(folder, network, examples, recipe, resumed):
     """The callbacks that write a run's event files; none, with a warning, without the `tensorboard` package.
 
     Args:
@@ -30,15 +31,15 @@ def watchers(folder, network, examples, recipe):
         network: the network whose masks are shown.
         examples: `data.Examples`, whose first images are shown.
         recipe: `recipe.Recipe`.
+        resumed: bool, whether what a run writes at its start is already there.
     """
     if not is_available():
         warnings.warn("tensorboard is not installed: no event files are written", stacklevel=2)
         return []
-    if keras.backend.backend() == "tensorflow":
-        epochs = keras.callbacks.TensorBoard(folder, histogram_freq=int(recipe.histograms), write_graph=True)
-    else:
-        epochs = EpochEvents(folder, recipe.histograms)
-    return [epochs, Pictures(folder, network, examples.images[:SHOWN], recipe)]
+    return [
+        EpochEvents(folder, recipe.histograms, resumed),
+        Pictures(folder, network, examples.images[:SHOWN], recipe, resumed),
+    ]
 
 
 class EventFile:
@@ -106,22 +107,27 @@ class EventFile:
 
 
 class EpochEvents(keras.callbacks.Callback):
-    """What Keras' TensorBoard callback writes, without TensorFlow: the same tags in the same folders."""
+    """Each epoch's logs under train/ and validation/, the graph, and by option histograms of the weights."""
 
-    def __init__(self, folder, histograms):
+    def __init__(self, folder, histograms, resumed):
         super().__init__()
-        self.files = {name: EventFile(folder / name) for name in ("train", "validation")}
+        self.folder = folder
         self.histograms = histograms
+        self.resumed = resumed
 
     def on_train_begin(self, logs=None):
-        self.files["train"].graph(self.model)
+        self.files = {name: EventFile(self.folder / name) for name in ("train", "validation")}
+        if not self.resumed:
+            self.files["train"].graph(self.model)
+            self.files["train"].writer.flush()  # a checkpoint within the first epoch must find it
 
     def on_epoch_end(self, epoch, logs=None):
         for key, value in logs.items():
             part = "validation" if key.startswith("val_") else "train"
             self.files[part].scalar(f"epoch_{key.removeprefix('val_')}", value, epoch)
         for weight in self.model.weights if self.histograms else ():
-            self.files["train"].histogram(f"{weight.path}/histogram", np.asarray(weight.value), epoch)
+            values = keras.ops.convert_to_numpy(weight)
+            self.files["train"].histogram(f"{weight.path}/histogram", values, epoch)
         for file in self.files.values():
             file.writer.flush()
 
@@ -133,18 +139,20 @@ class EpochEvents(keras.callbacks.Callback):
 class Pictures(keras.callbacks.Callback):
     """The recipe as text, a batch before and after augmentation, and the soft masks each `masks_every` epochs."""
 
-    def __init__(self, folder, network, images, recipe):
+    def __init__(self, folder, network, images, recipe, resumed):
         super().__init__()
         self.folder = folder
         self.images = images
         self.recipe = recipe
+        self.resumed = resumed
         self.masks = view.mask_model(network)
 
     def on_train_begin(self, logs=None):
         self.file = EventFile(self.folder)
-        rows = "\n".join(f"| {k} | {v} |" for k, v in dataclasses.asdict(self.recipe).items())
-        self.file.text("recipe", f"| field | value |\n|---|---|\n{rows}")
-        self.file.image("augmented_batch", self._augmented(), 0)
+        if not self.resumed:
+            rows = "\n".join(f"| {k} | {v} |" for k, v in dataclasses.asdict(self.recipe).items())
+            self.file.text("recipe", f"| field | value |\n|---|---|\n{rows}")
+            self.file.image("augmented_batch", self._augmented(), 0)
         self.file.writer.flush()
 
     def _augmented(self):

@@ -1,7 +1,7 @@
 """Drives `keras.Model.fit`: the training model around a network, its optimizer, its batches, its callbacks."""
 
+import dataclasses
 import math
-import signal
 import sys
 import time
 
@@ -10,7 +10,9 @@ import numpy as np
 from keras import layers
 
 from Training.augmentation import augmentation
+from Training.checkpoint import Checkpoints, newest, restore, rewind
 from Training.recipe import InputError
+from Training.run_folder import save_model
 
 STEP_AT = (0.4, 0.6)  # of the run: 64k and 96k of the paper's 160k steps
 PLATEAU_EPOCHS = 10
@@ -35,18 +37,25 @@ class Batches(keras.utils.PyDataset):
         self.seed = seed
         self.set_epoch(0)
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch, first_step=0):
+        """Take the order of this epoch, from its step `first_step` on."""
+        self.first_step = first_step
         count = len(self.examples.labels)
         if self.seed is None:
             self.order = np.arange(count)
         else:
             self.order = np.random.default_rng((self.seed, epoch)).permutation(count)
 
-    def __len__(self):
+    @property
+    def steps_per_epoch(self):
         count = len(self.examples.labels) / self.batch_size
         return math.ceil(count) if self.seed is None else math.floor(count)
 
+    def __len__(self):
+        return self.steps_per_epoch - self.first_step
+
     def __getitem__(self, index):
+        index += self.first_step
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         return self.examples.images[chosen], self.examples.labels[chosen]
 
@@ -123,29 +132,51 @@ def optimizer(recipe, steps_per_epoch):
 
 
 class EpochMeter(keras.callbacks.Callback):
-    """Keeps the batches' epoch, and adds learning rate, seconds and images/s to each epoch's logs.
+    """Adds learning rate, seconds and images/s to each epoch's logs.
 
-    Images/s counts training steps alone, from the end of the first (which compiles) to the end of the last.
+    Images/s counts training steps alone, from the end of the first (which compiles) to the end of the last. `spent`,
+    the seconds of an epoch so far, is part of a checkpoint, so that the time of a resumed run adds up.
     """
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+        self.spent = 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.clock = time.perf_counter()
+        self.first = None
+
+    def tick(self):
+        now = time.perf_counter()
+        self.spent, self.clock = self.spent + now - self.clock, now
+        return now
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.last = (batch, self.tick())
+        self.first = self.first or self.last
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.tick()
+        steps, seconds = (b - a for a, b in zip(self.first, self.last))
+        logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        logs["seconds"] = self.spent
+        logs["images_per_second"] = steps * self.batches.batch_size / seconds if steps else float("nan")
+        self.spent = 0.0
+
+
+class EpochOrder(keras.callbacks.Callback):
+    """Gives each epoch its order of images."""
 
     def __init__(self, batches):
         super().__init__()
         self.batches = batches
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.batches.set_epoch(epoch)
-        self.started = time.perf_counter()
-        self.first = None
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.last = (batch, time.perf_counter())
-        self.first = self.first or self.last
+        self.batches.set_epoch(epoch, self.batches.first_step)
 
     def on_epoch_end(self, epoch, logs=None):
-        steps, seconds = (b - a for a, b in zip(self.first, self.last))
-        logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        logs["seconds"] = time.perf_counter() - self.started
-        logs["images_per_second"] = steps * self.batches.batch_size / seconds if steps else float("nan")
+        self.batches.first_step = 0
 
 
 def duration(seconds):
@@ -157,74 +188,84 @@ def duration(seconds):
 
 
 class RunProgress(keras.callbacks.ProgbarLogger):
-    """Keras' progress bar, with the minutes left of the whole run; one line an epoch where there is no terminal."""
+    """Keras' progress bar, with the minutes left of the whole run; one line an epoch where there is no terminal.
+
+    Args:
+        run_epochs: int, epochs of the run.
+        run_steps: int, steps of a whole epoch.
+    """
+
+    def __init__(self, run_epochs, run_steps):
+        super().__init__()
+        self.run_epochs = run_epochs
+        self.run_steps = run_steps
+        self.first_end = None
+        self.left = None
+
+    def set_params(self, params):
+        super().set_params({**params, "epochs": self.run_epochs})
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
         self.epoch = epoch
-        if not hasattr(self, "first_epoch"):
-            self.first_epoch, self.first_end = epoch, None
 
     def on_train_batch_end(self, batch, logs=None):
-        now, step = time.perf_counter(), self.epoch * self.target + batch + 1
-        self.first_end = self.first_end or (now, step)  # the first step compiles: it says nothing of the others
-        spent, steps = now - self.first_end[0], step - self.first_end[1]
+        now = time.perf_counter()
+        done = self.epoch * self.run_steps + self.run_steps - self.target + batch + 1
+        self.first_end = self.first_end or (now, done)  # the first step compiles: it says nothing of the others
+        spent, steps = now - self.first_end[0], done - self.first_end[1]
         if steps:
-            self.left = spent / steps * (self.epochs * self.target - step)
+            self.left = spent / steps * (self.run_epochs * self.run_steps - done)
             logs = {**(logs or {}), "minutes_left": self.left / 60}
         super().on_train_batch_end(batch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        if epoch + 1 < self.epochs and hasattr(self, "left"):
-            print(f"{epoch + 1} of {self.epochs} epochs, about {duration(self.left)} left of the run", flush=True)
+        if epoch + 1 < self.run_epochs and self.left is not None:
+            print(f"{epoch + 1} of {self.run_epochs} epochs, about {duration(self.left)} left of the run", flush=True)
 
 
-class Interruption(keras.callbacks.Callback):
-    """Lets Ctrl-C finish the step under way, so that the weights are whole, then ends the training."""
+class KeepBest(keras.callbacks.Callback):
+    """Saves the network, not the training model around it, at each better validation accuracy.
 
-    def on_train_begin(self, logs=None):
-        self.asked = False
-        self.before = signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, _number, _frame):
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.asked:
-            raise KeyboardInterrupt
-
-    def on_train_end(self, logs=None):
-        signal.signal(signal.SIGINT, self.before)
-
-
-class KeepBest(keras.callbacks.ModelCheckpoint):
-    """Saves the network, not the training model around it, at each better validation accuracy."""
+    Keras' `ModelCheckpoint` overwrites its file in place: a kill within a save would lose the best network.
+    """
 
     def __init__(self, path, network):
-        super().__init__(path, monitor="val_accuracy", mode="max", save_best_only=True)
+        super().__init__()
+        self.path = path
         self.network = network
+        self.best = -1.0
 
-    def set_model(self, model):
-        super().set_model(self.network)
+    def on_epoch_end(self, epoch, logs=None):
+        if logs["val_accuracy"] > self.best:
+            self.best = logs["val_accuracy"]
+            save_model(self.network, self.path)
 
 
-def callbacks(recipe, folder, network, batches, events=()):
-    """All that watches a run, in the order in which it must see the logs."""
-    watchers = [EpochMeter(batches), keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False)]
+def watchers(recipe, folder, network, batches, events, state):
+    """All that watches a run, in the order in which it must see the logs; the checkpoints stand last."""
+    meter = EpochMeter(batches)
+    chosen = [EpochOrder(batches), meter]
+    remembered = {"meter": (meter, ("spent",))}
     if recipe.validation_split:
-        watchers.append(KeepBest(folder / "best.keras", network))
+        best = KeepBest(folder / "best.keras", network)
+        chosen.append(best)
+        remembered["best"] = (best, ("best",))
     if recipe.schedule == "plateau":
-        watchers.append(keras.callbacks.ReduceLROnPlateau(factor=0.1, patience=PLATEAU_EPOCHS))
-    watchers += [
-        keras.callbacks.TerminateOnNaN(),
-        keras.callbacks.CSVLogger(folder / "history.csv", append=True),
-        *events,
-        RunProgress(),
-        Interruption(),
-    ]
-    return watchers
+        plateau = keras.callbacks.ReduceLROnPlateau(factor=0.1, patience=PLATEAU_EPOCHS)
+        chosen.append(plateau)
+        remembered["plateau"] = (plateau, ("best", "wait", "cooldown_counter"))
+    if recipe.patience:
+        stopping = keras.callbacks.EarlyStopping(patience=recipe.patience)
+        chosen.append(stopping)
+        remembered["stopping"] = (stopping, ("best", "wait"))
+    chosen += [keras.callbacks.CSVLogger(folder / "history.csv", append=True), *events]
+    chosen.append(RunProgress(recipe.epochs, batches.steps_per_epoch))
+    saved = dataclasses.asdict(recipe)
+    every = recipe.checkpoint_steps
+    chosen.append(Checkpoints(folder, saved, batches.steps_per_epoch, remembered, every, state))
+    return chosen
 
 
 def compiled(network, recipe, steps_per_epoch):
@@ -246,43 +287,64 @@ def compiled(network, recipe, steps_per_epoch):
     return model
 
 
-def fit(network, data, recipe, folder, events=()):
-    """Train a network as the recipe says; go on from `folder/backup` where there is one.
+def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print):
+    """Train a network as the recipe says; go on from the newest checkpoint in the folder where there is one.
 
     Args:
         network: the functional model of `Model`, weights and all.
         data: `data.Data`.
         recipe: `recipe.Recipe`.
         folder: path of the run's folder; gets history.csv, best.keras, last.keras, backup/ and event files.
-        events: further callbacks, which see each epoch's complete logs.
+        make_events: function of whether the run is resumed, giving callbacks that see each epoch's complete logs.
+        say: is told, in one line each, what a person should know.
 
     Returns:
-        `(model, history)`: the training model and Keras' `History`.
+        The training model.
 
     Raises:
-        InputError: fewer training images than one batch.
-        KeyboardInterrupt: after Ctrl-C, with last.keras saved.
+        InputError: fewer training images than one batch, or a checkpoint of another recipe.
+        Interrupted: after SIGINT or SIGTERM, with the state saved.
+        RunError: the loss or a weight is not finite, or no checkpoint can be written.
     """
     batches = Batches(data.train, recipe.batch_size, recipe.seed)
-    if not len(batches):
+    if not batches.steps_per_epoch:
         raise InputError(f"batch_size={recipe.batch_size} needs as many images, received {len(data.train.labels)}")
     held_out = Batches(data.validation, even_batch(len(data.validation.labels))) if recipe.validation_split else None
-    model = compiled(network, recipe, len(batches))
-    try:
-        history = model.fit(
-            batches,
-            validation_data=held_out,
-            epochs=recipe.epochs,
-            callbacks=callbacks(recipe, folder, network, batches, events),
-            verbose=1 if sys.stdout.isatty() else 2,
-        )
-    except KeyboardInterrupt:
-        if keras.backend.backend() == "jax":
-            model.jax_state_sync()  # on JAX the weights live outside the model while it is fitted
-        network.save(folder / "last.keras")
-        raise
-    network.save(folder / "last.keras")
-    return model, history
+    model = compiled(network, recipe, batches.steps_per_epoch)
+    state, arrays = newest(folder, say) or (None, None)
+    rewind(folder, state)
+    if state:
+        refuse_other_recipe(recipe, state["recipe"])
+        restore(model, arrays)
+    epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
+    # Keras' fit takes one number of steps for all epochs: one begun before is ended in a fit of its own.
+    parts = [epoch + 1, recipe.epochs] if batches.first_step else [recipe.epochs]
+    model.stop_training = bool(state and state["stopped"])
+    for end in parts:
+        if epoch < end and not model.stop_training:
+            chosen = watchers(recipe, folder, network, batches, make_events(state is not None), state)
+            model.fit(
+                batches,
+                shuffle=False,  # the batches are shuffled; Keras would order them anew from a state that no file holds
+                validation_data=held_out,
+                initial_epoch=epoch,
+                epochs=end,
+                callbacks=chosen,
+                verbose=1 if sys.stdout.isatty() else 2,
+            )
+            epoch, state = end, chosen[-1].state
+    save_model(network, folder / "last.keras")
+    return model
+
+
+def refuse_other_recipe(recipe, saved):
+    """Raise `InputError` unless the checkpoint's recipe is this one, but for the number of epochs."""
+    other = [
+        name for name, value in dataclasses.asdict(recipe).items() if name != "epochs" and saved.get(name) != value
+    ]
+    if other:
+        named = ", ".join(f"{name} (checkpoint: {saved.get(name)!r}, now: {getattr(recipe, name)!r})" for name in other)
+        raise InputError(f"the run was started with another recipe: {named}")
 
 
 def even_batch(count):

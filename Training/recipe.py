@@ -71,6 +71,9 @@ class Recipe:
     rotation: float = option(15.0, "affine: largest rotation, in degrees", low=0.0, high=180.0)
     shift: float = option(0.1, "affine: largest shift, as a share of height and width", low=0.0, high=1.0)
     flip: bool = option(True, "flip half of the images left to right; never done to digits")
+    patience: int = option(
+        0, "stop after so many epochs without a lower validation loss; 0 is never", low=0, high=100_000
+    )
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
     # How it is computed
     precision: str = option("float32", "arithmetic", choices=("float32", "mixed_bfloat16", "mixed_float16"))
@@ -78,6 +81,7 @@ class Recipe:
     steps_per_execution: int = option(1, "steps in one call of the compiled function", low=1, high=10_000)
     # What is written
     logs: str = option("Logs", "folder that gets the run's folder")
+    checkpoint_steps: int = option(0, "steps between checkpoints within an epoch; 0 saves at its end alone", low=0)
     masks_every: int = option(5, "epochs between pictures of the soft masks in TensorBoard; 0 is never", low=0)
     histograms: bool = option(False, "histograms of the weights in TensorBoard, each epoch")
 
@@ -93,8 +97,10 @@ class Recipe:
             )
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
             raise InputError(f"warmup_epochs must be less than epochs={self.epochs}, received {self.warmup_epochs:g}")
-        if self.schedule == "plateau" and not self.validation_split:
-            raise InputError("schedule=plateau watches the validation loss: give a --validation-split above 0")
+        if not self.validation_split and (self.schedule == "plateau" or self.patience):
+            raise InputError(
+                "schedule=plateau and patience watch the validation loss: give a --validation-split above 0"
+            )
 
     def to_json(self):
         """The recipe as JSON text, one field a line."""
@@ -220,15 +226,17 @@ def parse(arguments, description):
 
 def _resumed(folder, name, given):
     """The recipe of the run in `folder`, with at most more epochs."""
-    others = sorted(set(given) - {"epochs"}) + (["recipe"] if name else [])
-    if others:
-        raise InputError(f"--resume takes the recipe from the run's folder, received also {', '.join(others)}")
     try:
         with open(f"{folder}/recipe.json", encoding="utf-8") as file:
             recipe = Recipe.from_json(file.read())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise InputError(f"--resume needs a run's folder, and {folder}/recipe.json cannot be read: {reason}") from None
+    values = {**RECIPES.get(name, {}), **given}
+    other = [f"{key} (run: {getattr(recipe, key)!r}, given: {values[key]!r})"
+             for key in values if key != "epochs" and values[key] != getattr(recipe, key)]  # fmt: skip
+    if other:
+        raise InputError(f"--resume takes the recipe of the run, which differs in {', '.join(other)}")
     if given.get("epochs", recipe.epochs) < recipe.epochs:
         raise InputError(f"--epochs may only grow on --resume: the run has {recipe.epochs}, received {given['epochs']}")
-    return dataclasses.replace(recipe, **given)
+    return dataclasses.replace(recipe, epochs=given.get("epochs", recipe.epochs))

@@ -107,9 +107,39 @@ def environment():
     }
 
 
+def replace_file(path, raw):
+    """Write bytes beside the file, sync them, and put them in its place: it is whole at every moment."""
+    beside = Path(f"{path}.new")
+    try:
+        with open(beside, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the name, too, must be on the disk
+        folder = os.open(Path(path).parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def save_model(model, path):
+    """Save a model as `.keras`, whole at every moment."""
+    beside = Path(path).with_suffix(".new.keras")
+    try:
+        model.save(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write(folder, name, text):
-    """Write a small text file of the run."""
-    (Path(folder) / name).write_text(text, encoding="utf-8")
+    """Write a small text file of the run, whole at every moment."""
+    replace_file(Path(folder) / name, text.encode())
 
 
 def write_json(folder, name, value):

@@ -81,7 +81,7 @@ def test_paper_recipe_is_the_paper_s():
         (["--warmup-epochs", "200"], "warmup_epochs must be less than epochs=200"),
         (
             ["--schedule", "plateau", "--warmup-epochs", "0", "--validation-split", "0"],
-            "schedule=plateau watches the validation loss",
+            "schedule=plateau and patience watch the validation loss",
         ),
         (["--recipe", "fast"], "invalid choice: 'fast'"),
         (["--resume", "nowhere"], "nowhere/recipe.json cannot be read: No such file or directory"),
@@ -98,8 +98,10 @@ def test_resume_takes_the_folder_s_recipe(capsys, tmp_path):
     longer, _ = parse(["--resume", str(tmp_path), "--epochs", "12"], "")
     assert longer == dataclasses.replace(recipe, epochs=12)
     assert "may only grow" in refused(capsys, "--resume", str(tmp_path), "--epochs", "8")
-    assert "received also batch_size" in refused(capsys, "--resume", str(tmp_path), "--batch-size", "8")
-    assert "received also recipe" in refused(capsys, "--resume", str(tmp_path), "--recipe", "quick")
+    assert parse(["--resume", str(tmp_path), "--seed", "4"], "")[0] == recipe
+    words = refused(capsys, "--resume", str(tmp_path), "--batch-size", "8", "--seed", "5")
+    assert "differs in seed (run: 4, given: 5)" in words or "batch_size (run: 64, given: 8)" in words
+    assert "rotation (run: 15.0, given: 5.0)" in refused(capsys, "--resume", str(tmp_path), "--recipe", "quick")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,6 @@ import tiny
 
 import training_cifar10
 from Training import data
-from Training.report import read_history
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["--dataset=digits", "--samples=64", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--masks-every=1"]
@@ -67,7 +65,7 @@ def test_run_folder_explains_itself(logs):
     folder = only_run(logs)
     assert time.strptime(folder.name, "%Y%m%d-%H%M%S")
     names = {path.name.split(".")[0] for path in folder.iterdir()}
-    files = {"recipe", "environment", "split", "history", "result", "best", "last", "backup"}
+    files = {"recipe", "environment", "split", "history", "result", "best", "last", "backup", "lock"}
     assert names == files | {"events", "train", "validation"}
     result = json.loads((folder / "result.json").read_text())
     assert set(result) == RESULT
@@ -181,31 +179,6 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda form: "20260101-120000")
     made = [run_folder.create(tmp_path).name for _ in range(3)]
     assert made == ["20260101-120000", "20260101-120000-2", "20260101-120000-3"]
-
-
-@pytest.mark.backends
-def test_interrupted_run_says_how_to_resume_and_resumes(tmp_path, monkeypatch):
-    words = [*WORDS, "--epochs", "2000", "--logs", str(tmp_path)]
-    run = python(TINY, *words)
-    for line in run.stdout:
-        if line.startswith("2 of 2000 epochs"):
-            run.send_signal(signal.SIGINT)
-            break
-    _, err = run.communicate(timeout=120)
-    folder = only_run(tmp_path)
-    assert run.returncode == 130
-    assert err.splitlines()[-1] == f"Stopped. Go on with: python training_cifar10.py --resume {folder}"
-    assert "Traceback" not in err and keras.models.load_model(folder / "last.keras")
-    done = len(read_history(folder / "history.csv")["loss"])
-    assert done >= 2
-
-    recipe = json.loads((folder / "recipe.json").read_text())
-    (folder / "recipe.json").write_text(json.dumps({**recipe, "epochs": done + 1}))
-    tiny_main(monkeypatch, "--resume", str(folder))
-    assert json.loads((folder / "result.json").read_text())["epochs"] == done + 1
-    steps = [event.step for event in tags_of(folder / "train")[0].Tensors("epoch_loss")]
-    assert steps[-1] == done
-    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_trains_on_jax_where_tensorflow_is_not_installed(tmp_path):

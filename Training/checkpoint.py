@@ -1,0 +1,291 @@
+"""Checkpoints that no interruption can lose, and what must be undone before a run goes on from one.
+
+Keras' `BackupAndRestore` overwrites its only file in place, so a kill within a save loses it, and it knows neither the
+metrics within an epoch nor the state of callbacks. Here a checkpoint is one file with its own checksum, written beside
+the others, synced, renamed and read back; the two newest are kept.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from Training.recipe import InputError
+from Training.run_folder import replace_file
+
+MAGIC = b"residual-attention checkpoint 1\n"
+KEPT = 2
+NAME = re.compile(r"step-(\d{9})\.checkpoint")
+
+
+class RunError(Exception):
+    """The run cannot go on; the message is one line that says why and what is left."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and its state is saved."""
+
+    def __init__(self, number):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def pack(state, arrays):
+    """The bytes of a checkpoint: a line of its own, the SHA-256 of the rest, JSON and arrays."""
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as file:
+        file.writestr("state.json", json.dumps(state))
+        for i, array in enumerate(arrays):
+            with file.open(f"{i}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+    content = body.getvalue()
+    return MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def unpack(raw):
+    """The state and the arrays in the bytes of a checkpoint.
+
+    Raises:
+        ValueError: torn, changed, or no checkpoint at all.
+    """
+    head = len(MAGIC) + 65
+    if raw[: len(MAGIC)] != MAGIC or len(raw) < head:
+        raise ValueError("it is no checkpoint of this project")
+    content = raw[head:]
+    if hashlib.sha256(content).hexdigest().encode() != raw[len(MAGIC) : head - 1]:
+        raise ValueError("its checksum is wrong: the file is torn or was changed")
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        state = json.loads(file.read("state.json"))
+        names = [f"{i}.npy" for i in range(len(file.namelist()) - 1)]
+        arrays = [np.lib.format.read_array(io.BytesIO(file.read(name)), allow_pickle=False) for name in names]
+    return state, arrays
+
+
+def stored(folder):
+    """Paths of the checkpoints in a run's folder, the newest first."""
+    paths = [path for path in (Path(folder) / "backup").glob("step-*.checkpoint") if NAME.fullmatch(path.name)]
+    return sorted(paths, reverse=True)
+
+
+def write(folder, step, state, arrays):
+    """Add a checkpoint; when it has been read back whole, drop all but the newest two.
+
+    Raises:
+        OSError: it cannot be written; the ones before are untouched.
+        RunError: what was read back is not what was written.
+    """
+    path = Path(folder) / "backup" / f"step-{step:09d}.checkpoint"
+    path.parent.mkdir(exist_ok=True)
+    raw = pack(state, arrays)
+    replace_file(path, raw)
+    if path.read_bytes() != raw:
+        path.unlink()
+        raise RunError(f"{path} reads back other bytes than were written: the disk cannot be trusted")
+    for old in stored(folder)[KEPT:]:
+        old.unlink()
+
+
+def newest(folder, say):
+    """State and arrays of the newest checkpoint that is whole, or None; `say` is told of each that is not."""
+    for path in stored(folder):
+        try:
+            return unpack(path.read_bytes())
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            say(f"{path} cannot be used ({error}); the checkpoint before it is tried")
+    return None
+
+
+def event_files(folder):
+    """TensorBoard's files of a run, as paths relative to its folder."""
+    return sorted(path.relative_to(folder) for path in Path(folder).rglob("events.out.tfevents*"))
+
+
+def rewind(folder, state):
+    """Make history and event files what they were at the checkpoint; without one (None), what they were at the start.
+
+    What was written behind the checkpoint is written again by the resumed run: no point is doubled.
+    """
+    folder = Path(folder)
+    history, sizes = (state["history"], state["events"]) if state else (None, {})
+    for path in event_files(folder):
+        size = sizes.get(path.as_posix())
+        if size is None:
+            (folder / path).unlink()
+        else:
+            os.truncate(folder / path, min(size, (folder / path).stat().st_size))
+    if history is None:
+        (folder / "history.csv").unlink(missing_ok=True)
+    else:
+        replace_file(folder / "history.csv", history.encode())
+
+
+def lock(folder):
+    """Hold the run's folder until this process ends.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such lock on Windows
+        return None
+    file = open(Path(folder) / "lock", "w")  # noqa: SIM115  it is held, not read
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise InputError(f"another process trains in {folder}: wait for it, or start a run of its own") from None
+    return file
+
+
+def _synced_sizes(folder):
+    """Sizes of the event files, all bytes of them on the disk."""
+    sizes = {}
+    for path in event_files(folder):
+        with open(folder / path, "rb") as file:
+            os.fsync(file.fileno())
+            sizes[path.as_posix()] = os.fstat(file.fileno()).st_size
+    return sizes
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Saves the whole state of a run at each epoch's end, every `every` steps, and when a signal asks to stop.
+
+    It stands last among the callbacks, so that what it saves is all that the others did.
+
+    Args:
+        folder: path of the run's folder.
+        recipe: dictionary of the recipe, to compare with on resuming.
+        steps_per_epoch: int, steps of a whole epoch.
+        remembered: dictionary of `{name: (object, attributes)}` whose numbers are part of the state.
+        every: int, steps between checkpoints within an epoch; 0 saves at the epochs' ends alone.
+        state: of the checkpoint to go on from, or None; later that of the newest one saved.
+    """
+
+    def __init__(self, folder, recipe, steps_per_epoch, remembered, every=0, state=None):
+        super().__init__()
+        self.folder = folder
+        self.recipe = recipe
+        self.steps_per_epoch = steps_per_epoch
+        self.remembered = remembered
+        self.every = every
+        self.state = state
+        self.first_step = state["step"] if state else 0
+        self.seen = self.first_step
+        self.asked = None
+
+    def on_train_begin(self, logs=None):
+        for name, values in (self.state["callbacks"] if self.state else {}).items():
+            for attribute, value in values.items():
+                setattr(self.remembered[name][0], attribute, value)
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_end(self, logs=None):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, _frame):
+        self.asked = number
+        for each in self.before:  # a second signal ends the process at once
+            signal.signal(each, signal.SIG_DFL)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self.seen_before = self.state["metrics"] if self.first_step else []
+
+    def on_train_batch_end(self, batch, logs=None):
+        before, self.seen = self.seen, self.first_step + batch + 1
+        self._refuse_non_finite(logs["loss"])
+        self._complete_metrics()
+        due = self.every and self.seen // self.every > before // self.every
+        if self.seen < self.steps_per_epoch and (self.asked or due):  # the epoch's end saves in any case
+            self._save(self.epoch, self.seen)
+            self._stop_if_asked()
+
+    def _complete_metrics(self):
+        """Add what the epoch's metrics had seen before the run was resumed: they are sums and counts.
+
+        Only behind the first step, since Keras makes their variables in it.
+        """
+        if self.seen_before:
+            self._sync()
+            for variable, value in zip(self.model.metrics_variables, self.seen_before, strict=True):
+                variable.assign(variable + np.asarray(value, variable.dtype))
+            self.seen_before = []
+
+    def _sync(self):
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()  # on JAX the state lives outside the model within an epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.first_step = self.seen = 0
+        self._save(epoch + 1, 0)
+        self._stop_if_asked()
+
+    def _stop_if_asked(self):
+        if self.asked:
+            raise Interrupted(self.asked)
+
+    def _refuse_non_finite(self, loss):
+        if not np.isfinite(loss):
+            raise RunError(
+                f"the loss is {float(loss)} at step {self.seen} of epoch {self.epoch + 1}, learning rate "
+                f"{float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)):g}: {self._left()}"
+            )
+
+    def _left(self):
+        paths = stored(self.folder)
+        return f"the last good checkpoint is {paths[0]}" if paths else "there is no checkpoint yet"
+
+    def _save(self, epoch, step):
+        self._sync()
+        arrays = [keras.ops.convert_to_numpy(variable) for variable in variables(self.model)]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise RunError(f"a weight is not finite after step {self.seen} of epoch {self.epoch + 1}: {self._left()}")
+        history = self.folder / "history.csv"
+        state = {
+            "epoch": epoch,
+            "step": step,
+            "stopped": bool(self.model.stop_training),
+            "recipe": self.recipe,
+            "callbacks": {name: _numbers(*each) for name, each in self.remembered.items()},
+            "metrics": [keras.ops.convert_to_numpy(v).tolist() for v in self.model.metrics_variables] if step else [],
+            "history": history.read_text() if history.exists() else None,
+            "events": _synced_sizes(self.folder),
+        }
+        try:
+            write(self.folder, epoch * self.steps_per_epoch + step, state, arrays)
+        except OSError as error:
+            raise RunError(f"no checkpoint can be written ({error.strerror or error}): {self._left()}") from None
+        self.state = state
+
+
+def _numbers(owner, attributes):
+    """The named attributes as plain numbers; what is not set yet is left out."""
+    values = {name: getattr(owner, name, None) for name in attributes}
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def variables(model):
+    """Everything of a training model that a step changes but the metrics: weights, random states, optimizer."""
+    return [*model.variables, *model.optimizer.variables]
+
+
+def restore(model, arrays):
+    """Give a compiled training model the arrays of a checkpoint.
+
+    Raises:
+        RunError: they are another model's.
+    """
+    own = variables(model)
+    if [tuple(v.shape) for v in own] != [array.shape for array in arrays]:
+        raise RunError("the checkpoint is another network's: its weights have other shapes")
+    for variable, array in zip(own, arrays):
+        variable.assign(array)

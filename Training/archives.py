@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import pickletools
 import tarfile
 import threading
 import urllib.error
@@ -17,6 +18,13 @@ from Training.recipe import InputError
 
 PIXELS = 32 * 32 * 3
 WAIT_S = 8.0  # for the first answer of the server
+# The instructions of pickle protocol 2 that the official files have, with their nearest kin.
+OPCODES = frozenset(
+    "PROTO STOP MARK EMPTY_DICT EMPTY_LIST APPEND APPENDS SETITEM SETITEMS SHORT_BINSTRING BINSTRING BINPUT "
+    "LONG_BINPUT BINGET LONG_BINGET BININT BININT1 BININT2 NONE NEWFALSE NEWTRUE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+    "EMPTY_TUPLE GLOBAL REDUCE BUILD".split()
+)
+LARGEST_MEMO = 1_000_000
 LARGEST_MEMBER = 256 * 2**20  # bytes; the largest official file has 154 MB
 
 
@@ -116,6 +124,20 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file holds") from None
 
 
+def one_line(error):
+    """What an exception says, in at most 200 characters of one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _refuse_other_opcodes(raw):
+    """Refuse pickle instructions that no official file has; a huge memo index alone could take all memory."""
+    for opcode, argument, _ in pickletools.genops(raw):
+        if opcode.name not in OPCODES:
+            raise pickle.UnpicklingError(f"it has the instruction {opcode.name}, which no CIFAR file has")
+        if opcode.name in ("BINPUT", "LONG_BINPUT") and argument > LARGEST_MEMO:
+            raise pickle.UnpicklingError(f"it numbers its objects up to {argument}")
+
+
 def unpickle(raw, name):
     """The dictionary in the bytes of an official file, with byte-string keys.
 
@@ -123,11 +145,11 @@ def unpickle(raw, name):
         InputError: the bytes are no such pickle, or ask for anything beyond plain data.
     """
     try:
+        _refuse_other_opcodes(raw)
         content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
     # A broken pickle can raise nearly anything; none of it may reach the user as a traceback.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{name} is truncated or no CIFAR file: {reason[:200]}") from None
+        raise InputError(f"{name} is truncated or no CIFAR file: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{name} must hold a dictionary, received {type(content).__name__}")
     return content
@@ -198,7 +220,7 @@ def _from_tar(path, archive, wanted):
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # tarfile and zlib raise many kinds for broken bytes
-        raise InputError(f"{path} is truncated or no .tar.gz: {str(error) or type(error).__name__:.200}") from None
+        raise InputError(f"{path} is truncated or no .tar.gz: {one_line(error)}") from None
     missing = [name for name in wanted if name not in files]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}")
@@ -273,7 +295,7 @@ def download(archive, name):
     try:
         path = keras.utils.get_file(archive.file, archive.url, cache_dir=_keras_cache().parent, cache_subdir="datasets")
     except Exception as error:
-        raise InputError(f"the download of {archive.url} failed: {str(error).splitlines()[0]:.200}") from None
+        raise InputError(f"the download of {archive.url} failed: {one_line(error)}") from None
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != archive.sha256:

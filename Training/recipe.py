@@ -121,30 +121,31 @@ class Recipe:
             raise InputError(f"the recipe must be a JSON object, received {type(values).__name__}")
         unknown = sorted(set(values) - {item.name for item in dataclasses.fields(cls)})
         if unknown:
-            raise InputError(f"the recipe has unknown fields: {', '.join(unknown)}")
+            raise InputError(f"the recipe has unknown fields: {', '.join(unknown):.200}")
         return cls(**values)
 
 
 def _check(item, value):
     """Refuse a value of the wrong type, outside its choices or outside its range."""
     expected, limits = item.type, item.metadata
+    shown = f"{value!r:.80}"
     if expected is float and type(value) is int:
         value = float(value)
     if type(value) is not expected:
-        raise InputError(f"{item.name} must be of type {expected.__name__}, received {value!r}")
+        raise InputError(f"{item.name} must be of type {expected.__name__}, received {shown}")
     if limits["choices"] and value not in limits["choices"]:
-        raise InputError(f"{item.name} must be one of {', '.join(limits['choices'])}, received {value!r}")
+        raise InputError(f"{item.name} must be one of {', '.join(limits['choices'])}, received {shown}")
     if expected is float and not math.isfinite(value):
-        raise InputError(f"{item.name} must be finite, received {value!r}")
+        raise InputError(f"{item.name} must be finite, received {shown}")
     if limits["check"]:
         try:
             limits["check"](value)
         except ValueError as error:
-            raise InputError(f"{item.name}: {error}") from None
+            raise InputError(f"{item.name}: {str(error):.400}") from None
     if limits["low"] is not None and value < limits["low"]:
-        raise InputError(f"{item.name} must be {limits['low']} or more, received {value!r}")
+        raise InputError(f"{item.name} must be {limits['low']} or more, received {shown}")
     if limits["high"] is not None and value > limits["high"]:
-        raise InputError(f"{item.name} must be {limits['high']} or less, received {value!r}")
+        raise InputError(f"{item.name} must be {limits['high']} or less, received {shown}")
 
 
 # Named recipes: what differs from the defaults above.

@@ -73,11 +73,13 @@ class Command:
 def test_manipulated_pickles_run_nothing(capsys, monkeypatch):
     touched = []
     monkeypatch.setattr("os.system", touched.append)
-    refused(pickle.dumps(Command(), protocol=2), "it asks for __builtin__.print")
-    refused(b"cos\nsystem\n(S'touch /tmp/x'\ntR.", "it asks for os.system")
-    refused(pickle.dumps(np.ones(3), protocol=4), "it asks for numpy")
+    refused(pickled({b"data": Command()}), "it asks for __builtin__.print")
+    refused(b"\x80\x02cos\nsystem\n(U\x0ctouch /tmp/ttR.", "it asks for os.system")
+    refused(b"cos\nsystem\n(S'touch /tmp/x'\ntR.", "it has the instruction STRING")
+    refused(pickle.dumps(np.ones(3), protocol=4), "it has the instruction FRAME")
+    refused(b"\x80\x02}r\xff\xff\xff\x7f.", "it numbers its objects up to 2147483647")
     refused(pickled({b"data": np.ones((10, 3072)), b"labels": [0] * 10}), "an array of dtype b'f8'", rows=10)
-    refused(b"\x80\x02cnumpy\ndtype\n(S'O'\nK\x00K\x01tR.", "dtype b'O'")
+    refused(b"\x80\x02cnumpy\ndtype\n(U\x01OK\x00K\x01tR.", "dtype b'O'")
     assert not touched and capsys.readouterr().out == ""
 
 

@@ -1,0 +1,255 @@
+"""A run that cannot be lost: killed, stopped, out of space, damaged, and resumed to the same end."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tiny
+
+import training_cifar10
+from Training import checkpoint
+from Training.checkpoint import RunError, pack, stored, unpack
+from Training.recipe import InputError
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import fuzz  # noqa: E402
+import kill  # noqa: E402
+
+WORDS = ["--dataset=digits", "--samples=64", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--masks-every=0"]
+
+
+def tiny_main(monkeypatch, *arguments):
+    monkeypatch.setattr(training_cifar10, "build", tiny.tiny_build)
+    training_cifar10.main(list(arguments))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The Logs folder of an undisturbed run."""
+    logs = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_main(patch, *WORDS, "--checkpoint-steps=3", "--logs", str(logs))
+    return kill.only_run(logs)
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of that run, as if it had been killed behind its last checkpoint but one."""
+    folder = tmp_path / "Logs" / whole.name
+    shutil.copytree(whole, folder)
+    return folder
+
+
+def test_five_kills_change_nothing(tmp_path):
+    kill.finish(kill.start(*kill.WORDS, f"--logs={tmp_path}/whole"))
+    came = kill.disturbed(f"{tmp_path}/killed", 5, 4.0, random.Random(3))
+    assert len(came) >= 3
+    assert kill.differences(kill.only_run(tmp_path / "whole"), kill.only_run(tmp_path / "killed")) == []
+
+
+@pytest.mark.backends
+def test_within_an_epoch_the_run_goes_on_exactly(run, whole, monkeypatch):
+    newest, before = stored(run)
+    assert unpack(before.read_bytes())[0]["step"] == 3
+    newest.unlink()
+    (run / "last.keras").unlink()
+    tiny_main(monkeypatch, "--resume", str(run))
+    assert kill.differences(whole, run) == []
+    models = [keras.models.load_model(folder / "last.keras") for folder in (run, whole)]
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped byte", "empty"])
+def test_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(run, whole, damage, monkeypatch, capsys):
+    newest = stored(run)[0]
+    raw = bytearray(newest.read_bytes())
+    if damage == "flipped byte":
+        raw[len(raw) // 2] ^= 1
+    newest.write_bytes({"torn": raw[: len(raw) // 2], "empty": b"", "flipped byte": raw}[damage])
+    tiny_main(monkeypatch, "--resume", str(run))
+    assert f"{newest} cannot be used" in capsys.readouterr().out
+    assert kill.differences(whole, run) == []
+
+
+def test_finished_run_is_evaluated_again_and_not_changed(run, whole, monkeypatch):
+    (run / "result.json").unlink()
+    history = (run / "history.csv").read_text()
+    tiny_main(monkeypatch, "--resume", str(run))
+    assert (run / "history.csv").read_text() == history
+    results = [json.loads((folder / "result.json").read_text()) for folder in (run, whole)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_say_how_to_resume(tmp_path, number, code):
+    process = kill.start(*WORDS, "--epochs=3000", f"--logs={tmp_path}")
+    for line in process.stdout:
+        if line.startswith("2 of 3000 epochs"):
+            process.send_signal(number)
+            break
+    _, err = process.communicate(timeout=120)
+    folder = kill.only_run(tmp_path)
+    last = err.splitlines()[-1]
+    assert process.returncode == code and "Traceback" not in err
+    assert last.startswith("Stopped by SIG") and last.endswith(f"python training_cifar10.py --resume {folder}")
+    state, _ = unpack(stored(folder)[0].read_bytes())
+    assert state["epoch"] >= 2
+
+
+def refused(monkeypatch, capsys, code, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        tiny_main(monkeypatch, *arguments)
+    assert stop.value.code == code
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path):
+    """A limit on the size of files stands for a full disk: writing fails half-way, as there."""
+    process = kill.start(*WORDS, "--epochs=3000", f"--logs={tmp_path}")
+    for line in process.stdout:
+        if line.startswith("2 of 3000 epochs"):
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in err
+    assert "written" in err.splitlines()[-1]
+    folder = kill.only_run(tmp_path)
+    states = [unpack(path.read_bytes())[0]["epoch"] for path in stored(folder)]
+    assert states and not list((folder / "backup").glob("*.new"))
+
+
+@pytest.mark.parametrize("how", ["gone", "read-only"])
+def test_folder_lost_half_way_ends_in_one_line(how, tmp_path, monkeypatch, capsys):
+    from Training import events
+
+    class Lose(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            folder = kill.only_run(tmp_path)
+            if how == "gone":
+                shutil.rmtree(folder)
+            else:  # a file where the folder was: refused also to root, whom read-only folders do not stop
+                shutil.rmtree(folder / "backup", ignore_errors=True)
+                (folder / "backup").write_text("")
+
+    monkeypatch.setattr(events, "watchers", lambda *_: [Lose()])
+    err = refused(monkeypatch, capsys, 1, *WORDS, "--logs", str(tmp_path))
+    assert "written" in err
+
+
+def test_loss_that_is_not_finite_names_step_and_rate(tmp_path, monkeypatch, capsys):
+    def broken(recipe, data):
+        network = tiny.tiny_build(recipe, data)
+        network.get_layer("logits").bias.assign(np.full(10, np.inf))
+        return network
+
+    monkeypatch.setattr(training_cifar10, "build", broken)
+    with pytest.raises(SystemExit) as stop:
+        training_cifar10.main([*WORDS, "--logs", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert stop.value.code == 1 and err.count("\n") == 1
+    assert "the loss is nan at step 1 of epoch 1, learning rate 0.025: there is no checkpoint yet" in err
+
+
+def test_second_process_on_one_folder_is_refused(run, monkeypatch, capsys):
+    held = checkpoint.lock(run)
+    assert "another process trains in" in refused(monkeypatch, capsys, 2, "--resume", str(run))
+    held.close()
+
+
+def test_changed_recipe_is_refused_by_field(run, monkeypatch, capsys):
+    recipe = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps({**recipe, "learning_rate": 0.2, "epochs": 4}))
+    err = refused(monkeypatch, capsys, 2, "--resume", str(run))
+    assert "another recipe: learning_rate (checkpoint: 0.1, now: 0.2)" in err and "epochs" not in err
+
+
+def test_epochs_may_grow(run, monkeypatch):
+    tiny_main(monkeypatch, "--resume", str(run), "--epochs", "4")
+    assert [row["epoch"] for row in kill.history(run)] == ["0", "1", "2", "3"]
+    assert json.loads((run / "result.json").read_text())["epochs"] == 4
+
+
+def test_early_stopping_stays_stopped(tmp_path, monkeypatch):
+    words = [*WORDS, "--epochs=40", "--patience=1", "--learning-rate=1e-9", "--logs", str(tmp_path)]
+    tiny_main(monkeypatch, *words)
+    folder = kill.only_run(tmp_path)
+    epochs = len(kill.history(folder))
+    assert epochs < 40
+    tiny_main(monkeypatch, "--resume", str(folder))
+    assert len(kill.history(folder)) == epochs
+
+
+def test_checkpoint_bytes_round_trip_and_show_any_change():
+    arrays = [np.arange(6, dtype="float32").reshape(2, 3), np.array(7, "int64")]
+    raw = pack({"epoch": 3}, arrays)
+    state, back = unpack(raw)
+    assert state == {"epoch": 3}
+    for a, b in zip(arrays, back, strict=True):
+        np.testing.assert_array_equal(a, b)
+    chance = random.Random(0)
+    for _ in range(300):
+        changed = bytearray(raw)
+        changed[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+        with pytest.raises(ValueError, match="checkpoint|checksum"):
+            unpack(bytes(changed))
+        with pytest.raises(ValueError, match="checkpoint|checksum"):
+            unpack(raw[: chance.randrange(len(raw))])
+
+
+def test_only_the_two_newest_are_kept_and_a_bad_disk_is_noticed(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        checkpoint.write(tmp_path, step, {"step": step}, [])
+    assert [unpack(path.read_bytes())[0]["step"] for path in stored(tmp_path)] == [3, 2]
+    monkeypatch.setattr(checkpoint, "replace_file", lambda path, raw: path.write_bytes(raw[:-1]))
+    with pytest.raises(RunError, match="the disk cannot be trusted"):
+        checkpoint.write(tmp_path, 4, {"step": 4}, [])
+    assert len(stored(tmp_path)) == 2
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.optimizer.build(model.trainable_variables)
+    saver = checkpoint.Checkpoints(tmp_path, {}, 4, {})
+    saver.set_model(model)
+    saver.epoch = 0
+    model.layers[0].bias.assign([np.nan])
+    with pytest.raises(RunError, match="a weight is not finite"):
+        saver._save(1, 0)
+    assert not stored(tmp_path)
+
+
+def test_other_network_s_checkpoint_is_refused():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.optimizer.build(model.trainable_variables)
+    with pytest.raises(RunError, match="another network's"):
+        checkpoint.restore(model, [np.zeros(3)])
+
+
+def test_fuzzed_archives_and_recipes_raise_one_line_or_nothing():
+    verdicts = fuzz.fuzz(400, 600, seed=11)
+    for counts in verdicts.values():
+        assert not [verdict for verdict in counts if verdict.startswith("wrong")]
+        assert counts["refused"] and counts["read"]
+
+
+def test_lock_is_freed_with_the_file(tmp_path):
+    held = checkpoint.lock(tmp_path)
+    with pytest.raises(InputError, match="another process trains in"):
+        checkpoint.lock(tmp_path)
+    held.close()
+    checkpoint.lock(tmp_path).close()
+    assert os.path.exists(tmp_path / "lock")

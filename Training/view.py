@@ -34,7 +34,10 @@ def heat(values):
 
 
 def mask_picture(images, mask):
-    """Images in the first row, below each the mean of its mask over the channels, dark is 0 and bright is 1.
+    """Images in the first row, below each the mean of its mask over the channels.
+
+    Dark is the lowest and bright the highest weight of the picture: early in training, and where weights are decayed,
+    all of them lie near 0.5.
 
     Args:
         images: uint8 `(n, size, size, 3)`.
@@ -44,6 +47,8 @@ def mask_picture(images, mask):
         uint8 `(height, width, 3)`.
     """
     strength = np.asarray(mask, "float32").mean(axis=-1)  # (n, h, w)
+    low, high = strength.min(), strength.max()
+    strength = (strength - low) / max(high - low, 1e-6)
     factor = max(images.shape[1] // strength.shape[1], 1)
     heats = enlarge(heat(strength), factor)[:, : images.shape[1], : images.shape[2]]
     return np.concatenate([row(images), row(heats)], axis=0)

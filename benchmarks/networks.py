@@ -1,0 +1,61 @@
+"""Build, save, load and train one step of every network of the family: python benchmarks/networks.py [NAME ...]
+
+Runs on the backend that KERAS_BACKEND names. The step runs eagerly, on two images; ImageNet's networks take 64 pixels.
+Prints a row of a Markdown table for each; exit code 1 if a loaded network answers differently or a loss is not finite.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import keras
+import numpy as np
+
+from Model import network
+from Model.geometries import NETWORKS
+
+CASES = [(name, "paper", 32) for name in NETWORKS]
+CASES += [(f"attention_{depth}", geometry, 32) for geometry in ("compact", "full") for depth in (56, 92)]
+CASES += [(name, "imagenet", 64) for name in NETWORKS if name.endswith(("_56", "_92"))]
+
+
+def check(name, geometry, pixels, folder):
+    """Seconds to build and to save and load, and whether the network survives both and a step of training."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    begun = time.perf_counter()
+    model = network(name, geometry=geometry, input_shape=(pixels, pixels, 3))
+    built = time.perf_counter()
+    path = Path(folder) / "network.keras"
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    saved = time.perf_counter()
+    images = np.random.default_rng(0).normal(size=(2, pixels, pixels, 3)).astype("float32")
+    outputs = [keras.ops.convert_to_numpy(each(images, training=False)) for each in (model, loaded)]
+    model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy", run_eagerly=True, jit_compile=False)
+    loss = float(model.train_on_batch(images, np.array([0, 1])))
+    fine = np.array_equal(*outputs) and np.isfinite(loss)
+    return built - begun, saved - built, loss, fine
+
+
+def main(names):
+    print(f"{keras.backend.backend()}\n")
+    print("| network | geometry | build s | save and load s | loss of a step | |\n|---|---|---|---|---|---|")
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, geometry, pixels in CASES:
+            if not names or name in names:
+                build, save, loss, fine = check(name, geometry, pixels, folder)
+                wrong += not fine
+                row = f"| {name} | {geometry} | {build:.1f} | {save:.1f} | {loss:.3f} | {'ok' if fine else 'WRONG'} |"
+                print(row, flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,12 +1,7 @@
 """Train a Residual Attention Network: Attention-56 on CIFAR-10 unless a flag says otherwise."""
 
-import contextlib
-import os
-import sys
-
 from Training import recipe as recipes
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes say nothing of the run
+from Training.console import one_line_errors, start_keras, told_how_to_resume
 
 
 def build(recipe, data):
@@ -39,9 +34,10 @@ def train(recipe, resume=None):
     from Training.data import load
 
     data = load(recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.samples)
+    data.refuse_batch(recipe.batch_size)
 
-    import keras  # only now: wrong flags and missing data are told without the seconds a framework takes to start
-
+    # Only now: wrong flags and missing data are told without the seconds that a framework takes to start.
+    keras = start_keras()
     from Training import checkpoint, events, report, run_folder
     from Training.fit import fit
 
@@ -70,38 +66,10 @@ def train(recipe, resume=None):
     return folder, result
 
 
-@contextlib.contextmanager
-def told_how_to_resume(folder):
-    """End the process in one line when the run is stopped, cannot go on, or its folder cannot be written."""
-    from Training.checkpoint import Interrupted, RunError
-
-    go_on = f"python training_cifar10.py --resume {folder}"
-    try:
-        yield
-    except Interrupted as signal:
-        sys.stderr.write(f"\nStopped by {signal}, everything is saved. Go on with: {go_on}\n")
-        raise SystemExit(signal.exit_code) from None
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\nStopped. Go on with: {go_on}\n")
-        raise SystemExit(130) from None
-    except RunError as error:
-        sys.stderr.write(f"training_cifar10.py: error: {error}\n")
-        raise SystemExit(1) from None
-    except OSError as error:
-        sys.stderr.write(
-            f"training_cifar10.py: error: {error.filename or folder} cannot be written: {error.strerror or error}; "
-            f"when that is mended, go on with: {go_on}\n"
-        )
-        raise SystemExit(1) from None
-
-
 def main(arguments=None):
     recipe, resume = recipes.parse(arguments, __doc__)
-    try:
+    with one_line_errors():
         train(recipe, resume)
-    except recipes.InputError as error:
-        sys.stderr.write(f"training_cifar10.py: error: {error}\n")
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

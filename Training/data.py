@@ -31,6 +31,12 @@ class Data(NamedTuple):
         """Per-pixel mean of the training images, float32 `(height, width, channels)`."""
         return self.train.images.mean(axis=0, dtype="float64").astype("float32")
 
+    def refuse_batch(self, batch_size):
+        """Raise `InputError` where the training images do not fill one batch."""
+        count = len(self.train.labels)
+        if batch_size > count:
+            raise InputError(f"batch_size={batch_size} needs as many images to train on, received {count}")
+
 
 def digits():
     """scikit-learn's handwritten digits: 1,797 real images of 8x8, enlarged to 32x32 in three channels."""

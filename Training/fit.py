@@ -307,8 +307,7 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
         RunError: the loss or a weight is not finite, or no checkpoint can be written.
     """
     batches = Batches(data.train, recipe.batch_size, recipe.seed)
-    if not batches.steps_per_epoch:
-        raise InputError(f"batch_size={recipe.batch_size} needs as many images, received {len(data.train.labels)}")
+    data.refuse_batch(recipe.batch_size)
     held_out = Batches(data.validation, even_batch(len(data.validation.labels))) if recipe.validation_split else None
     model = compiled(network, recipe, batches.steps_per_epoch)
     state, arrays = newest(folder, say) or (None, None)

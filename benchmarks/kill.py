@@ -127,6 +127,8 @@ def disturbed(logs, kills, length, chance, words=WORDS):
     while len(came) < kills:
         kind = chance.choice(["moment", "moment", "save", "epoch"])
         if not kill(run, lambda: only_run(logs), kind, chance.uniform(0, length)):
+            if run.returncode:
+                raise SystemExit(f"a run ended by itself with {run.returncode}")
             break
         came.append(kind)
         print(f"  killed ({kind})", flush=True)

@@ -167,7 +167,7 @@ def test_without_validation_there_is_no_best(tmp_path):
 
 def test_batch_larger_than_the_data_is_named(tmp_path):
     digits = data.load("digits", samples=64)
-    with pytest.raises(InputError, match="batch_size=100 needs as many images, received 64"):
+    with pytest.raises(InputError, match="batch_size=100 needs as many images to train on, received 64"):
         fit(tiny_build(QUICK, digits), digits, dataclasses.replace(QUICK, batch_size=100), tmp_path)
 
 

@@ -157,20 +157,33 @@ def test_help_shows_every_choice_without_a_framework(tmp_path):
     "words, said",
     [
         ("--epoch 3", "did you mean --epochs?"),
+        ("--model attention_57x", "model: a network is called attention, attentionnext, attentioninception and _"),
         ("--data-dir nowhere", "--data-dir nowhere does not exist"),
         ("--dataset digits --samples 2", "2 of 1293 images cannot be split off by class"),
         ("--dataset digits --p 2", "depth must be 54 m + 20 with p=2, t=2"),
-        ("--dataset digits --batch-size 2000", "batch_size=2000 needs as many images, received 1293"),
+        ("--dataset digits --batch-size 2000", "batch_size=2000 needs as many images to train on, received 1293"),
         ("--dataset digits --logs /proc/Logs", "--logs /proc/Logs cannot be written"),
     ],
 )
 def test_impossible_runs_end_in_one_line(words, said, capsys, tmp_path):
-    logs = [] if "--logs" in words else ["--logs", str(tmp_path)]
+    logs = [] if "--logs" in words else ["--logs", str(tmp_path / "Logs")]
     with pytest.raises(SystemExit) as stop:
         training_cifar10.main([*words.split(), *logs])
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and err.startswith("training_cifar10.py: error: ")
+    assert not (tmp_path / "Logs").exists()
+
+
+def test_one_line_is_all_that_a_process_says(tmp_path):
+    """Also behind the framework's start, whose own notes are many."""
+    for words, environment, said in (
+        (["--dataset=digits", "--logs=/proc/Logs"], {}, "--logs /proc/Logs cannot be written"),
+        (["--dataset=digits"], {"KERAS_BACKEND": "none"}, "KERAS_BACKEND must be one of tensorflow, jax"),
+    ):
+        run = python("import training_cifar10; training_cifar10.main()", *words, **environment)
+        out, err = run.communicate(timeout=60)
+        assert run.returncode == 2 and out == "" and err.count("\n") == 1 and said in err
 
 
 def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):

@@ -1,0 +1,88 @@
+"""What a run says on the console besides its progress: a quiet start, and every end that is not success in one line."""
+
+import contextlib
+import os
+import sys
+
+from Training.recipe import InputError
+
+PROGRAM = "training_cifar10.py"
+BACKENDS = ("tensorflow", "jax")
+
+
+@contextlib.contextmanager
+def silent_stderr():
+    """Send what is written to the process' standard error, also by C++, nowhere; exceptions pass as ever."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def start_keras():
+    """Import Keras and its backend and find the device; returns the `keras` module.
+
+    TensorFlow's C++ writes half a dozen lines of notes while it starts, a failed search for a GPU among them, before
+    any of its switches is read; a user's own line would drown in them.
+
+    Raises:
+        InputError: KERAS_BACKEND names no backend of ours, or one that is not installed.
+    """
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend not in BACKENDS:
+        raise InputError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
+    os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        with silent_stderr():
+            import keras
+
+            from Training import run_folder
+
+            run_folder.device()
+    except ImportError as error:
+        raise InputError(
+            f"{error}: install requirements.txt, or set KERAS_BACKEND to the other of {', '.join(BACKENDS)}"
+        ) from None
+    return keras
+
+
+def end(code, line):
+    """End the process with one line on the standard error."""
+    sys.stderr.write(line + "\n")
+    raise SystemExit(code) from None
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Turn what the user can mend into one line and exit code 2, and Ctrl-C before the training into 130."""
+    try:
+        yield
+    except InputError as error:
+        end(2, f"{PROGRAM}: error: {error}")
+    except KeyboardInterrupt:
+        end(130, "\nStopped before the training began.")
+
+
+@contextlib.contextmanager
+def told_how_to_resume(folder):
+    """End the process in one line when the run is stopped, cannot go on, or its folder cannot be written."""
+    from Training.checkpoint import Interrupted, RunError
+
+    go_on = f"python {PROGRAM} --resume {folder}"
+    try:
+        yield
+    except Interrupted as signal:
+        end(signal.exit_code, f"\nStopped by {signal}, everything is saved. Go on with: {go_on}")
+    except KeyboardInterrupt:
+        end(130, f"\nStopped. Go on with: {go_on}")
+    except RunError as error:
+        end(1, f"{PROGRAM}: error: {error}")
+    except OSError as error:
+        what = f"{error.filename or folder} cannot be written: {error.strerror or error}"
+        end(1, f"{PROGRAM}: error: {what}; when that is mended, go on with: {go_on}")

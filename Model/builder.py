@@ -32,24 +32,22 @@ def residual_attention_network(
 ):
     """A Residual Attention Network as a functional model, from images to class probabilities.
 
-    Stem (convolution, pooling); three stages of one residual unit and their attention blocks; the geometry's last
-    units; BN-ReLU, average pooling over the whole map, dropout, classifier, softmax. Logits and softmax are float32
-    under every dtype policy. Source: Wang et al. 2017, https://arxiv.org/abs/1704.06904, figure 2 and table 2.
+    Stem; three stages of a residual unit and attention blocks; the geometry's last units; BN-ReLU, average pooling
+    over the whole map, dropout, classifier, softmax. Logits and softmax are float32 under every dtype policy.
+    Source: Wang et al. 2017, https://arxiv.org/abs/1704.06904, figure 2 and table 2.
 
     Args:
         depth: int, layers along the trunk: 36 m + 20, with p = 1 and t = 2.
         geometry: str, a key of `GEOMETRIES`, or a `Geometry` of one's own.
         learning: "arl" or "nal", see `Module.AttentionBlock`.
-        p, t, r: ints, units in each attention block, see `Module.AttentionBlock`; None is the depth's own: 1, 2, 1,
-            but 2, 4, 3 for 452.
+        p, t, r: ints, see `Module.AttentionBlock`; None is the depth's own: 1, 2, 1, but 2, 4, 3 for 452.
         classes: int, or None for the geometry's own: 10, with "imagenet" 1000.
         input_shape: `(height, width, channels)`, or None for the geometry's own: 32 x 32 x 3, with "imagenet" 224.
         dropout: float in [0, 1), share of features dropped before the classifier.
         classifier_l2: float, weight of the L2 penalty on the classifier's kernel.
         preprocessing: a layer put before the first convolution (the mean subtraction), or None.
         name: str, the model's name; by default `attention_<depth>`.
-        attention: "mixed", "channel" or "spatial", see `Module.attention_block.attend`.
-        mask: "encoder_decoder" or "local", see `Module.AttentionBlock`.
+        attention, mask: see `Module.AttentionBlock`.
         unit: "residual", "resnext" (AttentionNeXt) or "inception" (AttentionInception).
         r_up: int, units a level on the mask's way up, or None for the depth's own: r, but 1 for 452.
 

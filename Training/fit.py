@@ -306,15 +306,15 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
         Interrupted: after SIGINT or SIGTERM, with the state saved.
         RunError: the loss or a weight is not finite, or no checkpoint can be written.
     """
-    batches = Batches(data.train, recipe.batch_size, recipe.seed)
     data.refuse_batch(recipe.batch_size)
+    batches = Batches(data.train, recipe.batch_size, recipe.seed)
     held_out = Batches(data.validation, even_batch(len(data.validation.labels))) if recipe.validation_split else None
     model = compiled(network, recipe, batches.steps_per_epoch)
     state, arrays = newest(folder, say) or (None, None)
-    rewind(folder, state)
     if state:
         refuse_other_recipe(recipe, state["recipe"])
         restore(model, arrays)
+    rewind(folder, state)
     epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
     # Keras' fit takes one number of steps for all epochs: one begun before is ended in a fit of its own.
     parts = [epoch + 1, recipe.epochs] if batches.first_step else [recipe.epochs]

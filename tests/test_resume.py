@@ -171,7 +171,9 @@ def test_second_process_on_one_folder_is_refused(run, monkeypatch, capsys):
 def test_changed_recipe_is_refused_by_field(run, monkeypatch, capsys):
     recipe = json.loads((run / "recipe.json").read_text())
     (run / "recipe.json").write_text(json.dumps({**recipe, "learning_rate": 0.2, "epochs": 4}))
+    before = kill.points(run)
     err = refused(monkeypatch, capsys, 2, "--resume", str(run))
+    assert kill.points(run) == before, "a refusal must not change the run"
     assert "another recipe: learning_rate (checkpoint: 0.1, now: 0.2)" in err and "epochs" not in err
 
 

@@ -17,8 +17,8 @@ tensorboard: .venv/installed
 
 # The second pass runs what must hold on every backend once more, on JAX.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -m backends $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 --dist loadfile -m backends $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check $(ARGS) .

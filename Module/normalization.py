@@ -9,7 +9,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Keras' layer with the authors' epsilon (1e-5) and momentum (0.9, where Keras has 0.99: too slow for
     runs of a few epochs). In training on TensorFlow it is the one fused operation that TensorFlow has,
-    where Keras composes it of several: fewer to trace and fewer passes over the data. The moving variance stays Keras' (the biased estimate), so weights mean the same on every backend.
+    where Keras composes it of several: fewer to trace and fewer passes over the data. The moving
+    variance stays Keras' (the biased estimate), so weights mean the same on every backend.
 
     Args:
         momentum: float, share of the old moving statistics that each step keeps.

@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from Model.geometries import DEPTHS, GEOMETRIES, Depth, Geometry, blocks_per_stage, parse_name
-from Module import AttentionBlock, InceptionUnit, ResidualUnit, ResNeXtUnit
+from Module import AttentionBlock, Dropout, InceptionUnit, ResidualUnit, ResNeXtUnit
 from Module.pooling import ceil_pooling
 from Module.residual_unit import norm_relu, run_chain, strided_convolution
 
@@ -108,7 +108,7 @@ def _classifier(x, classes, dropout, l2, unit):
         x = run_chain(norm_relu("tail", None), x)
     x = layers.AveragePooling2D(x.shape[1:3], strides=1, name="average_pool")(x)  # (B, 1, 1, C)
     x = layers.Flatten(name="flatten")(x)
-    x = layers.Dropout(dropout, name="dropout")(x)
+    x = Dropout(dropout, name="dropout")(x)
     regularizer = keras.regularizers.L2(l2) if l2 else None
     x = layers.Dense(classes, kernel_regularizer=regularizer, dtype="float32", name="logits")(x)
     return layers.Softmax(dtype="float32", name="probabilities")(x)

@@ -186,12 +186,15 @@ class AttentionBlock(layers.Layer):
         return units
 
     def call(self, inputs, return_mask=False):
-        x = run_chain(self.before, inputs)
-        trunk = run_chain(self.trunk, x)
-        mask = self._soft_mask(x)
+        trunk, mask = self.branches(inputs)
         gain = mask + 1 if self.learning == "arl" else mask
         outputs = run_chain(self.after, gain * trunk)
         return (outputs, mask) if return_mask else outputs
+
+    def branches(self, inputs):
+        """The two that are multiplied: trunk `T(u)` and mask `M(u)`, each of the output's shape."""
+        x = run_chain(self.before, inputs)
+        return run_chain(self.trunk, x), self._soft_mask(x)
 
     def _soft_mask(self, x):
         branch = self._encoder_decoder if self.mask == "encoder_decoder" else self._local
@@ -224,14 +227,14 @@ class AttentionBlock(layers.Layer):
         return {**super().get_config(), **config, "unit": keras.saving.get_registered_name(self.unit)}
 
 
-class SoftMask(layers.Layer):
-    """The soft mask `M` of an attention block, as a layer of its own that shares the block's weights.
+class Branches(layers.Layer):
+    """Trunk and soft mask of an attention block, as a layer of its own that shares the block's weights.
 
     Args:
         block: a built `AttentionBlock`.
 
     Input shape:  the block's.
-    Output shape: the same; the weights that `attend` gives.
+    Output shape: a dictionary of two tensors of that shape: `trunk`, `mask`.
     """
 
     def __init__(self, block, **kwargs):
@@ -239,8 +242,8 @@ class SoftMask(layers.Layer):
         self.block = block
 
     def call(self, inputs):
-        _, mask = self.block(inputs, training=False, return_mask=True)
-        return mask
+        trunk, mask = self.block.branches(inputs)
+        return {"trunk": trunk, "mask": mask}
 
     def compute_output_shape(self, input_shape):
-        return tuple(input_shape)
+        return {"trunk": tuple(input_shape), "mask": tuple(input_shape)}

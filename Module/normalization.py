@@ -2,6 +2,8 @@
 
 import keras
 
+from Module.replicas import replicas
+
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -9,8 +11,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Keras' layer with the authors' epsilon (1e-5) and momentum (0.9, where Keras has 0.99: too slow for
     runs of a few epochs). In training on TensorFlow it is the one fused operation that TensorFlow has,
-    where Keras composes it of several: fewer to trace and fewer passes over the data. The moving
-    variance stays Keras' (the biased estimate), so weights mean the same on every backend.
+    where Keras composes it of several: fewer to trace and fewer passes over the data. It moves the
+    statistics, too, but the variance with the unbiased estimate; ours stays Keras', with the biased
+    one, so weights mean the same on every backend.
+    Built where TensorFlow splits a batch over several devices, it normalizes over all of them, by Keras'
+    synchronized operations; a saved model does not keep that.
 
     Args:
         momentum: float, share of the old moving statistics that each step keeps.
@@ -22,6 +27,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
+        self.synchronized = replicas() > 1
+
+    def get_config(self):
+        return {**super().get_config(), "synchronized": False}
 
     def call(self, inputs, training=None, mask=None):
         if training and self.trainable and self._is_fusable(inputs):
@@ -42,11 +51,18 @@ class BatchNormalization(keras.layers.BatchNormalization):
         import tensorflow as tf  # only here: the module must import where TensorFlow is not installed
 
         inputs = tf.cast(inputs, self.compute_dtype)
-        outputs, mean, unbiased = tf.compat.v1.nn.fused_batch_norm(
-            inputs, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta), epsilon=self.epsilon
+        size = inputs.shape.num_elements() or tf.cast(tf.size(inputs), tf.float32)
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=self.gamma.value,
+            offset=self.beta.value,
+            mean=self.moving_mean.value,
+            variance=self.moving_variance.value,
+            epsilon=self.epsilon,
+            exponential_avg_factor=1.0 - self.momentum,
         )
-        count = tf.cast(tf.size(inputs) // inputs.shape[-1], unbiased.dtype)
-        variance = unbiased * (count - 1.0) / count
-        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign(moving * self.momentum + batch * (1.0 - self.momentum))
+        self.moving_mean.assign(mean)
+        kept = self.moving_variance.value * self.momentum
+        n = size / inputs.shape[-1]  # values of a channel; the biased estimate is (n - 1) / n of the unbiased
+        self.moving_variance.assign(variance - (variance - kept) / n)
         return outputs

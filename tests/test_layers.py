@@ -10,10 +10,10 @@ from Module import (
     AttentionBlock,
     BatchNormalization,
     BilinearUpsampling,
+    Branches,
     InceptionUnit,
     ResidualUnit,
     ResNeXtUnit,
-    SoftMask,
     attention_block,
 )
 from Module.upsampling import interpolation_matrix
@@ -238,16 +238,20 @@ def test_tables_and_block_know_the_same_choices():
         assert getattr(geometries, name) == getattr(attention_block, name)
 
 
-def test_soft_mask_layer_is_the_block_s_mask():
+def test_branches_are_the_block_s_trunk_and_mask():
     inputs = keras.Input((8, 8, 8))
     block = AttentionBlock(8, mask_depth=1)
     block(inputs)
     randomize(block)
-    model = keras.Model(inputs, SoftMask(block)(inputs))
+    model = keras.Model(inputs, Branches(block)(inputs))
     x = images((8, 8, 8))
-    np.testing.assert_allclose(
-        model.predict(x, verbose=0), block(ops.convert_to_tensor(x), return_mask=True)[1], rtol=1e-5, atol=1e-6
-    )
+    given = model.predict(x, verbose=0)
+    outputs, mask = block(ops.convert_to_tensor(x), return_mask=True)
+    np.testing.assert_allclose(given["mask"], mask, rtol=1e-5, atol=1e-6)
+    after = (1 + given["mask"]) * given["trunk"]
+    for unit in block.after:
+        after = unit(after)
+    np.testing.assert_allclose(after, outputs, rtol=1e-4, atol=1e-5)
 
 
 def test_upsampling_has_aligned_corners():
@@ -266,7 +270,9 @@ def test_upsampling_has_aligned_corners():
         np.testing.assert_allclose(y[b, ..., c], both, rtol=1e-4, atol=1e-5)
 
 
-def test_normalization_trains_as_keras_layer_does():
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_normalization_trains_as_keras_layer_does(known):
+    """Also where the batch's size is not known while the step is traced, as in `fit`."""
     ours = model_of(BatchNormalization(), (4, 4, 3))
     theirs = model_of(keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5), (4, 4, 3))
     for model in (ours, theirs):
@@ -274,10 +280,22 @@ def test_normalization_trains_as_keras_layer_does():
         model.compile(keras.optimizers.SGD(0.5), "mse")
     for step in range(3):
         x, y = 3 * images((4, 4, 3), 8, seed=step) + 1, images((4, 4, 3), 8, seed=10 + step)
-        losses = [model.train_on_batch(x, y) for model in (ours, theirs)]
+        if known:
+            losses = [model.train_on_batch(x, y) for model in (ours, theirs)]
+        else:
+            losses = [model.fit(x, y, verbose=0).history["loss"] for model in (ours, theirs)]
         np.testing.assert_allclose(*losses, rtol=1e-5)
     for a, b in zip(ours.weights, theirs.weights):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=a.path)
+
+
+def test_normalization_takes_a_single_value():
+    """Its variance is 0 by either estimate."""
+    layer = BatchNormalization()
+    outputs = layer(np.full((1, 1, 1, 2), 5.0, "float32"), training=True)
+    np.testing.assert_array_equal(outputs, np.zeros((1, 1, 1, 2)))
+    np.testing.assert_allclose(layer.moving_mean, [0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(layer.moving_variance, [0.9, 0.9], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

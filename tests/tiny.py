@@ -27,7 +27,7 @@ def tiny_build(recipe, data):
         classes=len(data.classes),
         input_shape=data.train.images.shape[1:],
         dropout=recipe.dropout,
-        preprocessing=mean_subtraction(data.mean),
+        preprocessing=mean_subtraction(*data.mean_and_std(recipe.mean)),
     )
 
 

@@ -1,0 +1,37 @@
+"""What a layer must know of TensorFlow's replicas, where one batch is split over several devices.
+
+JAX has no such thing: there a layer sees the whole batch, and the compiler splits it.
+"""
+
+import keras
+
+
+def replicas():
+    """In how many parts TensorFlow's strategy splits a batch; 1 without one, and on JAX."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def uniform(shape, low, high, seed):
+    """Uniform numbers for this replica's part of a batch: those that one device would draw for these images.
+
+    Every replica draws for the whole batch, from the same state, and takes its part.
+
+    Args:
+        shape: the first entry is the number of images in this replica.
+        low, high: floats.
+        seed: `keras.random.SeedGenerator`.
+    """
+    part, count = 0, 1
+    if replicas() > 1:
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        if context:  # none outside a step
+            part, count = context.replica_id_in_sync_group, context.num_replicas_in_sync
+    images = shape[0]
+    drawn = keras.random.uniform((images * count, *shape[1:]), low, high, seed=seed)
+    return drawn[part * images : (part + 1) * images] if count > 1 else drawn

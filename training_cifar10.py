@@ -1,5 +1,9 @@
 """Train a Residual Attention Network: Attention-56 on CIFAR-10 unless a flag says otherwise."""
 
+from pathlib import Path
+
+from Model.geometries import GEOMETRIES
+from Training import devices
 from Training import recipe as recipes
 from Training.console import one_line_errors, start_keras, told_how_to_resume
 
@@ -23,47 +27,104 @@ def build(recipe, data):
             input_shape=data.train.images.shape[1:],
             dropout=recipe.dropout,
             classifier_l2=recipe.classifier_l2,
-            preprocessing=mean_subtraction(data.mean),
+            preprocessing=mean_subtraction(*data.mean_and_std(recipe.mean)),
         )
     except ValueError as error:  # a depth that these p and t cannot give, or images too small for the masks
         raise recipes.InputError(str(error)) from None
 
 
+def read(recipe):
+    """The recipe's data; what a person should know of streamed pictures is printed."""
+    from Training.data import described, load
+
+    what = (recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.samples, recipe.label_noise)
+    if not recipes.is_streamed(recipe.dataset):
+        return load(*what)
+    data = load(
+        *what,
+        size=recipe.image_size or GEOMETRIES[recipe.geometry].pixels,
+        random_crops=recipe.augmentation == "imagenet",
+        broken=recipe.broken,
+        cache=recipe.cache,
+        workers=recipe.workers,
+    )
+    print("\n".join(described(data)), flush=True)
+    return data
+
+
 def train(recipe, resume=None):
     """One run from recipe to result; returns the run's folder and what its `result.json` holds."""
-    from Training.data import load
-
-    data = load(recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.samples)
+    data = read(recipe)
     data.refuse_batch(recipe.batch_size)
 
     # Only now: wrong flags and missing data are told without the seconds that a framework takes to start.
-    keras = start_keras()
-    from Training import checkpoint, events, report, run_folder
+    keras = start_keras(recipe.distribute)
+    with (
+        devices.spread(recipe.distribute, recipe.batch_size) as spread,
+        devices.ended_at_once(spread),
+        one_line_errors(),
+    ):
+        return train_on(spread, keras, data, recipe, resume)
+
+
+def train_on(spread, keras, data, recipe, resume):
+    """The run on these devices; of several processes the first alone writes and speaks."""
+    from Training import checkpoint, evaluation, events, report, run_folder
+    from Training.fine_tuning import freeze, load_weights
     from Training.fit import fit
 
+    say = print if spread.first else (lambda *_, **__: None)
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(recipe.precision)
     network = build(recipe, data)
+    if recipe.weights and not (resume and checkpoint.newest(resume, lambda _: None)):
+        say(load_weights(network, recipe.weights))
+    if recipe.freeze:
+        say(freeze(network, recipe.freeze))
 
-    folder = run_folder.open_again(resume) if resume else run_folder.create(recipe.logs)
-    held = checkpoint.lock(folder)  # noqa: F841  until the process ends
-    environment = run_folder.environment()
-    run_folder.write(folder, "recipe.json", recipe.to_json())
-    run_folder.write_json(folder, "environment.json", environment)
-    run_folder.write_json(folder, "split.json", {"validation": data.held_out.tolist()})
-    print(f"{recipe.model} on {recipe.dataset}: {len(data.train.labels)} images to train on, {folder}", flush=True)
+    folder, held = open_folder(spread, data, recipe, resume)  # held until the process ends
+    say(f"{recipe.model} on {recipe.dataset}: {len(data.train.labels)} images to train on, {folder}", flush=True)
+    say(f"{recipe.batch_size} images a step on {spread}, learning rate {recipe.learning_rate:g}", flush=True)
 
     shown = data.validation if len(data.validation.labels) else data.train
-    with told_how_to_resume(folder):
-        model = fit(network, data, recipe, folder, lambda again: events.watchers(folder, network, shown, recipe, again))
-        figures, predictions = report.evaluate(model, data)
+
+    def make_events(again):
+        return events.watchers(folder, network, shown, recipe, again) if spread.first else []
+
+    with told_how_to_resume(folder), data.reading(), devices.lost_peers_told(spread):
+        fit(network, data, recipe, folder, make_events, say, spread)
+        figures, predictions = evaluation.evaluate(network, data, recipe.test_flip, spread)
+        if not spread.first:
+            return folder, None
         history = report.read_history(folder / "history.csv")
-        result = report.result(figures, recipe, history, network, environment)
+        result = evaluation.result(figures, recipe, history, network, run_folder.environment())
         run_folder.write_json(folder, "result.json", result)
+        run_folder.write(folder, "predictions.csv", evaluation.predictions_csv(data.test.labels, predictions))
         events.finish(folder, recipe, figures, data.test.labels, predictions, data.classes)
-    print(report.table(result))
+    print(evaluation.table(result))
+    if data.broken:
+        print(f"  broken pictures   {data.broken}, the next of its class took the place of each")
     print(f"  everything in     {folder}")
     return folder, result
+
+
+def open_folder(spread, data, recipe, resume):
+    """The run's folder, made and locked by the first process and known to all, and the lock to hold."""
+    from Training import checkpoint, run_folder
+
+    held = []
+
+    def opened():
+        folder = run_folder.open_again(resume) if resume else run_folder.create(recipe.logs)
+        held.append(checkpoint.lock(folder))
+        run_folder.write(folder, "recipe.json", recipe.to_json())
+        environment = {**run_folder.environment(), "devices": spread.count, "processes": spread.processes}
+        run_folder.write_json(folder, "environment.json", environment)
+        run_folder.write_split(folder, data.held_out, data.identity)
+        run_folder.write_json(folder, "classes.json", data.classes)
+        return str(folder)
+
+    return Path(devices.from_first(spread, opened)), held
 
 
 def main(arguments=None):

@@ -10,8 +10,16 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from Module.replicas import uniform
 
-class _Augmentation(layers.Layer):
+# Of the covariance of ImageNet's colours, pixels from 0 to 1: its eigenvalues, and its eigenvectors as columns.
+COLOUR_EIGENVALUES = np.float32([0.2175, 0.0188, 0.0045])
+COLOUR_COMPONENTS = np.float32(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]],
+)
+
+
+class Augmentation(layers.Layer):
     """Draws from its own seed, whose state is saved with the weights, so that a resumed run goes on exactly."""
 
     def __init__(self, seed=0, **kwargs):
@@ -28,7 +36,7 @@ class _Augmentation(layers.Layer):
 
     def uniform(self, images, low, high):
         """One number an image, uniform in [low, high)."""
-        return keras.random.uniform((ops.shape(images)[0],), low, high, seed=self.seed_generator)
+        return uniform((ops.shape(images)[0],), low, high, self.seed_generator)
 
     def get_config(self):
         config = super().get_config()
@@ -41,7 +49,7 @@ def _mirrored(drawn, flip):
 
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
-class RandomAffine(_Augmentation):
+class RandomAffine(Augmentation):
     """Rotation about the centre, shift, and horizontal flip, as one bilinear resampling.
 
     Output pixel `o` takes the value at `c + F R(a) (o - c) + s`: centre `c`, angle `a` uniform in +-`rotation`
@@ -105,7 +113,7 @@ def _bilinear(images, y, x):
 
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
-class RandomCrop(_Augmentation):
+class RandomCrop(Augmentation):
     """Zeros added on every side, a random crop of the old size, and a horizontal flip of half of the images.
 
     Source: Wang et al. 2017, https://arxiv.org/abs/1704.06904, section 4.1 (4 pixels).
@@ -145,10 +153,149 @@ class RandomCrop(_Augmentation):
         return {**super().get_config(), "padding": self.padding, "flip": self.flip}
 
 
-def augmentation(kind, *, rotation, shift, flip, seed):
-    """The layer for a recipe's `augmentation`, or None for "none"."""
+@keras.saving.register_keras_serializable(package="ResidualAttention")
+class RandomLighting(Augmentation):
+    """Adds `255 P (a * l)` to all pixels of an image, and flips half of the images.
+
+    `P` and `l` are eigenvectors and eigenvalues of ImageNet's colours, `a` is normal with deviation 0.1, three numbers
+    an image. Source: Krizhevsky et al. 2012, section 4.1; Wang et al. 2017, section 4.2, name the standard colour
+    augmentation. The crops of random scale and aspect are cut where the pictures are decoded.
+
+    Args:
+        flip: bool.
+        seed: int.
+
+    Input shape:  `(batch, height, width, 3)`, pixels 0 to 255.
+    Output shape: the same, float32.
+    """
+
+    def __init__(self, flip=True, seed=0, **kwargs):
+        super().__init__(seed, **kwargs)
+        self.flip = flip
+
+    def augment(self, images):
+        drawn = keras.random.normal((ops.shape(images)[0], 3), stddev=0.1, seed=self.seed_generator)
+        colour = ops.matmul(drawn * (255 * COLOUR_EIGENVALUES), COLOUR_COMPONENTS.T)  # (B, 3)
+        mirror = ops.reshape(_mirrored(self.uniform(images, 0.0, 1.0), self.flip), (-1, 1, 1, 1))
+        return ops.where(mirror < 0, ops.flip(images, axis=2), images) + ops.reshape(colour, (-1, 1, 1, 3))
+
+    def get_config(self):
+        return {**super().get_config(), "flip": self.flip}
+
+
+def _windows(images, down, right, height, width):
+    """1 inside a window of each image and 0 outside, `(batch, h, w, 1)`; what lies beyond the border is cut off.
+
+    Args:
+        images: `(batch, h, w, channels)`.
+        down, right: centres, `(batch,)`, in pixels.
+        height, width: sides, `(batch,)` or numbers, in pixels.
+    """
+
+    def inside(side, centre, length):
+        start = ops.reshape(ops.floor(centre - length / 2 + 0.5), (-1, 1))
+        at = ops.arange(side, dtype="float32")[None]
+        return ops.cast((at >= start) & (at < start + ops.reshape(ops.round(length), (-1, 1))), "float32")
+
+    rows, columns = inside(images.shape[1], down, height), inside(images.shape[2], right, width)
+    return rows[:, :, None, None] * columns[:, None, :, None]
+
+
+@keras.saving.register_keras_serializable(package="ResidualAttention")
+class Cutout(Augmentation):
+    """One square of each image blanked, its centre anywhere in the image.
+
+    Source: DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552, section 3.
+
+    Args:
+        size: int, side of the square in pixels.
+        fill: float, the value it gets; the mean of the data, which the subtraction makes 0.
+        seed: int.
+
+    Input shape:  `(batch, height, width, channels)`, pixels 0 to 255.
+    Output shape: the same, float32.
+    """
+
+    def __init__(self, size, fill=0.0, seed=0, **kwargs):
+        super().__init__(seed, **kwargs)
+        self.size = size
+        self.fill = fill
+
+    def augment(self, images):
+        height, width = images.shape[1:3]
+        side = ops.full((1,), float(self.size))
+        down, right = self.uniform(images, 0.0, height), self.uniform(images, 0.0, width)
+        return ops.where(_windows(images, ops.floor(down), ops.floor(right), side, side) > 0, self.fill, images)
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size, "fill": self.fill}
+
+
+@keras.saving.register_keras_serializable(package="ResidualAttention")
+class Mix(Augmentation):
+    """Each image mixed with the one before it in the batch, and the share of itself that is left.
+
+    - mixup: `s x + (1 - s) x'`, Zhang et al. 2018, https://arxiv.org/abs/1710.09412, equation 1;
+    - cutmix: a window of about `1 - s` of the area comes from `x'`, Yun et al. 2019,
+      https://arxiv.org/abs/1905.04899, section 3.1; `s` is then what is left of `x`.
+
+    `s` is uniform in [0, 1), for each image its own: both papers' Beta(1, 1) on CIFAR.
+
+    Args:
+        kind: "mixup" or "cutmix".
+        seed: int.
+
+    Input shape:  `(batch, height, width, channels)`, pixels 0 to 255.
+    Output shape: a pair: the same, float32; the shares `(batch,)`, 1 outside training.
+    """
+
+    def __init__(self, kind, seed=0, **kwargs):
+        super().__init__(seed, **kwargs)
+        self.kind = kind
+
+    def call(self, images, training=None):
+        images = ops.cast(images, self.compute_dtype)
+        return self.augment(images) if training else (images, ops.ones_like(images[:, 0, 0, 0]))
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape), (input_shape[0],)
+
+    def augment(self, images):
+        share = self.uniform(images, 0.0, 1.0)
+        other = ops.roll(images, 1, axis=0)
+        if self.kind == "mixup":
+            own = ops.reshape(share, (-1, 1, 1, 1))
+        else:
+            height, width = images.shape[1:3]
+            side = ops.sqrt(1 - share)
+            down, right = self.uniform(images, 0.0, height), self.uniform(images, 0.0, width)
+            own = 1 - _windows(images, ops.floor(down), ops.floor(right), side * height, side * width)
+            share = ops.mean(own, axis=(1, 2, 3))
+        return own * images + (1 - own) * other, share
+
+    def get_config(self):
+        return {**super().get_config(), "kind": self.kind}
+
+
+def augmentations(kind, *, rotation, shift, flip, cutout, fill, mix, seed):
+    """The layers for a recipe's augmentation, in their order; `Mix`, whose output is a pair, is the last.
+
+    Args:
+        kind: "affine", "crop", "imagenet" or "none".
+        rotation, shift, flip: see `RandomAffine`; `flip` is `RandomCrop`'s and `RandomLighting`'s too.
+        cutout, fill: size and value of `Cutout`; 0 pixels is none.
+        mix: "mixup", "cutmix" or "none".
+        seed: int.
+    """
+    chosen = []
     if kind == "affine":
-        return RandomAffine(rotation, shift, flip, seed, name="augmentation")
+        chosen.append(RandomAffine(rotation, shift, flip, seed, name="augmentation"))
     if kind == "crop":
-        return RandomCrop(4, flip, seed, name="augmentation")
-    return None
+        chosen.append(RandomCrop(4, flip, seed, name="augmentation"))
+    if kind == "imagenet":
+        chosen.append(RandomLighting(flip, seed, name="augmentation"))
+    if cutout:
+        chosen.append(Cutout(cutout, fill, seed + 1, name="cutout"))
+    if mix != "none":
+        chosen.append(Mix(mix, seed + 2, name="mix"))
+    return chosen

@@ -17,16 +17,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from Training.recipe import InputError
+from Training.devices import ONE, asked_to_stop
+from Training.recipe import InputError, RunError
 from Training.run_folder import replace_file
 
 MAGIC = b"residual-attention checkpoint 1\n"
 KEPT = 2
+LOOKED_AT = 50  # steps between looks at the loss: a look waits for the device
 NAME = re.compile(r"step-(\d{9})\.checkpoint")
-
-
-class RunError(Exception):
-    """The run cannot go on; the message is one line that says why and what is left."""
 
 
 class Interrupted(Exception):
@@ -156,7 +154,7 @@ def _synced_sizes(folder):
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Saves the whole state of a run at each epoch's end, every `every` steps, and when a signal asks to stop.
+    """Saves the whole state of a run at the end of epochs, every `every` steps, and when a signal asks to stop.
 
     It stands last among the callbacks, so that what it saves is all that the others did.
 
@@ -166,17 +164,21 @@ class Checkpoints(keras.callbacks.Callback):
         steps_per_epoch: int, steps of a whole epoch.
         remembered: dictionary of `{name: (object, attributes)}` whose numbers are part of the state.
         every: int, steps between checkpoints within an epoch; 0 saves at the epochs' ends alone.
+        due: numbers of finished epochs at which to save, or None for all.
         state: of the checkpoint to go on from, or None; later that of the newest one saved.
+        devices: `devices.Devices`; every process stops at the same step, and the first alone writes.
     """
 
-    def __init__(self, folder, recipe, steps_per_epoch, remembered, every=0, state=None):
+    def __init__(self, folder, recipe, steps_per_epoch, remembered, every=0, due=None, state=None, devices=ONE):
         super().__init__()
         self.folder = folder
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
         self.remembered = remembered
         self.every = every
+        self.due = due
         self.state = state
+        self.devices = devices
         self.first_step = state["step"] if state else 0
         self.seen = self.first_step
         self.asked = None
@@ -185,7 +187,11 @@ class Checkpoints(keras.callbacks.Callback):
         for name, values in (self.state["callbacks"] if self.state else {}).items():
             for attribute, value in values.items():
                 setattr(self.remembered[name][0], attribute, value)
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        if self.devices.processes == 1:
+            handlers = {signal.SIGINT: self._ask, signal.SIGTERM: self._ask}
+        else:  # JAX itself hears SIGTERM, in each process, and agrees with the others on a step
+            handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+        self.before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     def on_train_end(self, logs=None):
         for number, handler in self.before.items():
@@ -202,8 +208,11 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         before, self.seen = self.seen, self.first_step + batch + 1
-        self._refuse_non_finite(logs["loss"])
+        if batch == 0 or self.seen % LOOKED_AT == 0 or self.seen == self.steps_per_epoch:
+            self._refuse_non_finite(logs["loss"])
         self._complete_metrics()
+        if asked_to_stop(self.devices, self.epoch * self.steps_per_epoch + self.seen):
+            self.asked = signal.SIGTERM
         due = self.every and self.seen // self.every > before // self.every
         if self.seen < self.steps_per_epoch and (self.asked or due):  # the epoch's end saves in any case
             self._save(self.epoch, self.seen)
@@ -226,7 +235,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.first_step = self.seen = 0
-        self._save(epoch + 1, 0)
+        if self.asked or self.model.stop_training or self.due is None or epoch + 1 in self.due:
+            self._save(epoch + 1, 0)
         self._stop_if_asked()
 
     def _stop_if_asked(self):
@@ -249,22 +259,25 @@ class Checkpoints(keras.callbacks.Callback):
         arrays = [keras.ops.convert_to_numpy(variable) for variable in variables(self.model)]
         if not all(np.isfinite(array).all() for array in arrays):
             raise RunError(f"a weight is not finite after step {self.seen} of epoch {self.epoch + 1}: {self._left()}")
-        history = self.folder / "history.csv"
-        state = {
+        self.state = {
             "epoch": epoch,
             "step": step,
             "stopped": bool(self.model.stop_training),
             "recipe": self.recipe,
             "callbacks": {name: _numbers(*each) for name, each in self.remembered.items()},
             "metrics": [keras.ops.convert_to_numpy(v).tolist() for v in self.model.metrics_variables] if step else [],
-            "history": history.read_text() if history.exists() else None,
-            "events": _synced_sizes(self.folder),
         }
+        if self.devices.first:
+            self._write(epoch * self.steps_per_epoch + step, arrays)
+
+    def _write(self, steps, arrays):
+        history = self.folder / "history.csv"
+        self.state["history"] = history.read_text() if history.exists() else None
+        self.state["events"] = _synced_sizes(self.folder)
         try:
-            write(self.folder, epoch * self.steps_per_epoch + step, state, arrays)
+            write(self.folder, steps, self.state, arrays)
         except OSError as error:
             raise RunError(f"no checkpoint can be written ({error.strerror or error}): {self._left()}") from None
-        self.state = state
 
 
 def _numbers(owner, attributes):
@@ -274,8 +287,11 @@ def _numbers(owner, attributes):
 
 
 def variables(model):
-    """Everything of a training model that a step changes but the metrics: weights, random states, optimizer."""
-    return [*model.variables, *model.optimizer.variables]
+    """Everything of a training model that a step changes but the metrics: weights, random states, optimizer.
+
+    Images kept on the device are variables, too, but data: no weight is made of bytes.
+    """
+    return [v for v in (*model.variables, *model.optimizer.variables) if v.dtype != "uint8"]
 
 
 def restore(model, arrays):

@@ -1,13 +1,23 @@
 """What a run says on the console besides its progress: a quiet start, and every end that is not success in one line."""
 
 import contextlib
+import logging
 import os
 import sys
 
+from Training import devices
 from Training.recipe import InputError
 
 PROGRAM = "training_cifar10.py"
 BACKENDS = ("tensorflow", "jax")
+
+
+def duration(seconds):
+    """Seconds as words: 45 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextlib.contextmanager
@@ -24,27 +34,34 @@ def silent_stderr():
         os.close(nowhere)
 
 
-def start_keras():
+def start_keras(distribute="none"):
     """Import Keras and its backend and find the device; returns the `keras` module.
 
     TensorFlow's C++ writes half a dozen lines of notes while it starts, a failed search for a GPU among them, before
     any of its switches is read; a user's own line would drown in them.
 
+    Args:
+        distribute: see `devices`; where it is "data", the other processes of the run are waited for.
+
     Raises:
-        InputError: KERAS_BACKEND names no backend of ours, or one that is not installed.
+        InputError: KERAS_BACKEND names no backend of ours, or one that is not installed; see also `devices`.
     """
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend not in BACKENDS:
         raise InputError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
+    devices.refuse(distribute, backend)
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         with silent_stderr():
             import keras
-
+        devices.join(distribute)
+        with silent_stderr():
             from Training import run_folder
 
             run_folder.device()
+        # Many models in one process, as in a notebook, are no mistake of which TensorFlow need warn.
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
     except ImportError as error:
         raise InputError(
             f"{error}: install requirements.txt, or set KERAS_BACKEND to the other of {', '.join(BACKENDS)}"
@@ -59,14 +76,14 @@ def end(code, line):
 
 
 @contextlib.contextmanager
-def one_line_errors():
-    """Turn what the user can mend into one line and exit code 2, and Ctrl-C before the training into 130."""
+def one_line_errors(program=PROGRAM, stopped="Stopped before the training began."):
+    """Turn what the user can mend into one line and exit code 2, and Ctrl-C into `stopped` and 130."""
     try:
         yield
     except InputError as error:
-        end(2, f"{PROGRAM}: error: {error}")
+        end(2, f"{program}: error: {error}")
     except KeyboardInterrupt:
-        end(130, "\nStopped before the training began.")
+        end(130, f"\n{stopped}")
 
 
 @contextlib.contextmanager

@@ -7,15 +7,20 @@ are Keras'.
 
 import dataclasses
 import importlib.util
+import json
 import time
 import warnings
 
 import keras
 import numpy as np
 
-from Training import view
+from Training import inspection, view
+from Training.augmentation import Augmentation
+from Training.devices import alone, own_copy
+from Training.recipe import ASIDE
 
 SHOWN = 8  # images in a picture
+COMPARED = ("dataset", "learning", "learning_rate", "model", "optimizer")  # the HPARAMS page shows five at first
 
 
 def is_available():
@@ -37,7 +42,7 @@ def watchers(folder, network, examples, recipe, resumed):
         warnings.warn("tensorboard is not installed: no event files are written", stacklevel=2)
         return []
     return [
-        EpochEvents(folder, recipe.histograms, resumed),
+        EpochEvents(folder, network, recipe.histograms, resumed),
         Pictures(folder, network, examples.images[:SHOWN], recipe, resumed),
     ]
 
@@ -55,18 +60,11 @@ class EventFile:
 
         self.writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
-    def graph(self, model):
-        """The layers' graph of a functional model, as TensorBoard's GRAPHS page draws it."""
-        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-        from tensorboard.util.tensor_util import make_tensor_proto
+    def graph(self, network):
+        """The layers of a network, as TensorBoard's GRAPHS page draws them."""
+        from tensorboard.compat.proto import event_pb2
 
-        plugin = SummaryMetadata.PluginData(plugin_name="graph_keras_model", content=b"1")
-        value = Summary.Value(
-            tag="keras",
-            metadata=SummaryMetadata(plugin_data=plugin),
-            tensor=make_tensor_proto(model.to_json().encode(), dtype=np.object_),
-        )
-        self.add(Summary(value=[value]))
+        self.writer.add_event(event_pb2.Event(wall_time=time.time(), graph_def=_graph(network).SerializeToString()))
 
     def histogram(self, tag, values, step):
         from tensorboard.plugins.histogram.summary_v2 import histogram_pb
@@ -93,12 +91,17 @@ class EventFile:
 
     def hparams(self, values, metrics, name):
         """A row of the HPARAMS page, the scalars with the tags `metrics` beside it."""
-        from tensorboard.plugins.hparams import summary_v2
+        from tensorboard.plugins.hparams import plugin_data_pb2, summary_v2
 
         config = summary_v2.hparams_config_pb(
             hparams=[summary_v2.HParam(key) for key in values],
             metrics=[summary_v2.Metric(tag) for tag in metrics],
         )
+        data = config.value[0].metadata.plugin_data
+        content = plugin_data_pb2.HParamsPluginData.FromString(data.content)
+        for info in content.experiment.hparam_infos:
+            info.differs = info.name in COMPARED
+        data.content = content.SerializeToString()
         self.add(config)
         self.add(summary_v2.hparams_pb(values, trial_id=name))
 
@@ -106,19 +109,44 @@ class EventFile:
         self.writer.close()
 
 
+def _graph(network):
+    """A GraphDef of the layers, an attention block as the branches that it is made of."""
+    from tensorboard.compat.proto.graph_pb2 import GraphDef
+    from tensorboard.plugins.graph.keras_util import keras_model_to_graph_def
+
+    attention = {block.name for block in inspection.blocks(network)}
+    parts = {"before": "", "trunk": "before", "mask": "before", "multiply": "trunk mask", "after": "multiply"}
+    config = json.loads(network.to_json())
+    for layer in config["config"]["layers"]:
+        layer["config"].pop("dtype", None)  # of a policy of two types TensorBoard complains, and does not show it
+    graph = GraphDef()
+    for node in keras_model_to_graph_def(config).node:
+        name = node.name.split("/")[-1]
+        sources = [source.split("/")[-1] for source in node.input]
+        sources = [f"{source}/after" if source in attention else source for source in sources]
+        operation = type(network.get_layer(name)).__name__
+        if name not in attention:
+            graph.node.add(name=name, op=operation, input=sources)
+            continue
+        for part, inside in parts.items():
+            graph.node.add(name=f"{name}/{part}", op=part, input=[f"{name}/{i}" for i in inside.split()] or sources)
+    return graph
+
+
 class EpochEvents(keras.callbacks.Callback):
     """Each epoch's logs under train/ and validation/, the graph, and by option histograms of the weights."""
 
-    def __init__(self, folder, histograms, resumed):
+    def __init__(self, folder, network, histograms, resumed):
         super().__init__()
         self.folder = folder
+        self.network = network
         self.histograms = histograms
         self.resumed = resumed
 
     def on_train_begin(self, logs=None):
         self.files = {name: EventFile(self.folder / name) for name in ("train", "validation")}
         if not self.resumed:
-            self.files["train"].graph(self.model)
+            self.files["train"].graph(self.network)
             self.files["train"].writer.flush()  # a checkpoint within the first epoch must find it
 
     def on_epoch_end(self, epoch, logs=None):
@@ -145,7 +173,10 @@ class Pictures(keras.callbacks.Callback):
         self.images = images
         self.recipe = recipe
         self.resumed = resumed
-        self.masks = view.mask_model(network)
+        self.network = network
+        self.shown = own_copy(network)
+        with alone():
+            self.masks = inspection.mask_model(self.shown)
 
     def on_train_begin(self, logs=None):
         self.file = EventFile(self.folder)
@@ -156,16 +187,24 @@ class Pictures(keras.callbacks.Callback):
         self.file.writer.flush()
 
     def _augmented(self):
-        """A copy of the augmentation layer draws, so that the training's own random state is not moved."""
-        layers = [layer for layer in self.model.layers if layer.name == "augmentation"]
-        copies = [type(layer).from_config(layer.get_config()) for layer in layers]
-        changed = [keras.ops.convert_to_numpy(copy(self.images, training=True)) for copy in copies]
-        return np.concatenate([view.row(batch.round().astype("uint8")) for batch in (self.images, *changed)])
+        """Copies of the augmentation layers draw, so that the training's own random state is not moved."""
+        changed = self.images
+        with alone():
+            for layer in self.model.layers:
+                if isinstance(layer, Augmentation):
+                    changed = type(layer).from_config(layer.get_config())(changed, training=True)
+                    changed = changed[0] if isinstance(changed, tuple) else changed
+        changed = keras.ops.convert_to_numpy(changed).round().astype("uint8")
+        return np.concatenate([view.row(batch) for batch in (self.images, changed)])
 
     def on_epoch_end(self, epoch, logs=None):
         if not self.recipe.masks_every or (epoch + 1) % self.recipe.masks_every:
             return
-        for name, mask in self.masks.predict(self.images, verbose=0).items():
+        if self.shown is not self.network:
+            self.shown.set_weights(self.network.get_weights())
+        with alone():
+            masks = self.masks.predict(self.images, verbose=0)
+        for name, mask in masks.items():
             self.file.image(f"masks/{name}", view.mask_picture(self.images, mask), epoch)
         self.file.writer.flush()
 
@@ -183,5 +222,6 @@ def finish(folder, recipe, figures, labels, predictions, classes):
             file.scalar(f"final/{key}", value, recipe.epochs)
     file.image("confusion_matrix", view.confusion_picture(labels, predictions, classes), recipe.epochs)
     metrics = ("final/test_error_percent", "final/validation_error_percent", "final/train_error_percent")
-    file.hparams(dataclasses.asdict(recipe), metrics, folder.name)
+    told = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in ASIDE or name == "seed"}
+    file.hparams(told, metrics, folder.name)
     file.close()

@@ -9,12 +9,16 @@ import keras
 import numpy as np
 from keras import layers
 
-from Training.augmentation import augmentation
+from Training.augmentation import augmentations
 from Training.checkpoint import Checkpoints, newest, restore, rewind
-from Training.recipe import InputError
+from Training.console import duration
+from Training.devices import ONE, from_first
+from Training.momentum import SGD
+from Training.recipe import InputError, shares
 from Training.run_folder import save_model
+from Training.stream import ReadAhead, local_order
+from Training.training_model import training_model
 
-STEP_AT = (0.4, 0.6)  # of the run: 64k and 96k of the paper's 160k steps
 PLATEAU_EPOCHS = 10
 NOT_DECAYED = ("gamma", "beta", "bias")
 LARGEST_PREDICTED_BATCH = 256
@@ -28,23 +32,43 @@ class Batches(keras.utils.PyDataset):
         batch_size: int, images a batch.
         seed: int, or None for the given order with a shorter last batch. With a seed each epoch is shuffled, and
             what does not fill a batch is left out of that epoch, so that every step has one shape.
+        stored_from: int, or None. With a number the batches hold no images but their positions on the device, where
+            these examples begin at this one.
+        random_crops: bool, whether a stream gives random parts of its pictures, a function of seed and epoch too.
+        shards_at_once: int, see `stream.local_order`; 0 is one order over all.
+        devices: `devices.Devices`. Of each batch this process reads its part alone. Without a seed, the last batch is
+            filled with further images of weight 0 until the devices can share it; the weights of the others are then
+            a little over 1, so that means over all batches are those over the examples.
     """
 
-    def __init__(self, examples, batch_size, seed=None):
+    def __init__(
+        self, examples, batch_size, seed=None, stored_from=None, random_crops=False, shards_at_once=0, devices=ONE
+    ):
         super().__init__()
         self.examples = examples
         self.batch_size = batch_size
         self.seed = seed
+        self.stored_from = stored_from
+        self.devices = devices
+        self.random_crops = random_crops
+        self.shards_at_once = shards_at_once
+        self.ahead = ReadAhead(self._read, getattr(examples.images, "workers", 0))
         self.set_epoch(0)
 
     def set_epoch(self, epoch, first_step=0):
         """Take the order of this epoch, from its step `first_step` on."""
+        self.ahead.clear()
         self.first_step = first_step
+        self.epoch = epoch
         count = len(self.examples.labels)
         if self.seed is None:
-            self.order = np.arange(count)
+            self.order = np.arange(-(-count // self.devices.count) * self.devices.count)
+            return
+        rng = np.random.default_rng((self.seed, epoch))
+        if self.shards_at_once:
+            self.order = local_order(rng, self.examples.images.shard, self.shards_at_once)
         else:
-            self.order = np.random.default_rng((self.seed, epoch)).permutation(count)
+            self.order = rng.permutation(count)
 
     @property
     def steps_per_epoch(self):
@@ -56,39 +80,71 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         index += self.first_step
+        chosen = self._chosen(index)
+        count = len(self.examples.labels)
+        weights = () if len(self.order) <= count else ((chosen < count).astype("float32") * len(self.order) / count,)
+        labels = self.examples.labels[chosen % count]
+        if self.stored_from is not None:
+            return (chosen % count + self.stored_from).astype("int32"), labels, *weights
+        return self.ahead.get(index, self.steps_per_epoch), labels, *weights
+
+    def _chosen(self, index):
+        """Positions of the images of a step that this process reads; what fills up lies behind the last of them."""
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.examples.images[chosen], self.examples.labels[chosen]
+        return chosen[self.devices.part(len(chosen))]
+
+    def _read(self, index):
+        """The images of a step."""
+        chosen = self._chosen(index) % len(self.examples.labels)
+        images = self.examples.images
+        return images.crops(chosen, (self.seed, self.epoch)) if self.random_crops else images[chosen]
 
 
-def mean_subtraction(mean):
-    """The layer `(x - mean) / 255`, per pixel and channel, so that a saved model takes raw images.
+def mean_subtraction(mean, std=255.0):
+    """The layer `(x - mean) / std`, so that a saved model takes raw images.
 
-    Wang et al. 2017, section 4.1, subtract the mean; the division only keeps numbers small (what follows the stem
-    is normalized). Args: mean: float32 `(height, width, channels)`.
+    Wang et al. 2017, section 4.1, subtract the mean of each pixel; the division by 255 only keeps numbers small (what
+    follows the stem is normalized). Section 4.2 takes mean and deviation of each channel.
+
+    Args:
+        mean: float32 `(height, width, channels)` or `(channels,)`.
+        std: float, or float32 `(channels,)`.
     """
-    return layers.Normalization(
-        axis=(1, 2, 3), mean=mean, variance=np.full_like(mean, 255.0**2), dtype="float32", name="mean_subtraction"
-    )
+    axis = (1, 2, 3) if mean.ndim == 3 else -1
+    variance = np.broadcast_to(np.float32(std) ** 2, mean.shape)
+    return layers.Normalization(axis=axis, mean=mean, variance=variance, dtype="float32", name="mean_subtraction")
 
 
-def training_model(network, augment=None):
-    """The model that is fitted: augmentation, then the network up to its logits; its weights are the network's.
+@keras.saving.register_keras_serializable(package="ResidualAttention")
+class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate that rises from 0 to `rate` over `warmup` steps and falls to 0 at `steps`, both linearly."""
 
-    The loss on logits is exact on every backend, and the saved network stays free of the augmentation.
-    """
-    logits = keras.Model(network.inputs, network.get_layer("logits").output, name=network.name)
-    inputs = keras.Input(network.input_shape[1:], name="images")
-    return keras.Model(inputs, logits(augment(inputs) if augment else inputs), name=f"{network.name}_training")
+    def __init__(self, rate, warmup, steps):
+        super().__init__()
+        self.rate = rate
+        self.warmup = warmup
+        self.steps = steps
+
+    def __call__(self, step):
+        step = keras.ops.cast(step, "float32")
+        rising = step / max(self.warmup, 1) if self.warmup else 1.0
+        falling = (self.steps - step) / max(self.steps - self.warmup, 1)
+        return self.rate * keras.ops.clip(keras.ops.minimum(rising, falling), 0.0, 1.0)
+
+    def get_config(self):
+        return {"rate": self.rate, "warmup": self.warmup, "steps": self.steps}
 
 
 def learning_rate(recipe, steps_per_epoch):
     """A Keras schedule, or a number for the constant rate and for the plateau's first rate."""
     rate, steps = recipe.learning_rate, recipe.epochs * steps_per_epoch
     if recipe.schedule == "step":
-        at = [round(share * steps) for share in STEP_AT]
-        return keras.optimizers.schedules.PiecewiseConstantDecay(at, [rate, rate / 10, rate / 100])
+        at = [round(share * steps) for share in shares(recipe.step_at)]
+        return keras.optimizers.schedules.PiecewiseConstantDecay(at, [rate / 10**i for i in range(len(at) + 1)])
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    if recipe.schedule == "linear":
+        return LinearDecay(rate, warmup, steps)
     if recipe.schedule == "cosine":
-        warmup = round(recipe.warmup_epochs * steps_per_epoch)
         ramp = dict(initial_learning_rate=0.0, warmup_target=rate, warmup_steps=warmup) if warmup else {}
         return keras.optimizers.schedules.CosineDecay(
             **{"initial_learning_rate": rate, "decay_steps": max(steps - warmup, 1), **ramp}
@@ -99,7 +155,9 @@ def learning_rate(recipe, steps_per_epoch):
 def with_l2(optimizer_class):
     """The Keras optimizer with L2 as the paper has it: `decay * weight` joins the gradient, before momentum.
 
-    Keras' own `weight_decay` is decoupled, and its regularizers would put a term for each weight into the loss.
+    Keras' own `weight_decay` is decoupled, and its regularizers would put a term for each weight into the loss. An
+    average of the weights (`use_ema`) becomes the weights when `finish_average` is called, not at the end of each
+    `fit`, so that training can go on.
     """
 
     class WithL2(optimizer_class):
@@ -114,6 +172,12 @@ def with_l2(optimizer_class):
                 gradient = gradient + self.l2 * keras.ops.cast(variable, gradient.dtype)
             super().update_step(gradient, variable, learning_rate)
 
+        def finalize_variable_values(self, var_list):
+            pass
+
+        def finish_average(self, variables):
+            super().finalize_variable_values(variables)
+
     WithL2.__name__ = optimizer_class.__name__
     return WithL2
 
@@ -122,26 +186,34 @@ def optimizer(recipe, steps_per_epoch):
     """The recipe's optimizer, with its schedule and its kind of weight decay."""
     name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}[recipe.optimizer]
     extra = {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0} if name == "SGD" else {}
-    rate = learning_rate(recipe, steps_per_epoch)
+    if recipe.ema:
+        extra |= {"use_ema": True, "ema_momentum": recipe.ema}
+    if recipe.weight_decay_kind == "decoupled":
+        extra["weight_decay"] = recipe.weight_decay
     exempt = () if recipe.decay_all else NOT_DECAYED
-    if recipe.weight_decay_kind == "l2":
-        return with_l2(getattr(keras.optimizers, name))(rate, l2=recipe.weight_decay, exempt=exempt, **extra)
-    made = getattr(keras.optimizers, name)(rate, weight_decay=recipe.weight_decay, **extra)
-    made.exclude_from_weight_decay(var_names=list(exempt))
+    l2 = recipe.weight_decay if recipe.weight_decay_kind == "l2" else 0.0
+    rate = learning_rate(recipe, steps_per_epoch)
+    kind = SGD if name == "SGD" else getattr(keras.optimizers, name)
+    made = with_l2(kind)(rate, l2=l2, exempt=exempt, **extra)
+    if recipe.weight_decay_kind == "decoupled":
+        made.exclude_from_weight_decay(var_names=list(exempt))
     return made
 
 
 class EpochMeter(keras.callbacks.Callback):
-    """Adds learning rate, seconds and images/s to each epoch's logs.
+    """Adds learning rate, seconds and images/s to each epoch's logs, and the seconds of a process' first step.
 
-    Images/s counts training steps alone, from the end of the first (which compiles) to the end of the last. `spent`,
-    the seconds of an epoch so far, is part of a checkpoint, so that the time of a resumed run adds up.
+    Images/s counts training steps alone, from the end of the first (which compiles) to the end of the last; only at
+    these two is the device waited for. `spent` and `compiling`, the seconds of an epoch so far and those of them in
+    the first step of a process, are part of a checkpoint, so that the time of a resumed run adds up.
     """
 
     def __init__(self, batches):
         super().__init__()
         self.batches = batches
         self.spent = 0.0
+        self.compiling = 0.0
+        self.compiled = False
 
     def on_epoch_begin(self, epoch, logs=None):
         self.clock = time.perf_counter()
@@ -153,16 +225,22 @@ class EpochMeter(keras.callbacks.Callback):
         return now
 
     def on_train_batch_end(self, batch, logs=None):
+        if self.first is None or batch == len(self.batches) - 1:
+            float(logs["loss"])  # a step is done when its loss is there
+        began = self.clock
         self.last = (batch, self.tick())
         self.first = self.first or self.last
+        if not self.compiled:
+            self.compiling, self.compiled = self.compiling + self.clock - began, True
 
     def on_epoch_end(self, epoch, logs=None):
         self.tick()
         steps, seconds = (b - a for a, b in zip(self.first, self.last))
         logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         logs["seconds"] = self.spent
+        logs["first_step_seconds"] = self.compiling
         logs["images_per_second"] = steps * self.batches.batch_size / seconds if steps else float("nan")
-        self.spent = 0.0
+        self.spent = self.compiling = 0.0
 
 
 class EpochOrder(keras.callbacks.Callback):
@@ -177,14 +255,6 @@ class EpochOrder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.batches.first_step = 0
-
-
-def duration(seconds):
-    """Seconds as words: 45 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class RunProgress(keras.callbacks.ProgbarLogger):
@@ -243,12 +313,18 @@ class KeepBest(keras.callbacks.Callback):
             save_model(self.network, self.path)
 
 
-def watchers(recipe, folder, network, batches, events, state):
-    """All that watches a run, in the order in which it must see the logs; the checkpoints stand last."""
+WRITERS = (KeepBest, RunProgress, keras.callbacks.CSVLogger)
+
+
+def watchers(recipe, folder, network, batches, events, state, validated):
+    """All that watches a run, in the order in which it must see the logs; the checkpoints stand last.
+
+    Of several processes the first alone writes; what changes the training is in each.
+    """
     meter = EpochMeter(batches)
     chosen = [EpochOrder(batches), meter]
-    remembered = {"meter": (meter, ("spent",))}
-    if recipe.validation_split:
+    remembered = {"meter": (meter, ("spent", "compiling"))}
+    if validated:
         best = KeepBest(folder / "best.keras", network)
         chosen.append(best)
         remembered["best"] = (best, ("best",))
@@ -264,30 +340,49 @@ def watchers(recipe, folder, network, batches, events, state):
     chosen.append(RunProgress(recipe.epochs, batches.steps_per_epoch))
     saved = dataclasses.asdict(recipe)
     every = recipe.checkpoint_steps
-    chosen.append(Checkpoints(folder, saved, batches.steps_per_epoch, remembered, every, state))
+    due = [*range(0, recipe.epochs, recipe.checkpoint_epochs), recipe.epochs]
+    if not batches.devices.first:
+        chosen = [each for each in chosen if not isinstance(each, WRITERS)]
+    steps = batches.steps_per_epoch
+    chosen.append(Checkpoints(folder, saved, steps, remembered, every, due, state, batches.devices))
     return chosen
 
 
-def compiled(network, recipe, steps_per_epoch):
-    """The training model of a network, compiled as the recipe says."""
-    flip = recipe.flip and recipe.dataset != "digits"
-    augment = augmentation(
-        recipe.augmentation, rotation=recipe.rotation, shift=recipe.shift, flip=flip, seed=recipe.seed
+def compiled(network, recipe, steps_per_epoch, fill=0.0, stored=None):
+    """The training model of a network, compiled as the recipe says.
+
+    Args:
+        network: the functional model of `Model`.
+        recipe: `recipe.Recipe`.
+        steps_per_epoch: int.
+        fill: float, what cutout puts in place of pixels.
+        stored: uint8 images to keep on the device, or None.
+    """
+    changes = augmentations(
+        recipe.augmentation,
+        rotation=recipe.rotation,
+        shift=recipe.shift,
+        flip=recipe.flip and recipe.dataset != "digits",
+        cutout=recipe.cutout,
+        fill=fill,
+        mix=recipe.mix,
+        seed=recipe.seed,
     )
-    model = training_model(network, augment)
+    model = training_model(network, changes, stored, recipe.label_smoothing)
     model.compile(
         optimizer=optimizer(recipe, steps_per_epoch),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         jit_compile=recipe.jit or keras.backend.backend() == "jax",
         steps_per_execution=recipe.steps_per_execution,
     )
-    # Made inside the traced step, the optimizer's variables would have TensorFlow trace it twice.
+    # Made inside the traced step, the variables of optimizer and metrics would have TensorFlow trace it twice.
     model.optimizer.build(model.trainable_variables)
+    model.compute_metrics(None, np.zeros(1, "int32"), np.zeros((1, network.output_shape[-1]), "float32"))
+    model.reset_metrics()
     return model
 
 
-def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print):
+def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print, devices=ONE):
     """Train a network as the recipe says; go on from the newest checkpoint in the folder where there is one.
 
     Args:
@@ -297,6 +392,7 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
         folder: path of the run's folder; gets history.csv, best.keras, last.keras, backup/ and event files.
         make_events: function of whether the run is resumed, giving callbacks that see each epoch's complete logs.
         say: is told, in one line each, what a person should know.
+        devices: `devices.Devices`, over which each batch is split.
 
     Returns:
         The training model.
@@ -307,21 +403,25 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
         RunError: the loss or a weight is not finite, or no checkpoint can be written.
     """
     data.refuse_batch(recipe.batch_size)
-    batches = Batches(data.train, recipe.batch_size, recipe.seed)
-    held_out = Batches(data.validation, even_batch(len(data.validation.labels))) if recipe.validation_split else None
-    model = compiled(network, recipe, batches.steps_per_epoch)
+    batches, held_out, stored = batched(data, recipe, devices)
+    fill = float(np.mean(data.mean_and_std(recipe.mean)[0])) if recipe.cutout else 0.0
+    model = compiled(network, recipe, batches.steps_per_epoch, fill, stored)
     state, arrays = newest(folder, say) or (None, None)
     if state:
         refuse_other_recipe(recipe, state["recipe"])
         restore(model, arrays)
-    rewind(folder, state)
+    refuse_other_position(devices, state)
+    if devices.first:
+        rewind(folder, state)
     epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
     # Keras' fit takes one number of steps for all epochs: one begun before is ended in a fit of its own.
     parts = [epoch + 1, recipe.epochs] if batches.first_step else [recipe.epochs]
     model.stop_training = bool(state and state["stopped"])
     for end in parts:
         if epoch < end and not model.stop_training:
-            chosen = watchers(recipe, folder, network, batches, make_events(state is not None), state)
+            chosen = watchers(
+                recipe, folder, network, batches, make_events(state is not None), state, held_out is not None
+            )
             model.fit(
                 batches,
                 shuffle=False,  # the batches are shuffled; Keras would order them anew from a state that no file holds
@@ -329,11 +429,33 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
                 initial_epoch=epoch,
                 epochs=end,
                 callbacks=chosen,
-                verbose=1 if sys.stdout.isatty() else 2,
+                verbose=0 if not devices.first else 1 if sys.stdout.isatty() else 2,
             )
             epoch, state = end, chosen[-1].state
-    save_model(network, folder / "last.keras")
+    if recipe.ema:
+        model.optimizer.finish_average(model.trainable_variables)
+    if devices.first:
+        save_model(network, folder / "last.keras")
     return model
+
+
+def batched(data, recipe, devices):
+    """Batches to train on, those to validate with, and all images of both where they are to lie on the device.
+
+    Returns:
+        `(batches, held_out, stored)`; the last two are None where there is nothing held out, or stored.
+    """
+    stored, starts = None, (None, None)
+    if recipe.data_on_device:
+        stored, starts = np.concatenate([data.train.images, data.validation.images]), (0, len(data.train.labels))
+    crops = recipe.augmentation == "imagenet"
+    batches = Batches(
+        data.train, recipe.batch_size, recipe.seed, starts[0], crops, recipe.shards_at_once, devices
+    )  # fmt: skip
+    count = len(data.validation.labels)
+    if not count:
+        return batches, None, stored
+    return batches, Batches(data.validation, even_batch(count, devices.count), None, starts[1], devices=devices), stored
 
 
 def refuse_other_recipe(recipe, saved):
@@ -346,10 +468,20 @@ def refuse_other_recipe(recipe, saved):
         raise InputError(f"the run was started with another recipe: {named}")
 
 
-def even_batch(count):
+def refuse_other_position(devices, state):
+    """Raise `InputError` where this process would go on from elsewhere than the first: their folder is not one."""
+    own = f"epoch {state['epoch']}, step {state['step']}" if state else "the start"
+    first = from_first(devices, lambda: own)
+    if own != first:
+        raise InputError(f"the first process goes on from {first}, this one from {own}: they must see one run's folder")
+
+
+def even_batch(count, devices=1):
     """The largest batch up to 256 that divides `count`, so that a compiled function sees one shape.
 
-    Where the largest divisor is under 32, 256, with a shorter last batch.
+    Where the largest divisor is under 32, 256, with a shorter last batch. With several devices all of this holds for
+    the images of one device, of 256 for all of them together.
     """
-    divisor = max(d for d in range(1, LARGEST_PREDICTED_BATCH + 1) if count % d == 0)
-    return divisor if divisor >= min(32, count) else LARGEST_PREDICTED_BATCH
+    count, largest = -(-count // devices), max(LARGEST_PREDICTED_BATCH // devices, 1)
+    divisor = max(d for d in range(1, largest + 1) if count % d == 0)
+    return devices * (divisor if divisor >= min(32 // devices, count) else largest)

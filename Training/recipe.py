@@ -5,9 +5,14 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 
 from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
+
+
+class RunError(Exception):
+    """The run cannot go on; the message is one line that says why and what is left."""
 
 
 class InputError(ValueError):
@@ -20,6 +25,35 @@ def option(default, text, choices=None, low=None, high=None, check=None):
     return field(default=default, metadata={"help": text, **limits})
 
 
+DATASETS = ("cifar10", "cifar100", "digits", "folder", "shards")
+
+
+def is_streamed(dataset):
+    """Whether a data set's pictures are decoded when they are needed, and not all held in memory.
+
+    Raises:
+        ValueError: there is no such data set.
+    """
+    if dataset not in DATASETS and not re.fullmatch(r"tfds:\w[\w./:-]*", dataset):
+        raise ValueError(f"must be one of {', '.join(DATASETS)} or tfds:NAME, received {dataset!r:.80}")
+    return dataset in ("folder", "shards") or dataset.startswith("tfds:")
+
+
+def shares(text):
+    """The numbers in a text such as "0.4,0.6".
+
+    Raises:
+        ValueError: they are not numbers between 0 and 1 that rise.
+    """
+    try:
+        values = [float(word) for word in text.split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(a < b for a, b in zip([0, *values], [*values, 1])):
+        raise ValueError(f"must be rising shares between 0 and 1, such as 0.4,0.6, received {text!r:.80}")
+    return values
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Every hyper-parameter of a training run. Flags, `--help` and `recipe.json` are made from this class.
@@ -29,8 +63,21 @@ class Recipe:
     """
 
     # What is trained
-    dataset: str = option("cifar10", "data set", choices=("cifar10", "cifar100", "digits"))
-    data_dir: str = option("", "folder with the official archive or its unpacked folder")
+    dataset: str = option("cifar10", f"data set: {', '.join(DATASETS)} or tfds:NAME", check=is_streamed)
+    data_dir: str = option(
+        "", "folder with the official archive or its unpacked folder; with train/<class>/; of shards"
+    )
+    image_size: int = option(0, "streamed pictures: height and width; 0 is the geometry's own", low=0, high=4096)
+    broken: str = option("skip", "folder: what to do with pictures that cannot be read", choices=("skip", "refuse"))
+    cache: str = option("", "streamed pictures: folder that keeps them decoded, as size * size * 3 bytes each")
+    workers: int = option(0, "streamed pictures: threads that decode; 0 is one a core", low=0, high=1024)
+    shards_at_once: int = option(0, "shards: how many are mixed at a time, to read them in order; 0 is all", low=0)
+    mean: str = option(
+        "auto",
+        "what is subtracted: pixel, the mean image; channel, mean and deviation of 256 images; imagenet, ImageNet's; "
+        "auto is channel for streamed pictures, else pixel",
+        choices=("auto", "pixel", "channel", "imagenet"),
+    )
     samples: int = option(0, "limit of training images, the same share of each class; 0 is no limit", low=0)
     validation_split: float = option(0.1, "share of the training set held out, stratified", low=0.0, high=0.9)
     model: str = option("attention_56", f"network: {', '.join(NETWORKS)}, or another depth 36 m + 20", check=parse_name)
@@ -43,6 +90,8 @@ class Recipe:
     r: int = option(0, "residual units between poolings of a mask; 0 is the network's own", low=0, high=16)
     dropout: float = option(0.2, "share of features dropped before the classifier", low=0.0, high=0.99)
     classifier_l2: float = option(1e-4, "L2 penalty on the classifier's kernel", low=0.0, high=1.0)
+    weights: str = option("", "run folder or .keras file to begin from; a classifier of other classes begins anew")
+    freeze: str = option("", "stem, stage_1, ... or a layer's name: the network up to it keeps its weights")
     # How it is trained
     epochs: int = option(200, "passes over the training set", low=1, high=100_000)
     batch_size: int = option(64, "images a step", low=1, high=65_536)
@@ -51,11 +100,14 @@ class Recipe:
     momentum: float = option(0.9, "momentum of sgd", low=0.0, high=0.9999)
     schedule: str = option(
         "cosine",
-        "learning rate: step divides by 10 at 40 and 60 % of the run, cosine falls to 0, plateau divides by 10 "
-        "after 10 epochs without a lower validation loss",
-        choices=("step", "cosine", "constant", "plateau"),
+        "learning rate: step divides by 10 at the shares step_at of the run, cosine and linear fall to 0, plateau "
+        "divides by 10 after 10 epochs without a lower validation loss",
+        choices=("step", "cosine", "linear", "constant", "plateau"),
     )
-    warmup_epochs: float = option(5.0, "epochs of linear warm-up from 0; with cosine only", low=0.0, high=1000.0)
+    step_at: str = option("0.4,0.6", "schedule step: shares of the run, rising, between 0 and 1", check=shares)
+    warmup_epochs: float = option(
+        5.0, "epochs of linear warm-up from 0; with cosine and linear only", low=0.0, high=1000.0
+    )
     weight_decay: float = option(1e-4, "weight decay", low=0.0, high=10.0)
     weight_decay_kind: str = option(
         "l2",
@@ -63,14 +115,28 @@ class Recipe:
         choices=("l2", "decoupled"),
     )
     decay_all: bool = option(True, "decay batch normalization and biases too (the paper's way)")
+    label_smoothing: float = option(0.0, "share of each label spread evenly over all classes", low=0.0, high=0.99)
+    label_noise: float = option(
+        0.0, "share of the training labels replaced by another class, as in the paper's table 5", low=0.0, high=1.0
+    )
+    ema: float = option(
+        0.0, "decay a step of an average of the weights, which the finished run keeps; 0 is none", low=0.0, high=0.99999
+    )
     augmentation: str = option(
         "affine",
-        "affine: rotation, shift, flip (the reference's); crop: pad 4, crop, flip (the paper's)",
-        choices=("affine", "crop", "none"),
+        "affine: rotation, shift, flip (the reference's); crop: pad 4, crop, flip (the paper's); imagenet: crops of "
+        "random scale and aspect, flip, colour (the paper's), for streamed pictures",
+        choices=("affine", "crop", "imagenet", "none"),
     )
     rotation: float = option(15.0, "affine: largest rotation, in degrees", low=0.0, high=180.0)
     shift: float = option(0.1, "affine: largest shift, as a share of height and width", low=0.0, high=1.0)
     flip: bool = option(True, "flip half of the images left to right; never done to digits")
+    cutout: int = option(0, "side of a square that is blanked in each image, in pixels; 0 is none", low=0, high=1024)
+    mix: str = option(
+        "none", "mix each image and its label with another: whole (mixup) or a window (cutmix), in a uniform share",
+        choices=("none", "mixup", "cutmix"),
+    )  # fmt: skip
+    test_flip: bool = option(False, "test once more with each image and its mirror image averaged, reported beside")
     patience: int = option(
         0, "stop after so many epochs without a lower validation loss; 0 is never", low=0, high=100_000
     )
@@ -79,9 +145,16 @@ class Recipe:
     precision: str = option("float32", "arithmetic", choices=("float32", "mixed_bfloat16", "mixed_float16"))
     jit: bool = option(False, "compile the step with XLA (JAX always does)")
     steps_per_execution: int = option(1, "steps in one call of the compiled function", low=1, high=10_000)
+    distribute: str = option(
+        "none",
+        "split each batch over all devices: mirrored on TensorFlow (one machine), data on JAX (one or many)",
+        choices=("none", "mirrored", "data"),
+    )
+    data_on_device: bool = option(False, "keep all images on the device, as bytes; a step is sent indices alone")
     # What is written
     logs: str = option("Logs", "folder that gets the run's folder")
     checkpoint_steps: int = option(0, "steps between checkpoints within an epoch; 0 saves at its end alone", low=0)
+    checkpoint_epochs: int = option(1, "epochs between checkpoints; the last epoch is always saved", low=1)
     masks_every: int = option(5, "epochs between pictures of the soft masks in TensorBoard; 0 is never", low=0)
     histograms: bool = option(False, "histograms of the weights in TensorBoard, each epoch")
 
@@ -90,17 +163,37 @@ class Recipe:
             _check(item, getattr(self, item.name))
         if self.optimizer == "adamw" and self.weight_decay_kind == "l2":
             raise InputError("optimizer=adamw decouples its weight decay: give --weight-decay-kind decoupled")
-        if self.warmup_epochs and self.schedule != "cosine":
+        if self.warmup_epochs and self.schedule not in ("cosine", "linear"):
             raise InputError(
-                f"warmup_epochs={self.warmup_epochs:g} needs schedule=cosine, received schedule={self.schedule}: "
-                "give --warmup-epochs 0"
+                f"warmup_epochs={self.warmup_epochs:g} needs schedule=cosine or linear, received "
+                f"schedule={self.schedule}: give --warmup-epochs 0"
             )
-        if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+        if self.schedule in ("cosine", "linear") and self.warmup_epochs >= self.epochs:
             raise InputError(f"warmup_epochs must be less than epochs={self.epochs}, received {self.warmup_epochs:g}")
+        if self.freeze and not self.weights:
+            raise InputError("freeze keeps weights that are already good: give --weights beside it")
         if not self.validation_split and (self.schedule == "plateau" or self.patience):
             raise InputError(
                 "schedule=plateau and patience watch the validation loss: give a --validation-split above 0"
             )
+
+        self._check_pictures()
+
+    def _check_pictures(self):
+        """Refuse what only some kinds of data sets can do."""
+        if not is_streamed(self.dataset):
+            for name in ("image_size", "broken", "cache", "workers"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise InputError(f"{name} is for folder, shards or tfds:NAME, received dataset={self.dataset}")
+            if self.augmentation == "imagenet":
+                raise InputError(
+                    "augmentation=imagenet cuts its crops from whole pictures: give --dataset folder, shards or "
+                    f"tfds:NAME, received dataset={self.dataset}"
+                )
+        elif self.data_on_device:
+            raise InputError(f"data_on_device keeps all images in memory; dataset={self.dataset} is streamed")
+        if self.shards_at_once and self.dataset != "shards":
+            raise InputError(f"shards_at_once is for dataset=shards, received dataset={self.dataset}")
 
     def to_json(self):
         """The recipe as JSON text, one field a line."""
@@ -155,15 +248,43 @@ RECIPES = {
         epochs=205, batch_size=64, learning_rate=0.1, schedule="step", warmup_epochs=0.0, weight_decay=1e-4,
         augmentation="crop", dropout=0.0, classifier_l2=0.0, validation_split=0.0,
     ),
+    # Wang et al. 2017, section 4.2: 530k steps, the rate divided by 10 at 200k, 400k and 500k. The batch is not stated
+    # there; 256 images, our choice, make them 105.9 epochs of 1,281,167.
+    "imagenet": dict(
+        dataset="folder", model="attention_56", geometry="imagenet", epochs=106, batch_size=256, learning_rate=0.1,
+        schedule="step", step_at="0.3774,0.7547,0.9434", warmup_epochs=0.0, weight_decay=1e-4,
+        augmentation="imagenet", mean="imagenet", dropout=0.0, classifier_l2=0.0,
+    ),
     # The reference re-implementation: rotation, shift and flip, dropout and L2 at the classifier. It does not state
     # its optimizer and rates: Adam is our choice.
     "reference": dict(
         epochs=100, batch_size=64, optimizer="adam", learning_rate=1e-3, schedule="plateau", warmup_epochs=0.0,
         weight_decay=0.0, augmentation="affine", classifier_l2=1e-2,
     ),
+    # For one GPU, as fast training on CIFAR-10 is known to go: large batches with a high rate that falls linearly,
+    # smoothed labels, no decay of norms and biases, bfloat16, all images on the device.
+    "race": dict(
+        epochs=40, batch_size=512, learning_rate=0.4, schedule="linear", warmup_epochs=8.0, weight_decay=5e-4,
+        decay_all=False, label_smoothing=0.1, augmentation="crop", cutout=8, dropout=0.0, classifier_l2=0.0, ema=0.99,
+        test_flip=True, validation_split=0.0, precision="mixed_bfloat16", jit=True, data_on_device=True,
+        masks_every=0, checkpoint_epochs=1000,
+    ),
+    # The same with time: smaller batches, mixed images, a long cosine.
+    "best": dict(
+        epochs=200, batch_size=128, learning_rate=0.1, schedule="cosine", warmup_epochs=5.0, weight_decay=5e-4,
+        decay_all=False, augmentation="crop", cutout=16, mix="mixup", dropout=0.0, classifier_l2=0.0, ema=0.999,
+        test_flip=True, validation_split=0.0, precision="mixed_bfloat16", jit=True, data_on_device=True,
+        masks_every=50, checkpoint_epochs=10,
+    ),
     # A few epochs on a CPU.
     "quick": dict(epochs=8, warmup_epochs=1.0, weight_decay=5e-4, rotation=5.0, shift=0.1, dropout=0.0, masks_every=1),
 }  # fmt: skip
+
+
+# Fields that say where and how a run was computed or written, not what was trained.
+ASIDE = ("seed", "logs", "data_dir", "checkpoint_steps", "checkpoint_epochs", "masks_every", "histograms", "jit",
+         "steps_per_execution", "data_on_device", "test_flip", "broken", "cache", "workers",
+         "distribute")  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -171,6 +292,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (--help lists every flag)\n")
+
+    def parse_args(self, args=None, namespace=None):
+        known, unknown = self.parse_known_args(args, namespace)
+        self.refuse_unknown(unknown)
+        return known
 
     def refuse_unknown(self, words):
         if not words:
@@ -213,9 +339,7 @@ def parse(arguments, description):
     )
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     add_flags(parser)
-    known, unknown = parser.parse_known_args(arguments)
-    parser.refuse_unknown(unknown)
-    given = vars(known)
+    given = vars(parser.parse_args(arguments))
     name, resume = given.pop("recipe"), given.pop("resume")
     try:
         if resume:

@@ -144,3 +144,19 @@ def write(folder, name, text):
 
 def write_json(folder, name, value):
     write(folder, name, json.dumps(value, indent=2) + "\n")
+
+
+def write_split(folder, held_out, identity):
+    """Write `split.json`: positions of the images held out, and the digest of streamed pictures ("" for others).
+
+    Raises:
+        InputError: the run is resumed, and the pictures are not those that it began with.
+    """
+    path = Path(folder) / "split.json"
+    try:
+        before = json.loads(path.read_text()).get("identity", "")
+    except (OSError, ValueError):
+        before = identity
+    if before != identity:
+        raise InputError("the pictures are not those that the run began with: files were added, removed or changed")
+    write_json(folder, path.name, {"validation": held_out.tolist(), "identity": identity})

@@ -5,11 +5,20 @@ import numpy as np
 import pytest
 from keras import ops
 
-from Training.augmentation import RandomAffine, RandomCrop, augmentation
+from Training.augmentation import (
+    COLOUR_COMPONENTS,
+    COLOUR_EIGENVALUES,
+    Cutout,
+    Mix,
+    RandomAffine,
+    RandomCrop,
+    RandomLighting,
+    augmentations,
+)
 
 pytestmark = pytest.mark.backends
 
-BOTH = [RandomAffine(seed=3), RandomCrop(seed=3)]
+EACH = [RandomAffine(seed=3), RandomCrop(seed=3), RandomLighting(seed=3)]
 
 
 def images(count=16, size=8):
@@ -62,7 +71,7 @@ def test_affine_is_keras_own_affine_transform():
     assert np.abs(y - x).mean() > 5
 
 
-@pytest.mark.parametrize("layer", BOTH)
+@pytest.mark.parametrize("layer", EACH)
 def test_is_off_outside_training_and_round_trips(layer):
     x = images()
     np.testing.assert_array_equal(layer(x), x)
@@ -74,12 +83,14 @@ def test_is_off_outside_training_and_round_trips(layer):
     assert not np.array_equal(augmented(copy, x), augmented(type(layer)(seed=4), x))
 
 
-@pytest.mark.parametrize("layer", BOTH)
+@pytest.mark.parametrize("layer", [*EACH, Cutout(2), Mix("mixup"), Mix("cutmix")])
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "jit"])
 def test_compiles_in_the_training_step(layer, jit):
     layer = type(layer).from_config(layer.get_config())
     inputs = keras.Input((8, 8, 3))
-    outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(layer(inputs)))
+    changed = layer(inputs)
+    changed = changed[0] if isinstance(layer, Mix) else changed
+    outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(changed))
     model = keras.Model(inputs, outputs)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit)
     losses = [float(model.train_on_batch(images() / 255, np.arange(16) % 2)) for _ in range(2)]
@@ -87,7 +98,59 @@ def test_compiles_in_the_training_step(layer, jit):
 
 
 def test_recipe_s_choices():
-    given = dict(rotation=1.0, shift=0.1, flip=True, seed=0)
-    assert isinstance(augmentation("affine", **given), RandomAffine)
-    assert isinstance(augmentation("crop", **given), RandomCrop)
-    assert augmentation("none", **given) is None
+    given = dict(rotation=1.0, shift=0.1, flip=True, cutout=0, fill=0.0, mix="none", seed=0)
+    assert [type(layer) for layer in augmentations("affine", **given)] == [RandomAffine]
+    assert [type(layer) for layer in augmentations("crop", **{**given, "cutout": 2})] == [RandomCrop, Cutout]
+    assert [type(layer) for layer in augmentations("imagenet", **given)] == [RandomLighting]
+    assert [type(layer) for layer in augmentations("none", **{**given, "mix": "cutmix"})] == [Mix]
+    assert augmentations("none", **given) == []
+
+
+def test_lighting_moves_an_image_along_imagenet_s_colours():
+    x = images(3000, 2).astype("float32")
+    moved = augmented(RandomLighting(False, seed=1), x) - x
+    shift = moved[:, 0, 0]
+    np.testing.assert_allclose(moved, np.broadcast_to(shift[:, None, None], moved.shape), atol=1e-3)
+    scaled = COLOUR_COMPONENTS * (25.5 * COLOUR_EIGENVALUES)  # a tenth of 255 times P l
+    np.testing.assert_allclose(np.cov(shift.T), scaled @ scaled.T, rtol=0.1)
+    np.testing.assert_allclose(COLOUR_COMPONENTS.T @ COLOUR_COMPONENTS, np.eye(3), atol=2e-4)
+    flipped = augmented(RandomLighting(True, seed=1), x)
+    mirrored = [np.ptp(b - a[:, ::-1], axis=(0, 1)).max() < 1e-3 for a, b in zip(x, flipped)]
+    assert 1300 < sum(mirrored) < 1700
+
+
+def test_cutout_blanks_one_square():
+    x = images(300) | 1  # no pixel is 0
+    blank = (augmented(Cutout(4), x) == 0).all(axis=-1)
+    assert (augmented(Cutout(4), x)[~blank] != 0).all()
+    inside = 0
+    for each in blank:
+        rows, columns = each.any(axis=1), each.any(axis=0)
+        assert each.sum() == rows.sum() * columns.sum()  # one rectangle
+        assert 2 <= rows.sum() <= 4 and 2 <= columns.sum() <= 4  # a square that the border may cut
+        inside += each.sum() == 16
+    assert 0.25 < inside / 300 < 0.55  # centres at 5 of 8 places on each side leave it whole: 39 %
+
+
+def test_mixup_is_equation_1():
+    x = images(8).astype("float32")
+    mixed, share = map(ops.convert_to_numpy, Mix("mixup")(x, training=True))
+    own = share[:, None, None, None]
+    np.testing.assert_allclose(mixed, own * x + (1 - own) * np.roll(x, 1, axis=0), rtol=1e-5)
+    assert len(set(share)) == 8 and share.min() >= 0 and share.max() < 1
+
+
+def test_cutmix_shares_are_the_areas():
+    x = np.zeros((200, 16, 16, 3), "float32")
+    x[::2] = 1  # neighbours differ everywhere
+    mixed, share = map(ops.convert_to_numpy, Mix("cutmix")(x, training=True))
+    np.testing.assert_allclose((mixed == x).all(axis=-1).mean(axis=(1, 2)), share, atol=1e-6)
+    assert 0.4 < share.mean() < 0.8  # half, and more where the border cuts the window
+
+
+@pytest.mark.parametrize("layer", [Cutout(4, 3.0), Mix("mixup")])
+def test_cutout_and_mix_rest_outside_training(layer):
+    y = layer(images())
+    y, share = y if isinstance(y, tuple) else (y, ops.ones(16))
+    np.testing.assert_array_equal(ops.convert_to_numpy(y), images())
+    np.testing.assert_array_equal(ops.convert_to_numpy(share), np.ones(16))

@@ -72,3 +72,24 @@ def test_batches_stay_bytes_and_without_a_seed_give_all_in_order():
 
 def test_even_batches_divide_where_they_can():
     assert [even_batch(n) for n in (10_000, 5_000, 144, 360, 7, 257)] == [250, 250, 144, 180, 7, 256]
+
+
+def test_label_noise_has_the_paper_s_confusion_matrix():
+    """Wang et al. 2017, section 4.1: r on the diagonal, (1 - r) / 9 beside it, here on as many labels as CIFAR-10."""
+    from sklearn.metrics import confusion_matrix
+
+    labels = np.repeat(np.arange(10, dtype="int32"), 5000)
+    for share in (0.1, 0.3, 0.5, 0.7):
+        matrix = confusion_matrix(labels, data.with_noise(labels, 10, share)) / 5000
+        expected = np.full((10, 10), share / 9)
+        np.fill_diagonal(expected, 1 - share)
+        error = 5 * np.sqrt(expected * (1 - expected) / 5000)  # five standard deviations
+        assert (np.abs(matrix - expected) < error).all()
+    assert np.array_equal(data.with_noise(labels, 10, 0.0), labels)
+
+
+def test_label_noise_spares_what_is_held_out_and_tested():
+    clean, noisy = data.load("digits"), data.load("digits", label_noise=0.5)
+    assert 0.4 < np.mean(clean.train.labels != noisy.train.labels) < 0.6
+    assert np.array_equal(clean.validation.labels, noisy.validation.labels)
+    assert np.array_equal(clean.test.labels, noisy.test.labels)

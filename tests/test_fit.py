@@ -1,6 +1,7 @@
 """Schedules, optimizers and the training model."""
 
 import dataclasses
+import gc
 
 import keras
 import numpy as np
@@ -9,19 +10,20 @@ from keras import ops
 from tiny import tiny_build, tiny_network
 
 from Training import data
+from Training.console import duration
 from Training.fit import (
     compiled,
-    duration,
     even_batch,
     fit,
     learning_rate,
     mean_subtraction,
     optimizer,
-    training_model,
     with_l2,
 )
+from Training.momentum import SGD
 from Training.recipe import RECIPES, InputError, Recipe
 from Training.report import read_history
+from Training.training_model import TrainingModel, training_model
 
 QUICK = Recipe(
     dataset="digits", samples=64, epochs=2, batch_size=16, warmup_epochs=1.0, masks_every=0, augmentation="none"
@@ -47,6 +49,14 @@ def test_cosine_warms_up_and_ends_at_zero():
     assert learning_rate(Recipe(schedule="constant", warmup_epochs=0.0), 100) == 0.1
 
 
+def test_linear_rises_and_falls_to_zero():
+    schedule = learning_rate(Recipe(schedule="linear", epochs=10, warmup_epochs=2.0, learning_rate=0.4), 100)
+    rates = [rate_at(schedule, step) for step in (0, 100, 200, 600, 1000)]
+    np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
+    again = type(schedule).from_config(schedule.get_config())
+    assert rate_at(again, 600) == rate_at(schedule, 600)
+
+
 @pytest.mark.backends
 @pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
 def test_l2_is_the_gradient_of_the_penalty(name):
@@ -69,6 +79,45 @@ def test_l2_is_the_gradient_of_the_penalty(name):
             model.train_on_batch(x, y)
     for a, b in zip(*(model.get_weights() for model in models)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("nesterov, jit", [(True, False), (True, True), (False, False)])
+def test_momentum_is_keras_momentum(nesterov, jit):
+    x, y = np.random.default_rng(0).normal(size=(2, 8, 4)).astype("float32")
+    weights = []
+    for kind in (SGD, keras.optimizers.SGD):
+        dense = keras.layers.Dense(4, kernel_initializer=keras.initializers.GlorotUniform(0))
+        model = keras.Sequential([keras.Input((4,)), dense])
+        model.compile(with_l2(kind)(0.1, momentum=0.9, nesterov=nesterov, l2=0.1), "mse", jit_compile=jit)
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        weights.append([*model.get_weights(), *map(ops.convert_to_numpy, model.optimizer.variables)])
+    for ours, theirs in zip(*weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+class LiveObjects(keras.callbacks.Callback):
+    """Counts what the garbage collector knows at each epoch's end: a number that no other process disturbs."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        gc.collect()
+        self.counts.append(len(gc.get_objects()))
+
+
+def test_nothing_is_traced_again_and_nothing_grows(tmp_path, monkeypatch):
+    traced, living = [], LiveObjects()
+    loss = TrainingModel.compute_loss
+    monkeypatch.setattr(TrainingModel, "compute_loss", lambda *a, **k: traced.append(1) or loss(*a, **k))
+    recipe = dataclasses.replace(QUICK, epochs=6, validation_split=0.0, warmup_epochs=0.0)
+    digits = data.load("digits", samples=32, validation_split=0.0)
+    fit(tiny_build(recipe, digits), digits, recipe, tmp_path, lambda resumed: [living])
+    assert len(traced) == 1
+    assert living.counts[-1] - living.counts[2] < 50
 
 
 @pytest.mark.backends
@@ -147,12 +196,60 @@ def test_seed_repeats_a_run(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.backends
+def test_images_on_the_device_are_the_images_that_are_sent(tmp_path):
+    recipe = dataclasses.replace(QUICK, mix="mixup", cutout=4, augmentation="crop", label_smoothing=0.1)
+    weights, losses = run(tmp_path / "a", recipe)
+    again, same = run(tmp_path / "b", dataclasses.replace(recipe, data_on_device=True))
+    np.testing.assert_allclose(losses, same, rtol=1e-5)
+    for a, b in zip(weights, again):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.backends
+def test_loss_of_mixed_images_is_the_share_of_both_labels():
+    network = tiny_network()
+    model = compiled(network, dataclasses.replace(QUICK, mix="mixup", label_smoothing=0.2), 4)
+    labels, share = np.arange(4), np.array([0.1, 0.5, 0.7, 1.0], "float32")
+    logits = np.random.default_rng(0).normal(size=(4, 10)).astype("float32")
+    log = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    targets = share[:, None] * np.eye(10)[labels] + (1 - share[:, None]) * np.eye(10)[np.roll(labels, 1)]
+    expected = -((0.8 * targets + 0.02) * log).sum(axis=1).mean() + float(sum(model.losses))
+    loss = model.compute_loss(y=labels, y_pred=(ops.convert_to_tensor(logits), ops.convert_to_tensor(share)))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.backends
+def test_average_of_the_weights_is_kept_at_the_end(tmp_path):
+    """Against the average by hand, from the weights after each step."""
+
+    class Weights(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if keras.backend.backend() == "jax":
+                self.model.jax_state_sync()
+            seen.append([ops.convert_to_numpy(v) for v in self.model.trainable_variables])
+
+    seen = []
+    recipe = dataclasses.replace(QUICK, ema=0.8)
+    keras.utils.set_random_seed(0)
+    digits = data.load("digits", samples=recipe.samples)
+    network = tiny_build(recipe, digits)
+    model = fit(network, digits, recipe, tmp_path, lambda resumed: [Weights()])
+    assert len(seen) == 8
+    expected = seen[0]
+    for weights in seen[1:]:
+        expected = [0.8 * a + 0.2 * b for a, b in zip(expected, weights)]
+    for variable, wanted in zip(model.trainable_variables, expected):
+        np.testing.assert_allclose(ops.convert_to_numpy(variable), wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_folder_gets_best_last_history_and_backup(tmp_path):
     run(tmp_path, QUICK)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"best.keras", "last.keras", "history.csv", "backup"}
     columns = (tmp_path / "history.csv").read_text().splitlines()[0].split(",")
     wanted = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "images_per_second"}
+    wanted |= {"first_step_seconds"}
     assert set(columns) == wanted
 
 

@@ -241,8 +241,8 @@ def test_other_network_s_checkpoint_is_refused():
         checkpoint.restore(model, [np.zeros(3)])
 
 
-def test_fuzzed_archives_and_recipes_raise_one_line_or_nothing():
-    verdicts = fuzz.fuzz(400, 600, seed=11)
+def test_fuzzed_archives_recipes_and_pictures_raise_one_line_or_nothing():
+    verdicts = fuzz.fuzz(400, 600, 600, seed=11)
     for counts in verdicts.values():
         assert not [verdict for verdict in counts if verdict.startswith("wrong")]
         assert counts["refused"] and counts["read"]

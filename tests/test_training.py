@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,18 +18,20 @@ import keras
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 import training_cifar10
-from Training import data
+from Training import data, figures
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["--dataset=digits", "--samples=64", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--masks-every=1"]
 RESULT = {
     "test_accuracy", "test_loss", "test_error_percent", "train_error_percent", "validation_accuracy",
-    "validation_loss", "validation_error_percent", "running_time_s", "images_per_s", "parameters", "epochs",
-    "dataset", "model", "learning", "backend", "device", "seed",
+    "validation_loss", "validation_error_percent", "running_time_s", "first_step_s", "images_per_s", "parameters",
+    "epochs", "dataset", "model", "learning", "backend", "device", "seed", "test_top_5_error_percent",
 }  # fmt: skip
-SCALARS = {"epoch_loss", "epoch_accuracy", "epoch_learning_rate", "epoch_images_per_second", "epoch_seconds"}
+SCALARS = {f"epoch_{name}" for name in ("loss", "accuracy", "learning_rate", "images_per_second", "seconds")}
+SCALARS.add("epoch_first_step_seconds")
 # A run of the script with the tiny network in place of the real one.
 TINY = "import tiny, training_cifar10; training_cifar10.build = tiny.tiny_build; training_cifar10.main()"
 
@@ -65,7 +69,8 @@ def test_run_folder_explains_itself(logs):
     folder = only_run(logs)
     assert time.strptime(folder.name, "%Y%m%d-%H%M%S")
     names = {path.name.split(".")[0] for path in folder.iterdir()}
-    files = {"recipe", "environment", "split", "history", "result", "best", "last", "backup", "lock"}
+    files = {"recipe", "environment", "split", "classes", "history", "result", "predictions", "best", "last"}
+    files |= {"backup", "lock"}
     assert names == files | {"events", "train", "validation"}
     result = json.loads((folder / "result.json").read_text())
     assert set(result) == RESULT
@@ -85,6 +90,19 @@ def test_saved_model_takes_raw_images_and_scores_as_the_result_says(logs):
     result = json.loads((folder / "result.json").read_text())
     probabilities = keras.models.load_model(folder / "last.keras").predict(digits.test.images, verbose=0)
     assert np.mean(probabilities.argmax(axis=-1) == digits.test.labels) == result["test_accuracy"]
+    with open(folder / "predictions.csv", newline="") as file:
+        rows = [tuple(map(int, row.values())) for row in csv.DictReader(file)]
+    assert rows == list(zip(range(360), digits.test.labels, probabilities.argmax(axis=-1)))
+    assert json.loads((folder / "classes.json").read_text()) == list(digits.classes)
+
+
+@pytest.mark.parametrize("words", [["masks"], ["channels", "--block", "stage_1_attention_1"], ["responses"]])
+def test_figures_of_the_run(logs, tmp_path, capsys, words):
+    figures.main([words[0], str(only_run(logs)), *words[1:], "--output", str(tmp_path / "new" / "figure.png")])
+    assert Image.open(tmp_path / "new" / "figure.png").width > 300
+    with pytest.raises(SystemExit):
+        figures.main(["channels", str(only_run(logs)), "--block", "none"])
+    assert "--block must be one of stage_1_attention_1" in capsys.readouterr().err
 
 
 def tags_of(folder):
@@ -102,7 +120,7 @@ def test_event_files_hold_every_tag(logs):
     assert {"recipe", "augmented_batch", "confusion_matrix", "masks/stage_1_attention_1"} <= run
     assert {"final/test_error_percent", "_hparams_/session_start_info", "_hparams_/experiment"} <= run
     train_events, train = tags_of(folder / "train")
-    assert train >= SCALARS | {"keras"}
+    assert train >= SCALARS and train_events.Tags()["graph"]
     assert any(tag.endswith("histogram") for tag in train)
     assert [event.step for event in train_events.Tensors("epoch_loss")] == [0, 1, 2]
     assert {"epoch_loss", "epoch_accuracy"} <= tags_of(folder / "validation")[1]
@@ -126,7 +144,7 @@ def test_tensorboard_answers_with_every_tag(logs):
         for _ in range(120):
             with contextlib.suppress(OSError):
                 found = ask("plugin/scalars/tags")
-            if f"{name}/validation" in found and name in found:
+            if {name, f"{name}/train", f"{name}/validation"} <= set(found):
                 break
             time.sleep(0.5)
         assert set(found[f"{name}/train"]) >= SCALARS
@@ -134,7 +152,13 @@ def test_tensorboard_answers_with_every_tag(logs):
         images = set(ask("plugin/images/tags")[name])
         assert images >= {"augmented_batch", "confusion_matrix", "masks/stage_1_attention_1"}
         assert ask("plugin/text/tags")[name] == ["recipe"]
-        assert f"{name}/train" in ask("plugin/graphs/info")
+        assert ask("plugin/graphs/info")[f"{name}/train"]["run_graph"]
+        query = urllib.parse.urlencode({"run": f"{name}/train", "conceptual": "false"})
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/graphs/graph?{query}", timeout=10) as answer:
+            graph = answer.read().decode()
+        assert all(
+            f'"stage_1_attention_1/{part}"' in graph for part in ("before", "trunk", "mask", "multiply", "after")
+        )
         assert ask("plugin/histograms/tags")[f"{name}/train"]
         experiment = json.dumps(ask("plugin/hparams/experiment", b"{}"))
         assert "learning_rate" in experiment and "final/test_error_percent" in experiment
@@ -143,6 +167,28 @@ def test_tensorboard_answers_with_every_tag(logs):
     finally:
         server.terminate()
         server.wait(20)
+
+
+def test_a_run_without_validation_and_with_test_flip_has_a_result(tmp_path, monkeypatch, capsys):
+    words = ["--validation-split=0", "--test-flip", "--epochs=2", "--ema=0.9", "--data-on-device", "--masks-every=0"]
+    tiny_main(monkeypatch, *WORDS, *words, "--logs", str(tmp_path))
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert result["validation_error_percent"] is None and 0 <= result["test_error_flip_percent"] <= 100
+    assert "with mirror image" in capsys.readouterr().out
+    assert not (only_run(tmp_path) / "best.keras").exists()
+
+
+@pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver") and importlib.util.find_spec("selenium")),
+    reason="needs Chromium, its driver and selenium",
+)
+def test_tensorboard_s_pages_are_drawn_in_a_browser(logs, tmp_path):
+    command = [sys.executable, "docs/screenshots.py", str(logs), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for page in ("scalars", "images", "graphs", "hparams"):
+        pixels = np.asarray(Image.open(tmp_path / f"tensorboard-{page}.png").convert("L"))
+        assert pixels.shape[1] == 1700 and pixels.std() > 20
 
 
 def test_help_shows_every_choice_without_a_framework(tmp_path):
@@ -206,7 +252,8 @@ def test_trains_on_jax_where_tensorflow_is_not_installed(tmp_path):
     assert run.returncode == 0, err
     result = json.loads((only_run(logs) / "result.json").read_text())
     assert result["backend"] == "jax" and "test accuracy" in out
-    assert tags_of(only_run(logs) / "train")[1] >= SCALARS | {"keras"}
+    events, tags = tags_of(only_run(logs) / "train")
+    assert tags >= SCALARS and events.Tags()["graph"]
 
 
 def test_without_tensorboard_there_is_one_warning_and_a_result(tmp_path):

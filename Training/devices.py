@@ -1,0 +1,209 @@
+"""Several devices, and several processes of one run: what `--distribute` asks of TensorFlow, JAX and Keras.
+
+A batch is split over the devices of all processes; weights and their updates are the same on each. On JAX every
+process runs this same program and reads its part of each batch; the first alone writes.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import traceback
+from typing import NamedTuple
+
+import numpy as np
+
+from Training.archives import one_line
+from Training.recipe import InputError, RunError
+
+NEEDS = {"mirrored": "tensorflow", "data": "jax"}
+ADDRESSES = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
+COUNT = "KERAS_DISTRIBUTION_NUM_PROCESSES"
+LONGEST_MESSAGE = 4096  # bytes
+STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|FAILED_PRECONDITION|DEADLINE_EXCEEDED|ABORTED|CANCELLED): ")
+
+
+class Devices(NamedTuple):
+    """Over how many devices a batch is split, in how many processes, and which of these this one is."""
+
+    count: int = 1
+    processes: int = 1
+    process: int = 0
+
+    def __str__(self):
+        many = f" in {self.processes} processes" if self.processes > 1 else ""
+        return f"{self.count} devices{many}" if self.count > 1 else "1 device"
+
+    @property
+    def first(self):
+        """Whether this process is the one that writes."""
+        return self.process == 0
+
+    def part(self, images):
+        """Which of a global batch's images this process reads, as a slice."""
+        share = images // self.processes
+        return slice(self.process * share, (self.process + 1) * share)
+
+
+ONE = Devices()
+
+
+def refuse(mode, backend):
+    """Raise `InputError` where this mode cannot be, before a framework is started."""
+    if mode != "none" and backend != NEEDS[mode]:
+        raise InputError(f"--distribute {mode} needs KERAS_BACKEND={NEEDS[mode]}, received {backend}")
+    if mode == "mirrored" and os.environ.get("TF_CONFIG"):
+        raise InputError(
+            "--distribute mirrored is for one machine, and TF_CONFIG names several: Keras' fit does not work with "
+            "TensorFlow's strategy for them; take KERAS_BACKEND=jax and --distribute data"
+        )
+    if mode != "data" and os.environ.get(ADDRESSES):
+        raise InputError(f"{ADDRESSES} is set, for which --distribute data is needed, received --distribute {mode}")
+
+
+def join(mode):
+    """Find the other processes of the run, which must be before JAX finds its devices.
+
+    Where they are is said by Keras' environment variables, see `keras.distribution.initialize`.
+
+    Raises:
+        InputError: the variables say nothing that can be, or the others do not come within five minutes.
+    """
+    if mode != "data" or not os.environ.get(ADDRESSES):
+        return
+    import jax
+    import keras
+
+    print(f"waiting for all {os.environ.get(COUNT, '')} processes of the run at {os.environ[ADDRESSES]}", flush=True)
+    if not os.environ.get("JAX_CPU_COLLECTIVES_IMPLEMENTATION"):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        keras.distribution.initialize()
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"the processes of {ADDRESSES} do not meet: {one_line(error)}") from None
+
+
+@contextlib.contextmanager
+def spread(mode, batch_size):
+    """Within this, models are made and run on all devices; gives `Devices`.
+
+    Raises:
+        InputError: `batch_size` is no multiple of their number.
+    """
+    if mode == "none":
+        yield ONE
+        return
+    import keras
+
+    if mode == "mirrored":
+        import tensorflow as tf
+
+        strategy = tf.distribute.MirroredStrategy()
+        devices = Devices(strategy.num_replicas_in_sync)
+    else:
+        import jax
+
+        strategy = _data_parallel(keras)
+        devices = Devices(strategy.num_model_replicas, jax.process_count(), jax.process_index())
+    if batch_size % devices.count:
+        raise InputError(f"batch_size must be a multiple of the {devices.count} devices, received {batch_size}")
+    with strategy.scope():
+        yield devices
+
+
+def _data_parallel(keras):
+    class DataParallel(keras.distribution.DataParallel):
+        """Keras' distribution, with the logits of the whole batch in each process: it must read what it predicts."""
+
+        def get_tensor_layout(self, path):
+            whole = path.endswith("logits/output")
+            return keras.distribution.TensorLayout([None, None], self.device_mesh) if whole else None
+
+    return DataParallel(devices=keras.distribution.list_devices(), auto_shard_dataset=False)
+
+
+@contextlib.contextmanager
+def alone():
+    """Within this, JAX runs a model in this process alone, on one device."""
+    import keras
+
+    before = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(before)
+
+
+def own_copy(network):
+    """The network, or where JAX splits batches a copy on one device, which this process can run by itself."""
+    import keras
+
+    if keras.distribution.distribution() is None:
+        return network
+    with alone():
+        return keras.models.clone_model(network)
+
+
+def from_first(devices, make):
+    """The text that `make` gives in the first process, in every process.
+
+    Raises:
+        InputError: `make` raised it; in every process.
+    """
+    if devices.processes == 1:
+        return make()
+    from jax.experimental import multihost_utils
+
+    message = ""
+    if devices.first:
+        try:
+            message = "+" + make()
+        except InputError as error:
+            message = f"-{error}"
+    raw = np.frombuffer(message.encode().ljust(LONGEST_MESSAGE, b"\0"), np.uint8)
+    message = multihost_utils.broadcast_one_to_all(raw).tobytes().rstrip(b"\0").decode()
+    if message[0] == "-":
+        raise InputError(message[1:])
+    return message[1:]
+
+
+def asked_to_stop(devices, step):
+    """Whether any process was sent SIGTERM, answered alike in all of them for the same step."""
+    if devices.processes == 1:
+        return False
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def lost_peers_told(devices):
+    """Raise `RunError` where what several processes do together fails, as it does when one of them is lost."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # JAX raises both, with the status first
+        if devices.processes == 1 or not STATUS.match(str(error)):
+            raise
+        what = f"a step of the {devices.processes} processes failed, as when one of them is lost"
+        raise RunError(f"{what}: {one_line(error)}") from None
+
+
+@contextlib.contextmanager
+def ended_at_once(devices):
+    """End one of several processes at once where it cannot go on, so that the others fail, too, and do not wait.
+
+    At a usual end of the interpreter JAX first waits until all processes are there; with `Interrupted` they are.
+    """
+    try:
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if devices.processes == 1 or code == 128 + signal.SIGTERM:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,176 @@
+"""Own pictures in folders, one a class; `python -m Training.folder cifar10 OUT` writes CIFAR-10 in that form."""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from Training import pictures
+from Training.recipe import InputError, Parser
+from Training.stream import Listing, cores, hash_of, say
+
+# How whole files of the two common formats begin and end.
+WHOLE = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
+
+
+class Scanned(NamedTuple):
+    """The files of one class: names and sizes of those that can be read, and a line for each of the others."""
+
+    names: list[str]
+    sizes: list[int]
+    broken: list[str]
+
+
+def looks_whole(path):
+    """Whether a file begins and ends as a whole JPEG or PNG file does; False says nothing."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+            file.seek(-8, os.SEEK_END)
+            tail = file.read()
+    except OSError:
+        return False
+    return any(head.startswith(first) and tail.endswith(last) for first, last in WHOLE.items())
+
+
+def scan(folder, decode):
+    """The pictures right in a folder, sorted by name, hidden files left out.
+
+    What looks like a whole JPEG or PNG file is taken for one, unless `decode` asks to decode every file; all others
+    are decoded once.
+    """
+    found = Scanned([], [], [])
+    with os.scandir(folder) as entries:
+        files = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    for entry in files:
+        if decode or not looks_whole(entry.path):
+            try:
+                pictures.read(entry.path)
+            except InputError as error:
+                found.broken.append(str(error))
+                continue
+        found.names.append(entry.name)
+        found.sizes.append(entry.stat().st_size)
+    return found
+
+
+def class_folders(folder):
+    """Names of the folders in a folder, sorted; hidden ones left out.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{pictures.shown(folder)} cannot be read: {error.strerror}") from None
+    if not names:
+        raise InputError(
+            f"{pictures.shown(folder)} must have a folder for each class, and has none: move each picture into "
+            f"{Path(folder).name}/<class>/ (for ImageNet's flat val, by the labels of its development kit)"
+        )
+    return names
+
+
+def listing(folder, classes, broken="skip"):
+    """The pictures of one part, in the order of classes and names.
+
+    Args:
+        folder: path, with a folder for each class.
+        classes: names of all classes, whose positions are the labels.
+        broken: "skip" names on the standard error what cannot be read; "refuse" decodes every file at once.
+
+    Returns:
+        `stream.Listing`.
+
+    Raises:
+        InputError: a class that is none of `classes`, no picture at all, or a broken one where that is refused.
+    """
+    names = class_folders(folder)
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        raise InputError(f"{pictures.shown(folder)} has classes that train/ lacks: {', '.join(unknown):.200}")
+    with ThreadPoolExecutor(2 * cores()) as pool:
+        found = list(pool.map(lambda name: scan(Path(folder) / name, broken == "refuse"), names))
+    report_broken(folder, [line for each in found for line in each.broken], broken)
+    paths = [f"{folder}/{name}/{file}" for name, each in zip(names, found) for file in each.names]
+    if not paths:
+        raise InputError(f"{pictures.shown(folder)} has no picture that can be read")
+    labels = np.repeat([classes.index(name) for name in names], [len(each.names) for each in found]).astype("int32")
+    identity = repr([(name, each.names, each.sizes) for name, each in zip(names, found)])
+    return Listing(lambda i: (paths[i], None), labels, hash_of(identity.encode(errors="surrogateescape")))
+
+
+def report_broken(folder, lines, broken):
+    """Name each picture that cannot be read, or refuse them."""
+    if lines and broken == "refuse":
+        raise InputError(
+            f"{len(lines)} files in {pictures.shown(folder)} cannot be read: {lines[0]}; mend or remove them, or give "
+            "--broken skip"
+        )
+    for line in lines:
+        say(f"skipped: {line}")
+    if lines:
+        say(f"{len(lines)} files in {pictures.shown(folder)} are no pictures that can be read, and were skipped")
+
+
+def read(data_dir, broken="skip"):
+    """The parts of a folder with `train/<class>/*` and, where they are there, `val/<class>/*` and `test/<class>/*`.
+
+    Returns:
+        `({"train": Listing, ...}, classes)`; the classes are the folders of train/, sorted.
+
+    Raises:
+        InputError: see `listing`; or no train/, or a class there without a picture.
+    """
+    root = Path(data_dir)
+    if not (root / "train").is_dir():
+        raise InputError(f"--data-dir {pictures.shown(root)} must have train/<class>/, and has no folder train")
+    classes = class_folders(root / "train")
+    parts = {name: listing(root / name, classes, broken) for name in ("train", "val", "test") if (root / name).is_dir()}
+    empty = [classes[i] for i in np.flatnonzero(np.bincount(parts["train"].labels, minlength=len(classes)) == 0)]
+    if empty:
+        raise InputError(f"{pictures.shown(root / 'train')} has classes without a picture: {', '.join(empty):.200}")
+    return parts, tuple(classes)
+
+
+def write(images, labels, classes, folder):
+    """Write images uint8 `(n, height, width, 3)` as `<folder>/<class>/<position>.png`.
+
+    Sorted by class and name they keep their order within a class.
+    """
+    from PIL import Image
+
+    for name in classes:
+        (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+    for i, (image, label) in enumerate(zip(images, labels)):
+        Image.fromarray(image).save(Path(folder) / classes[label] / f"{i:05d}.png")
+
+
+def main(arguments=None):
+    from Training import archives
+    from Training.console import one_line_errors
+
+    parser = Parser(prog="python -m Training.folder", description="Write a CIFAR archive as folders of PNG files.")
+    parser.add_argument("dataset", choices=tuple(archives.ARCHIVES))
+    parser.add_argument("out", help="folder that gets train/<class>/ and test/<class>/; it must not exist")
+    parser.add_argument("--data-dir", default="", help="folder with the official archive or its unpacked folder")
+    words = parser.parse_args(arguments)
+    with one_line_errors(parser.prog, "Stopped."):
+        if Path(words.out).exists():
+            raise InputError(f"{words.out} is already there: name a folder that is not")
+        images, labels, test_images, test_labels, classes = archives.read(words.dataset, words.data_dir)
+        try:
+            write(images, labels, classes, Path(words.out) / "train")
+            write(test_images, test_labels, classes, Path(words.out) / "test")
+        except OSError as error:
+            raise InputError(f"{words.out} cannot be written: {error.strerror or error}") from None
+    print(f"{len(labels) + len(test_labels):,} pictures in {words.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Several devices and several processes: the result of one device, refusals, and the end of one process."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from Training import data
+from Training.devices import Devices, refuse
+from Training.fit import Batches, even_batch
+from Training.recipe import InputError
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import distribute  # noqa: E402
+import kill  # noqa: E402
+
+# What takes time here is compiling: not even the tiny network.
+SMALL = """
+import training_cifar10
+def build(*given):
+    import plain
+    return plain.build(*given)
+training_cifar10.build = build
+"""
+MAIN = SMALL + "training_cifar10.main()"
+WORDS = [*(word for word in distribute.WORDS if "masks" not in word), "--masks-every=0", "--validation-split=0.02"]
+
+
+def both(mode, logs):
+    """A script that trains on one device, then on two."""
+    runs = ((f"{logs}/one", "none"), (f"{logs}/two", mode))
+    words = [*WORDS, "--checkpoint-epochs=20"]
+    return SMALL + "".join(
+        f"training_cifar10.main({[*words, f'--logs={place}', f'--distribute={each}']})\n" for place, each in runs
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """What JAX has compiled, kept for the module."""
+    folder = tmp_path_factory.mktemp("cache")
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+@pytest.fixture(scope="module")
+def jax_logs(tmp_path_factory, cache):
+    """Logs of a run on one device and of one on two."""
+    logs = tmp_path_factory.mktemp("jax")
+    kill.finish(distribute.start("jax", script=both("data", logs), JAX_NUM_CPU_DEVICES="2", **cache))
+    return logs
+
+
+def test_two_devices_on_jax_are_one(jax_logs):
+    assert len(distribute.losses(jax_logs / "one")) == 40
+    assert distribute.furthest(jax_logs / "one", jax_logs / "two") < distribute.TOLERANCE
+
+
+def test_two_replicas_on_tensorflow_are_one(tmp_path):
+    kill.finish(distribute.start("tensorflow", script=distribute.TWO + both("mirrored", tmp_path)))
+    assert distribute.furthest(tmp_path / "one", tmp_path / "two") < distribute.TOLERANCE
+
+
+def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_same_end(jax_logs, cache, tmp_path):
+    logs = tmp_path / "Logs"
+    run = distribute.start_processes(*WORDS, f"--logs={logs}", script=MAIN, **cache)
+    codes, said, waited = distribute.end_one(run, which=1)
+    assert codes[0] not in (0, None) and waited < 60
+    assert "a step of the 2 processes failed, as when one of them is lost" in said[0]
+    for each in distribute.resume_processes(kill.only_run(logs), script=MAIN, **cache):
+        kill.finish(each)
+    assert distribute.furthest(jax_logs / "one", logs) < distribute.TOLERANCE
+    names = {path.name for path in kill.only_run(logs).iterdir()}
+    assert {"result.json", "last.keras", "best.keras", "train", "validation"} <= names
+    environment = json.loads((kill.only_run(logs) / "environment.json").read_text())
+    assert (environment["devices"], environment["processes"]) == (2, 2)
+
+
+def test_batches_are_shared_without_gap_or_overlap():
+    examples = data.load("digits", samples=50).train
+    whole = Batches(examples, 12, seed=3)
+    parts = [Batches(examples, 12, seed=3, devices=Devices(4, 2, process)) for process in range(2)]
+    for step in range(len(whole)):
+        images = np.concatenate([part[step][0] for part in parts])
+        np.testing.assert_array_equal(images, whole[step][0])
+
+
+@pytest.mark.parametrize("devices", [1, 2, 7, 64])
+def test_what_fills_up_the_last_batch_has_no_weight(devices):
+    """Means over batches, as Keras takes them, are those over the examples."""
+    examples = data.load("digits", samples=50).train
+    batches = Batches(examples, even_batch(50, devices), devices=Devices(devices))
+    values, counts = [], []
+    for images, labels, *weights in (batches[i] for i in range(len(batches))):
+        assert len(images) % devices == 0 and len(images) <= max(256, devices)
+        values.append(np.mean(labels * weights[0]) if weights else np.mean(labels))
+        counts.append(len(labels))
+    assert np.average(values, weights=counts) == pytest.approx(examples.labels.mean(), rel=1e-6)
+
+
+@pytest.mark.backends
+def test_weights_of_images_count_in_loss_and_accuracy():
+    from Training.fit import compiled
+    from Training.recipe import Recipe
+
+    recipe = Recipe(dataset="digits", batch_size=10, classifier_l2=0.0)
+    examples = data.load("digits", samples=45).train
+    model = compiled(tiny.tiny_network(classifier_l2=0.0), recipe, 4)
+    plain = model.evaluate(examples.images, examples.labels, batch_size=15, verbose=0)
+    filled = Batches(examples, 16, devices=Devices(8))
+    assert len(filled[len(filled) - 1]) == 3
+    np.testing.assert_allclose(model.evaluate(filled, verbose=0), plain, rtol=1e-4)
+
+
+def test_modes_name_the_backend_they_need(monkeypatch):
+    for mode, backend in (("mirrored", "jax"), ("data", "tensorflow")):
+        with pytest.raises(InputError, match=f"--distribute {mode} needs KERAS_BACKEND="):
+            refuse(mode, backend)
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    with pytest.raises(InputError, match="take KERAS_BACKEND=jax and --distribute data"):
+        refuse("mirrored", "tensorflow")
+    monkeypatch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", "127.0.0.1:1")
+    with pytest.raises(InputError, match="--distribute data is needed, received --distribute none"):
+        refuse("none", "jax")

@@ -1,0 +1,109 @@
+"""Weights of another run to begin from, and layers that keep theirs."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tiny
+
+import training_cifar10
+from Training.fine_tuning import freeze, load_weights
+from Training.fit import mean_subtraction
+from Training.recipe import InputError, Recipe
+
+pytestmark = pytest.mark.backends
+WORDS = ["--dataset=digits", "--samples=32", "--batch-size=16", "--epochs=1", "--warmup-epochs=0", "--masks-every=0",
+         "--learning-rate=0.1", "--schedule=constant"]  # fmt: skip
+
+
+def network(classes=10, size=32, mean=0.0, **kwargs):
+    shape = (size, size, 3)
+    return tiny.tiny_network(
+        classes=classes, input_shape=shape, preprocessing=mean_subtraction(np.full(shape, mean, "float32")), **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A network of 5 classes for images of 24 pixels, saved, and its weights."""
+    path = tmp_path_factory.mktemp("saved") / "last.keras"
+    made = network(classes=5, size=24, mean=100.0)
+    made.save(path)
+    return path, {layer.name: layer.get_weights() for layer in made.layers if layer.weights}
+
+
+def test_other_classes_and_image_size_keep_all_but_the_classifier(saved):
+    path, weights = saved
+    made = network(classes=7, size=32)
+    before = made.get_layer("logits").get_weights()
+    line = load_weights(made, str(path))
+    assert line.endswith("the classifier is new, for 7 classes in place of 5") and "\n" not in line
+    assert line.startswith(f"{len(weights) - 1} of {len(weights)} layers")
+    for name, values in weights.items():
+        for a, b in zip(made.get_layer(name).get_weights(), before if name == "logits" else values, strict=True):
+            np.testing.assert_array_equal(a, b)
+    images = np.full((1, 32, 32, 3), 50, "uint8")
+    subtracted = keras.Model(made.inputs, made.get_layer("mean_subtraction").output).predict(images, verbose=0)
+    np.testing.assert_allclose(subtracted, 50 / 255, rtol=1e-5)  # the own data's mean of 0, not the file's of 100
+
+
+def test_equal_classifier_is_loaded_too(saved):
+    path, weights = saved
+    made = network(classes=5)
+    assert load_weights(made, str(path)).endswith("the classifier, too")
+    np.testing.assert_array_equal(made.get_layer("logits").get_weights()[0], weights["logits"][0])
+
+
+def test_other_networks_and_files_are_refused_by_their_first_difference(saved, tmp_path):
+    path = str(saved[0])
+    from Model import Geometry, Stage, residual_attention_network
+
+    wider = Geometry(stem_filters=8, stem_kernel=3, stem_pool=2, stages=(Stage(8, 2, 2),), tail=((16, 2),))
+    shorter = Geometry(stem_filters=4, stem_kernel=3, stem_pool=2, stages=(Stage(8, 2, 2),), tail=())
+    for geometry, said in (
+        (wider, r"stem_convolve/kernel is \(3, 3, 3, 4\), here \(3, 3, 3, 8\)"),
+        (shorter, "it has a layer tail_unit_1"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_weights(residual_attention_network(geometry=geometry), path)
+    with pytest.raises(InputError, match="does not exist"):
+        load_weights(network(), "nowhere.keras")
+    broken = tmp_path / "broken.keras"
+    broken.write_bytes(b"not a model")
+    with pytest.raises(InputError, match="broken.keras cannot be loaded as a network") as refusal:
+        load_weights(network(), str(broken))
+    assert "\n" not in str(refusal.value)
+
+
+def test_freeze_ends_with_the_stage_and_names_what_there_is():
+    made = network()
+    assert freeze(made, "stage_1").endswith("layers up to stage_1_attention_1 keep their weights")
+    assert {layer.name for layer in made.layers if layer.trainable_weights} == {"tail_unit_1", "norm_tail", "logits"}
+    with pytest.raises(InputError, match="no layer is called so or begins with it; there are stem_convolve, stage_1"):
+        freeze(made, "stage_10")
+    with pytest.raises(InputError, match="leaves nothing to train"):
+        freeze(made, "logits")
+    with pytest.raises(InputError, match="give --weights beside it"):
+        Recipe(freeze="stage_1")
+
+
+def test_a_run_keeps_frozen_weights_and_resumes_without_the_file(saved, tmp_path, monkeypatch, capsys):
+    path, weights = saved
+    own = tmp_path / "own.keras"
+    own.write_bytes(path.read_bytes())
+    monkeypatch.setattr(training_cifar10, "build", tiny.tiny_build)
+    words = [f"--weights={own}", "--freeze=stage_1", "--logs", str(tmp_path / "Logs")]
+    training_cifar10.main([*WORDS, *words])
+    said = capsys.readouterr().out
+    assert "the classifier is new, for 10 classes in place of 5" in said and "up to stage_1_attention_1 keep" in said
+    (folder,) = (tmp_path / "Logs").iterdir()
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert (recipe["weights"], recipe["freeze"]) == (str(own), "stage_1")
+    own.unlink()
+    training_cifar10.main(["--resume", str(folder), "--epochs=2"])
+    assert "begin with the weights" not in capsys.readouterr().out
+    trained = keras.models.load_model(folder / "last.keras")
+    for name, values in weights.items():
+        same = [np.array_equal(a, b) for a, b in zip(trained.get_layer(name).get_weights(), values)]
+        assert all(same) if name.startswith(("stem", "stage")) else not any(same)

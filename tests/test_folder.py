@@ -1,0 +1,420 @@
+"""Pictures that are streamed: from folders, shards and TensorFlow Datasets."""
+
+import json
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import training_cifar10
+from Training import data, events, folder, shards
+from Training.checkpoint import RunError, stored, unpack
+from Training.data import Data, Examples
+from Training.evaluation import top_5
+from Training.fit import Batches, EpochOrder, fit, learning_rate, mean_subtraction
+from Training.recipe import InputError, Recipe, parse
+from Training.stream import Stream, local_order, scale_crop
+
+CLASSES = ("ant", "bee", "cat")
+SIZES = {"ant": 14, "bee": 12, "cat": 10}  # training pictures
+
+
+def colours(rng, label, height, width):
+    """Pixels in which one colour stands out."""
+    pixels = rng.integers(0, 100, (height, width, 3), dtype=np.uint8)
+    pixels[..., label] += 120
+    return pixels
+
+
+def add_pictures(root, part, sizes, seed=0, pixels=None):
+    """Write PNG and JPEG files of several sizes, or PNG files of `pixels` x `pixels`."""
+    rng = np.random.default_rng(seed)
+    for label, (name, count) in enumerate(sizes.items()):
+        (root / part / name).mkdir(parents=True)
+        for i in range(count):
+            height, width = (pixels, pixels) if pixels else rng.integers(20, 40, 2)
+            ending = "png" if i % 2 or pixels else "jpg"
+            Image.fromarray(colours(rng, label, height, width)).save(root / part / name / f"{i:03d}.{ending}")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder of three classes, with the pictures that most tests only read."""
+    made = tmp_path_factory.mktemp("pictures")
+    add_pictures(made, "train", SIZES)
+    add_pictures(made, "val", dict.fromkeys(CLASSES, 4), seed=1)
+    return made
+
+
+@pytest.fixture
+def own(root, tmp_path):
+    """A copy of that folder, to break."""
+    return Path(shutil.copytree(root, tmp_path / "own"))
+
+
+def break_behind_the_head(path):
+    """Overwrite a JPEG file's tables: both of its ends stay those of a whole file."""
+    raw = path.read_bytes()
+    path.write_bytes(raw[:20] + bytes(300) + raw[320:])
+
+
+def test_a_stream_answers_as_an_array_does(root, tmp_path):
+    whole = data.load("folder", str(root), size=16).train.images
+    assert whole.shape == (36, 16, 16, 3) and len(whole) == 36
+    everything = whole[np.arange(36)]
+    assert everything.dtype == np.uint8 and everything.shape == whole.shape
+    np.testing.assert_array_equal(whole[:5], everything[:5])
+    np.testing.assert_array_equal(whole[3], everything[3])
+    np.testing.assert_array_equal(whole[[7, 2, 7]], everything[[7, 2, 7]])
+    np.testing.assert_array_equal(whole.take([9, 4], axis=0)[np.array([1, 0])], everything[[4, 9]])
+    assert whole[[]].shape == (0, 16, 16, 3)
+
+
+def test_parts_classes_and_balance(root, own):
+    read = data.load("folder", str(root), size=16)
+    assert read.classes == CLASSES and read.test.images is read.validation.images
+    assert [len(part.labels) for part in read[:3]] == [36, 12, 12] and len(read.held_out) == 0
+    np.testing.assert_array_equal(np.bincount(read.train.labels), list(SIZES.values()))
+    balance, role = data.described(read)
+    assert "smallest cat with 10 training pictures, largest ant with 14 (1.4 times as many)" in balance
+    assert role == "no test set: the validation set, 12 pictures, plays it"
+    (own / "val").rename(own / "test")
+    split = data.load("folder", str(own), validation_split=0.25, size=16)
+    assert [len(part.labels) for part in split[:3]] == [27, 9, 12] and len(data.described(split)) == 1
+    np.testing.assert_array_equal(np.bincount(split.validation.labels), [4, 3, 2])
+    assert len(data.load("folder", str(own), samples=9, size=16).train.labels) == 9
+
+
+def test_what_is_no_picture_is_named_and_skipped_or_refused(own, capsys):
+    bad = [own / "train/bee/empty.png", own / "train/bee/notes.txt", own / "val/cat/cut.jpg", own / "train/cat/folder"]
+    bad[0].touch()
+    bad[1].write_text("no picture")
+    bad[2].write_bytes((own / "val/cat/000.jpg").read_bytes()[:500])
+    bad[3].mkdir()
+    (own / "train/.DS_Store").touch()
+    (own / "train/cat/.hidden").touch()
+    read = data.load("folder", str(own), size=16)
+    assert [len(part.labels) for part in read[:2]] == [36, 12]
+    err = capsys.readouterr().err
+    assert all(err.count(f"skipped: {path} ") == 1 for path in bad) and ".DS_Store" not in err and ".hidden" not in err
+    assert "3 files in" in err and "1 files in" in err
+    with pytest.raises(InputError, match=r"3 files in .* cannot be read: .*empty.png is empty; mend or remove them"):
+        data.load("folder", str(own), size=16, broken="refuse")
+
+
+@pytest.mark.parametrize("crops", [False, True])
+def test_what_breaks_behind_its_head_gives_way_to_the_next_of_its_class(own, capsys, crops):
+    break_behind_the_head(own / "train/bee/002.jpg")
+    break_behind_the_head(own / "train/bee/010.jpg")
+    read = data.load("folder", str(own), size=16, random_crops=crops, workers=3)
+    images, bee = read.train.images, 14
+
+    def get(positions):
+        return images.crops(positions, (0, 1)) if crops else images[positions]
+
+    first = get([bee + 2, bee + 10])
+    for _ in range(2):
+        np.testing.assert_array_equal(get([bee + 2, bee + 10]), first)
+    if not crops:
+        np.testing.assert_array_equal(first, images[[bee + 3, bee + 11]])
+    err = capsys.readouterr().err
+    assert err.count("002.jpg") == 1 and err.count("010.jpg") == 1 and read.broken == 2
+    with pytest.raises(InputError, match="2 files in .*: give --broken skip|2 files in .*002.jpg"):
+        data.load("folder", str(own), size=16, broken="refuse")
+
+
+@pytest.mark.backends
+def test_pictures_that_vanish_end_a_run_in_one_line(own):
+    read = data.load("folder", str(own), size=16, workers=2)
+    shutil.rmtree(own / "val")
+    inputs = keras.Input((16, 16, 3))
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))
+    with pytest.raises(RunError, match="no picture of a class can be read any more: .* does not exist"):  # noqa: SIM117
+        with read.reading():
+            model.predict(Batches(read.validation, 4), verbose=0)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda own: shutil.rmtree(own / "train"), "must have train/<class>/, and has no folder train"),
+        (lambda own: (own / "val/dog").mkdir(), "has classes that train/ lacks: dog"),
+        (lambda own: (own / "train/dog").mkdir(), "has classes without a picture: dog"),
+        (lambda own: [shutil.rmtree(p) for p in (own / "val").iterdir()], "move each picture into val/<class>/"),
+        (lambda own: [p.unlink() for p in (own / "val").glob("*/*")], "has no picture that can be read"),
+        (lambda own: shutil.rmtree(own / "val"), "has no test pictures: add test/ or val/, or give"),
+    ],
+)
+def test_folders_that_cannot_be_used_are_refused_in_one_line(own, change, said):
+    change(own)
+    with pytest.raises(InputError) as refusal:
+        data.load("folder", str(own), validation_split=0.0, size=16)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_folder_must_be_named():
+    with pytest.raises(InputError, match="dataset=folder needs its folder: give --data-dir"):
+        data.load("folder", size=16)
+
+
+def test_random_crops_lie_within_the_picture_and_depend_on_seed_epoch_and_position(root):
+    rng = np.random.default_rng(0)
+    boxes = np.array([scale_crop(rng, 200, 300) for _ in range(2000)])
+    wide, high = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes[:, :2].min() >= 0 and boxes[:, 2].max() <= 300 and boxes[:, 3].max() <= 200
+    share, aspect = wide * high / 60_000, wide / high
+    assert 0.0799 < share.min() < 0.1 and share.max() > 0.8
+    assert 0.7499 < aspect.min() < 0.76 and 1.32 < aspect.max() < 1.3334
+    assert scale_crop(rng, 10, 1000) == (495, 0, 505, 10)  # nothing of such an aspect fits
+    images = data.load("folder", str(root), size=16, random_crops=True).train.images
+    one = images.crops([5, 6], (0, 1))
+    np.testing.assert_array_equal(images.crops([6], (0, 1))[0], one[1])
+    for other in ((1, 1), (0, 2)):
+        assert not np.array_equal(images.crops([5, 6], other), one)
+
+
+def test_where_crops_are_random_others_take_the_middle_of_a_larger_picture(own):
+    Image.fromarray(np.arange(256, dtype=np.uint8).repeat(768).reshape(256, 256, 3)).save(own / "val/ant/00.png")
+    images = data.load("folder", str(own), size=224, random_crops=True).validation.images
+    np.testing.assert_array_equal(images[0][:, 0, 0], np.arange(16, 240))  # 256 rows, of which the middle 224
+
+
+def dense(recipe, source):
+    """Stands in for `training_cifar10.build`: one layer, which is traced in no time."""
+    inputs = keras.Input(source.train.images.shape[1:], name="images")
+    x = mean_subtraction(*source.mean_and_std(recipe.mean))(inputs)
+    x = keras.layers.Dense(len(source.classes), name="logits", kernel_initializer="zeros")(keras.layers.Flatten()(x))
+    return keras.Model(inputs, keras.layers.Softmax()(x), name="dense")
+
+
+@pytest.mark.backends
+def test_several_threads_keep_the_order_of_every_epoch(root):
+    """The same weights after three epochs as from an array, in the last of which an epoch begins in its middle."""
+    source = data.load("folder", str(root), size=8, workers=4)
+    in_memory = Examples(source.train.images[:], source.train.labels)
+    weights = []
+    for examples in (in_memory, source.train):
+        batches = Batches(examples, 5, seed=3)
+        model = dense(Recipe(), source)
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        order = EpochOrder(batches)
+        model.fit(batches, shuffle=False, epochs=2, verbose=0, callbacks=[order])
+        batches.set_epoch(2, first_step=3)
+        model.fit(batches, shuffle=False, initial_epoch=2, epochs=3, verbose=0, callbacks=[order])
+        weights.append(model.get_weights()[0])
+        seen = model.predict(Batches(examples, 5), verbose=0)
+        np.testing.assert_allclose(seen, model.predict(in_memory.images, verbose=0), atol=1e-5)
+    np.testing.assert_array_equal(*weights)
+
+
+@pytest.mark.backends
+def test_a_folder_of_png_files_trains_as_the_same_images_in_memory(tmp_path):
+    """The same losses, since order, pixels and mean are the same; the images in memory are sorted as the files are."""
+    rng = np.random.default_rng(0)
+    labels = np.sort(rng.integers(0, 3, 60)).astype("int32")
+    images = np.stack([colours(rng, label, 16, 16) for label in labels])
+    folder.write(images[:48], labels[:48], CLASSES, tmp_path / "pictures" / "train")
+    folder.write(images[48:], labels[48:], CLASSES, tmp_path / "pictures" / "val")
+    held = Examples(images[48:], labels[48:])
+    recipe = Recipe(dataset="digits", epochs=2, warmup_epochs=0.0, batch_size=8, augmentation="none", mean="pixel")
+    in_memory = Data(Examples(images[:48], labels[:48]), held, held, CLASSES, np.arange(0))
+    histories = []
+    for source in (in_memory, data.load("folder", str(tmp_path / "pictures"), size=16)):
+        keras.utils.set_random_seed(0)
+        run = tmp_path / f"run {len(histories)}"
+        run.mkdir()
+        fit(dense(recipe, source), source, recipe, run, say=lambda line: None)
+        rows = (run / "history.csv").read_text().splitlines()
+        names = rows[0].split(",")
+        histories.append([[row.split(",")[names.index(n)] for n in ("loss", "val_loss")] for row in rows[1:]])
+    assert histories[0] == histories[1] and len(histories[0]) == 2
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """The training script with one dense layer, and without event files, whose masks that has not."""
+    monkeypatch.setattr(training_cifar10, "build", dense)
+    monkeypatch.setattr(events, "is_available", lambda: False)
+    return lambda *words: training_cifar10.main([str(word) for word in words])
+
+
+@pytest.mark.backends
+@pytest.mark.filterwarnings("ignore:tensorboard is not installed")
+def test_a_run_of_the_imagenet_recipe_goes_on_exactly_within_an_epoch(own, tmp_path, main, capsys):
+    words = ["--recipe=imagenet", f"--data-dir={own}", "--image-size=16", "--batch-size=8", "--epochs=2", "--workers=3"]
+    main(*words, "--checkpoint-steps=3", "--logs", tmp_path / "Logs")
+    assert "3 classes; smallest cat" in capsys.readouterr().out
+    (whole,) = (tmp_path / "Logs").iterdir()
+    again = Path(shutil.copytree(whole, tmp_path / "again" / whole.name))
+    newest, before = stored(again)
+    assert unpack(before.read_bytes())[0]["step"] == 3
+    newest.unlink()
+    main("--resume", again)
+    models = [keras.models.load_model(run / "last.keras") for run in (whole, again)]
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_array_equal(a, b)
+    results = [json.loads((run / "result.json").read_text()) for run in (whole, again)]
+    assert results[0]["test_loss"] == results[1]["test_loss"]
+    shutil.copy(own / "train/ant/000.jpg", own / "train/ant/000 copy.jpg")
+    with pytest.raises(SystemExit) as stop:
+        main("--resume", again)
+    assert stop.value.code == 2 and "the pictures are not those that the run began with" in capsys.readouterr().err
+
+
+def test_a_cache_spares_decoding_and_keeps_naming_what_is_broken(own, tmp_path, capsys):
+    break_behind_the_head(own / "train/bee/002.jpg")
+    plain = data.load("folder", str(own), size=16).train.images[:]
+    kept = data.load("folder", str(own), size=16, cache=str(tmp_path / "cache"))
+    for _ in range(2):
+        np.testing.assert_array_equal(kept.train.images[:], plain)
+    again = data.load("folder", str(own), size=16, cache=str(tmp_path / "cache"))
+    asked, fetch = [], again.train.images.listing.fetch
+    again.train.images.listing = again.train.images.listing._replace(fetch=lambda i: asked.append(i) or fetch(i))
+    np.testing.assert_array_equal(again.train.images[:], plain)
+    assert asked == [16, 17] and capsys.readouterr().err.count("002.jpg") == 3
+    with pytest.raises(InputError, match="--cache /proc/cache cannot be written"):
+        data.load("folder", str(own), size=16, cache="/proc/cache")
+    other = data.load("folder", str(own), size=8, cache=str(tmp_path / "cache"))
+    assert other.train.images[:3].shape == (3, 8, 8, 3)
+
+
+def test_means_are_those_of_numpy(root):
+    read = data.load("folder", str(root), size=8)
+    pixels = read.train.images[:].astype("float64")
+    mean, std = read.mean_and_std("auto")
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(read.mean_and_std("pixel")[0], pixels.mean(axis=0), rtol=1e-6)
+    assert read.mean_and_std("imagenet")[0].tolist() == pytest.approx([123.675, 116.28, 103.53])
+
+
+def test_preprocessing_divides_by_the_deviation():
+    layer = mean_subtraction(np.float32([1, 2, 3]), np.float32([2, 4, 8]))
+    out = keras.ops.convert_to_numpy(layer(np.full((1, 2, 2, 3), 11, "uint8")))
+    np.testing.assert_allclose(out[0, 0, 0], [5, 2.25, 1], rtol=1e-6)
+
+
+def test_top_5_counts_the_five_best():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(40, 12)).astype("float32"), rng.integers(0, 12, 40).astype("int32")
+    ranked = np.argsort(-logits, axis=1)
+    assert top_5(logits, labels) == pytest.approx(np.mean([label in row[:5] for label, row in zip(labels, ranked)]))
+    assert 0.2 < top_5(logits, labels) < 0.7
+    assert top_5(logits[:, :10], labels % 10) is None
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--dataset folders", "dataset: must be one of cifar10, cifar100, digits, folder, shards or tfds:NAME"),
+        ("--augmentation imagenet", "augmentation=imagenet cuts its crops from whole pictures"),
+        ("--image-size 64", "image_size is for folder, shards or tfds:NAME, received dataset=cifar10"),
+        ("--cache there", "cache is for folder"),
+        ("--dataset folder --data-dir x --shards-at-once 2", "shards_at_once is for dataset=shards"),
+        ("--step-at 0.6,0.4", "step_at: must be rising shares between 0 and 1, such as 0.4,0.6, received '0.6,0.4'"),
+        ("--step-at a", "step_at: must be rising shares"),
+    ],
+)
+def test_words_that_do_not_fit_are_refused_in_one_line(words, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(words.split(), "")
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and said in err and err.count("\n") == 1
+
+
+def test_imagenet_recipe_is_the_paper_s():
+    recipe, _ = parse(["--recipe", "imagenet", "--data-dir", "x"], "")
+    steps = recipe.epochs * 1_281_167 / recipe.batch_size
+    assert steps == pytest.approx(530_000, rel=2e-3)
+    schedule = learning_rate(recipe, steps_per_epoch=5000)  # 530k steps
+    rates = [float(schedule(1000 * k)) for k in (0, 199, 201, 399, 401, 499, 501)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4])
+
+
+def test_shards_hold_the_same_pictures_in_an_order_of_their_own(root, tmp_path):
+    out = tmp_path / "shards"
+    shards.main([str(root), str(out), "--per-shard", "10"])
+    assert [path.name for path in sorted(out.iterdir())][:3] == ["index.npz", *(
+        f"train-0000{i}-of-00004.tfrecord" for i in (0, 1)
+    )]  # fmt: skip
+    one, two = (data.load(name, str(path), size=16) for name, path in (("folder", root), ("shards", out)))
+    assert two.classes == CLASSES and [len(part.labels) for part in two[:3]] == [36, 12, 12]
+    for a, b in zip(one[:2], two[:2]):
+        unordered = [sorted((label, image.tobytes()) for label, image in zip(p.labels, p.images[:])) for p in (a, b)]
+        assert unordered[0] == unordered[1]
+    assert set(two.train.labels[two.train.images.shard == 0]) == {0, 1, 2}  # each shard is a sample of all classes
+
+
+def test_tensorflow_reads_the_shards_too(root, tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    shards.write(root, tmp_path / "shards", per_shard=100)
+    form = {
+        "image/encoded": tf.io.FixedLenFeature([], tf.string),
+        "image/class/label": tf.io.FixedLenFeature([], "int64"),
+    }
+    records = tf.data.TFRecordDataset(str(tmp_path / "shards" / "val-00000-of-00001.tfrecord"))
+    parsed = [tf.io.parse_single_example(record, form) for record in records]
+    labels = data.load("shards", str(tmp_path / "shards"), size=16).validation.labels
+    assert [int(p["image/class/label"]) for p in parsed] == labels.tolist()
+    files = {path.read_bytes() for path in (root / "val").glob("*/*")}
+    assert {p["image/encoded"].numpy() for p in parsed} == files
+
+
+def test_shards_that_cannot_be_used_are_refused_in_one_line(root, tmp_path, capsys):
+    out = tmp_path / "shards"
+    shards.write(root, out, per_shard=20)
+    with pytest.raises(SystemExit) as stop:
+        shards.main([str(root), str(out)])
+    assert stop.value.code == 2 and f"{out} is already there" in capsys.readouterr().err
+    first = out / "train-00000-of-00002.tfrecord"
+    first.write_bytes(first.read_bytes()[:-500])
+    with pytest.raises(InputError, match="train-00000-of-00002.tfrecord is truncated"):
+        shards.read(out)
+    first.unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        shards.read(out)
+    (out / "index.npz").write_bytes(b"PK no index")
+    with pytest.raises(InputError, match="no index of shards"):
+        shards.read(out)
+
+
+def test_local_order_is_a_permutation_that_reads_few_shards_at_a_time():
+    shard = np.repeat(np.arange(7), 10)
+    order = local_order(np.random.default_rng(0), shard, at_once=2)
+    assert sorted(order) == list(range(70))
+    assert all(len(set(shard[order[start : start + 10]])) <= 4 for start in range(0, 70, 10))
+    assert order[:20].tolist() != sorted(order[:20])
+    batches = Batches(Examples(Stream.__new__(Stream), np.zeros(70)), 10, seed=None)
+    assert batches.order.tolist() == list(range(70))
+
+
+def test_a_data_set_of_tensorflow_datasets_is_streamed(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    rng = np.random.default_rng(0)
+    images = [colours(rng, i % 3, 20 + i, 24) for i in range(12)]
+
+    class OwnPictures(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            label = tfds.features.ClassLabel(names=CLASSES)
+            features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(range(9)), "validation": self._generate_examples(range(9, 12))}
+
+        def _generate_examples(self, chosen):
+            for i in chosen:
+                yield i, {"image": images[i], "label": i % 3}
+
+    OwnPictures(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    read = data.load("tfds:own_pictures", str(tmp_path), size=16)
+    assert read.classes == CLASSES and [len(part.labels) for part in read[:3]] == [9, 3, 3]
+    brightest = read.train.images[:].mean(axis=(1, 2)).argmax(axis=1)
+    np.testing.assert_array_equal(brightest, read.train.labels)
+    with pytest.raises(InputError, match="--dataset tfds:no_such_pictures cannot be had"):
+        data.load("tfds:no_such_pictures", str(tmp_path), size=16)

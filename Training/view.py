@@ -1,18 +1,10 @@
-"""Pictures: images side by side, soft masks over images, the confusion matrix."""
+"""Pictures: images side by side, soft masks over images, features, responses, curves, the confusion matrix."""
 
 import io
 
-import keras
 import numpy as np
 
-from Module import AttentionBlock, SoftMask
-
-
-def mask_model(network):
-    """A model from images to the soft masks of all attention blocks, `{block's name: (batch, h, w, channels)}`."""
-    blocks = [layer for layer in network.layers if isinstance(layer, AttentionBlock)]
-    masks = {block.name: SoftMask(block, name=f"{block.name}_mask")(block.input) for block in blocks}
-    return keras.Model(network.inputs, masks, name=f"{network.name}_masks")
+ENLARGED = 4  # times, images with masks over them: 32 pixels are too few to see both
 
 
 def enlarge(images, factor):
@@ -33,8 +25,23 @@ def heat(values):
     return (matplotlib.colormaps["viridis"](np.clip(values, 0, 1))[..., :3] * 255).astype("uint8")
 
 
+def scaled(values):
+    """Values between 0 and 1: the lowest and the highest of all of them."""
+    low, high = values.min(), values.max()
+    return (values - low) / max(high - low, 1e-6)
+
+
+def over(image, strength):
+    """An image under the heat map of a strength `(h, w)` in [0, 1], which is upsampled to the image's size."""
+    from PIL import Image
+
+    height, width, _ = image.shape
+    smooth = Image.fromarray(strength.astype("float32")).resize((width, height), Image.Resampling.BILINEAR)
+    return (0.4 * image + 0.6 * heat(np.asarray(smooth))).round().astype("uint8")
+
+
 def mask_picture(images, mask):
-    """Images in the first row, below each the mean of its mask over the channels.
+    """Images in the first row; below each, as heat over it, the mean of its mask over the channels.
 
     Dark is the lowest and bright the highest weight of the picture: early in training, and where weights are decayed,
     all of them lie near 0.5.
@@ -44,30 +51,147 @@ def mask_picture(images, mask):
         mask: `(n, h, w, channels)` in (0, 1).
 
     Returns:
+        uint8 `(height, width, 3)`, enlarged `ENLARGED` times.
+    """
+    strength = scaled(np.asarray(mask, "float32").mean(axis=-1))  # (n, h, w)
+    images = enlarge(images, ENLARGED)
+    heats = np.stack([over(image, each) for image, each in zip(images, strength)])
+    return np.concatenate([row(images), row(heats)], axis=0)
+
+
+def _figure(rows, columns, width=1.6, height=1.75):
+    """A matplotlib figure that needs no screen, and its axes `(rows, columns)`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _pixels(figure):
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
+
+
+def _show(axes, picture, title="", **kwargs):
+    axes.imshow(picture, **kwargs)
+    axes.set_title(title, fontsize=8)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def block_title(name, shape):
+    """`stage_2_attention_1` and its mask's shape as "stage 2, block 1: 8x8"."""
+    return f"{name.replace('_attention_', ', block ').replace('_', ' ')}: {shape[0]}x{shape[1]}"
+
+
+def masks_figure(images, masks, names):
+    """A row for each image: itself, then its mask of each block, as heat over it.
+
+    The heat is the mean of the mask over the channels, from the lowest to the highest weight of each picture, which
+    stand below it.
+
+    Args:
+        images: uint8 `(n, size, size, 3)`.
+        masks: `{block's name: (n, h, w, channels)}`.
+        names: strings, one an image.
+
+    Returns:
         uint8 `(height, width, 3)`.
     """
-    strength = np.asarray(mask, "float32").mean(axis=-1)  # (n, h, w)
-    low, high = strength.min(), strength.max()
-    strength = (strength - low) / max(high - low, 1e-6)
-    factor = max(images.shape[1] // strength.shape[1], 1)
-    heats = enlarge(heat(strength), factor)[:, : images.shape[1], : images.shape[2]]
-    return np.concatenate([row(images), row(heats)], axis=0)
+    figure, axes = _figure(len(images), 1 + len(masks))
+    for i, (image, name) in enumerate(zip(images, names)):
+        _show(axes[i, 0], image, name)
+        for j, (block, mask) in enumerate(masks.items(), start=1):
+            strength = np.asarray(mask[i], "float32").mean(axis=-1)
+            large = enlarge(image[None], max(128 // len(image), 1))[0]
+            _show(axes[i, j], over(large, scaled(strength)), block_title(block, mask.shape[1:]) if i == 0 else "")
+            axes[i, j].set_xlabel(f"{strength.min():.3f} to {strength.max():.3f}", fontsize=7)
+    return _pixels(figure)
+
+
+def strongest(mask, count):
+    """Channels of a mask `(h, w, channels)` with the highest mean weight, the strongest first."""
+    return np.argsort(-np.asarray(mask, "float32").mean(axis=(0, 1)), kind="stable")[:count]
+
+
+def channels_figure(image, trunk, mask, learning, count=4):
+    """Features before the mask, the soft mask, and features after it, as figure 1 of the paper shows them.
+
+    Args:
+        image: uint8 `(size, size, 3)`.
+        trunk, mask: of one block for this image, `(h, w, channels)`, see `Module.Branches`.
+        learning: "arl" for `(1 + M) T` after the mask, "nal" for `M T`.
+        count: int, channels shown, those with the strongest masks.
+
+    Returns:
+        uint8 `(height, width, 3)`.
+    """
+    chosen = strongest(mask, count)
+    figure, axes = _figure(len(chosen), 4)
+    gain = 1 + mask if learning == "arl" else mask
+    for i, channel in enumerate(chosen):
+        _show(axes[i, 0], image, "image")
+        shown = {"before": trunk[..., channel], "mask": mask[..., channel], "after": (gain * trunk)[..., channel]}
+        for axis, (title, values) in zip(axes[i, 1:], shown.items()):
+            _show(axis, values, f"{title}, channel {channel}", cmap="viridis")
+            axis.set_xlabel(f"{values.min():.3g} to {values.max():.3g}", fontsize=7)
+    return _pixels(figure)
+
+
+def responses_figure(measured):
+    """Mean absolute responses along networks, as figure 4 of the paper.
+
+    Args:
+        measured: `{label: {layer's name: float}}`, see `inspection.responses`; a line a label.
+    """
+    figure, axes = _figure(1, 1, 7, 4)
+    axis = axes[0, 0]
+    longest = max(measured.values(), key=len)
+    for label, values in measured.items():
+        axis.plot([list(longest).index(name) for name in values], list(values.values()), marker="o", label=label)
+    axis.set_xticks(range(len(longest)), longest, rotation=60, ha="right", fontsize=7)
+    axis.set_ylabel("mean absolute response")
+    axis.legend()
+    return _pixels(figure)
+
+
+def curves_figure(histories):
+    """Training loss, and errors in per cent, over the epochs.
+
+    Args:
+        histories: `{label: [history, ...]}`, see `report.read_history`; the mean of a label's runs is drawn.
+    """
+    figure, axes = _figure(1, 2, 5, 4)
+    panels = (("loss", "training loss"), ("accuracy", "training error, %"), ("val_accuracy", "validation error, %"))
+    for i, (label, runs) in enumerate(histories.items()):
+        for key, title in panels:
+            length = min(len(run[key]) for run in runs) if all(key in run for run in runs) else 0
+            if not length:
+                continue
+            mean = np.mean([run[key][:length] for run in runs], axis=0)
+            axis, values = (axes[0, 0], mean) if key == "loss" else (axes[0, 1], 100 * (1 - mean))
+            dashed = "--" if key == "accuracy" else "-"
+            axis.plot(range(1, length + 1), values, dashed, color=f"C{i % 10}", label=f"{label}, {title.split(',')[0]}")
+    for axis, title in zip(axes[0], ("training loss", "error, %")):
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(title)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    return _pixels(figure)
 
 
 def confusion_picture(labels, predictions, classes):
     """The confusion matrix as a picture uint8 `(height, width, 3)`; rows are the true classes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
     matrix = confusion_matrix(labels, predictions, labels=range(len(classes)))
     few = len(classes) <= 20
-    figure = Figure(figsize=(7, 7) if few else (12, 12), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, axes = _figure(1, 1, *((7, 7) if few else (12, 12)))
     display = ConfusionMatrixDisplay(matrix, display_labels=classes if few else None)
-    display.plot(ax=figure.subplots(), include_values=few, colorbar=False, xticks_rotation="vertical", cmap="Blues")
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    display.plot(ax=axes[0, 0], include_values=few, colorbar=False, xticks_rotation="vertical", cmap="Blues")
+    return _pixels(figure)
 
 
 def png(picture):

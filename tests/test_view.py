@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import tiny_network
 
 from Module import AttentionBlock
-from Training import view
+from Training import inspection, view
 
 pytestmark = pytest.mark.backends
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.backends
 def test_mask_model_gives_every_block_s_mask():
     network = tiny_network()
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype("float32")
-    masks = view.mask_model(network).predict(images, verbose=0)
+    masks = inspection.mask_model(network).predict(images, verbose=0)
     blocks = [layer for layer in network.layers if isinstance(layer, AttentionBlock)]
     assert list(masks) == [block.name for block in blocks]
     inside = keras.Model(network.inputs, blocks[0].input).predict(images, verbose=0)
@@ -30,11 +30,51 @@ def test_mask_picture_has_images_above_heat_from_dark_to_bright():
     mask = np.full((2, 4, 4, 5), 0.5)
     mask[1, 0, 0] = 0.51
     picture = view.mask_picture(images, mask)
-    assert picture.shape == (2 * 12, 2 * 12, 3) and picture.dtype == np.uint8
-    assert (picture[2:10, 2:10] == 200).all()
-    bright, dark = picture[12 + 2, 12 + 2].astype(int), picture[-3, -3].astype(int)
-    assert (picture[14:16, 14:16] == picture[14, 14]).all()
-    assert bright.sum() > dark.sum() + 100
+    side = 8 * view.ENLARGED
+    assert picture.shape == (2 * (side + 4), 2 * (side + 4), 3) and picture.dtype == np.uint8
+    assert (picture[2 : 2 + side, 2 : 2 + side] == 200).all()
+    below = picture[side + 6 : -2, side + 6 : -2].astype(int)  # the second image's heat
+    assert below[0, 0].sum() > below[-1, -1].sum() + 100
+    assert (picture[side + 6 : -2, 2 : 2 + side] == below[-1, -1]).all()  # the first one's is dark everywhere
+
+
+def test_heat_is_upsampled_to_the_image():
+    heat = view.over(np.zeros((16, 16, 3), "uint8"), np.array([[0.0, 1.0], [0.0, 1.0]])).sum(axis=-1)
+    assert heat.shape == (16, 16)
+    assert (np.diff(heat[8].astype(int)) >= 0).all() and len(set(heat[8])) > 6  # smooth, from dark to bright
+
+
+def test_strongest_channels_have_the_highest_mean():
+    mask = np.zeros((3, 3, 5))
+    mask[..., 2], mask[..., 4], mask[0, 0, 1] = 0.5, 0.7, 1.0
+    assert view.strongest(mask, 3).tolist() == [4, 2, 1]
+
+
+def test_figures_are_pictures():
+    network = tiny_network()
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
+    both = inspection.branch_model(network).predict(images, verbose=0)
+    masks = {name: each["mask"] for name, each in both.items()}
+    name = next(iter(both))
+    measured = {"one": {"a": 1.0, "b": 2.0}, "two": {"a": 2.0}}
+    history = {"loss": [2.0, 1.0], "accuracy": [0.2, 0.5], "val_accuracy": [0.1, 0.4]}
+    for picture in (
+        view.masks_figure(images, masks, ("cat", "dog")),
+        view.channels_figure(images[0], both[name]["trunk"][0], both[name]["mask"][0], "arl"),
+        view.responses_figure(measured),
+        view.curves_figure({"one": [history, history], "two": [{"loss": [1.0], "accuracy": [0.3]}]}),
+    ):
+        assert picture.dtype == np.uint8 and picture.shape[2] == 3 and picture.std() > 10
+    assert view.block_title("stage_2_attention_1", (8, 8, 4)) == "stage 2, block 1: 8x8"
+
+
+def test_responses_are_mean_absolute_features():
+    network = tiny_network()
+    images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype("float32")
+    measured = inspection.responses(network, images)
+    assert list(measured) == ["stage_1_unit", "stage_1_attention_1", "tail_unit_1"]
+    inside = keras.Model(network.inputs, network.get_layer("stage_1_attention_1").output).predict(images, verbose=0)
+    assert measured["stage_1_attention_1"] == pytest.approx(np.abs(inside).mean(), rel=1e-4)
 
 
 def test_confusion_picture_of_few_and_many_classes():
@@ -47,3 +87,13 @@ def test_confusion_picture_of_few_and_many_classes():
 def test_png_is_lossless():
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype("uint8")
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(view.png(picture)))), picture)
+
+
+def test_graph_has_the_branches_and_says_nothing(capsys):
+    from Training.events import _graph
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    nodes = {node.name: list(node.input) for node in _graph(tiny_network()).node}
+    assert nodes["stage_1_attention_1/multiply"] == ["stage_1_attention_1/trunk", "stage_1_attention_1/mask"]
+    assert nodes["tail_unit_1"] == ["stage_1_attention_1/after"]
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,149 @@
+"""What a run came to: its errors on the parts of the data and its cost, as `result.json` and as a table."""
+
+import keras
+import numpy as np
+
+from Training.console import duration
+from Training.data import Examples, spread
+from Training.devices import ONE
+from Training.fit import Batches, even_batch
+from Training.training_model import cross_entropy, logits_model
+
+MOST_TRAIN_IMAGES = 50_000  # over which the error on the training set is taken
+TOP_5_ABOVE = 10  # classes above which the error of the five best is given too
+
+
+def scores(model, examples, devices=ONE):
+    """Cross-entropy, accuracy and logits of a model on examples.
+
+    Args:
+        model: from raw images to logits, see `training_model.logits_model`.
+        examples: `data.Examples`.
+        devices: `devices.Devices`.
+
+    Returns:
+        `(loss, accuracy, logits)`, the loss in nats without penalties, or Nones where there are no examples.
+    """
+    count = len(examples.labels)
+    if not count:
+        return None, None, None
+    batches = Batches(examples, even_batch(count, devices.count), devices=devices)
+    logits = model.predict(batches, verbose=0)[:count]
+    loss = np.mean(keras.ops.convert_to_numpy(cross_entropy(examples.labels, logits)))
+    return float(loss), accuracy(logits, examples.labels), logits
+
+
+def accuracy(logits, labels):
+    """The share of images whose highest logit is their label's."""
+    return float(np.mean(np.argmax(logits, axis=-1) == labels))
+
+
+def top_5(logits, labels):
+    """The share of images whose label is among the five highest logits; None for 10 classes and fewer."""
+    if logits.shape[1] <= TOP_5_ABOVE:
+        return None
+    return float(np.mean(keras.ops.convert_to_numpy(keras.ops.in_top_k(labels, logits, 5))))
+
+
+def limited(examples, limit):
+    """The examples, or `limit` of them, spread evenly."""
+    if len(examples.labels) <= limit:
+        return examples
+    chosen = spread(len(examples.labels), limit)
+    return Examples(examples.images.take(chosen, axis=0), examples.labels[chosen])
+
+
+def _percent(accuracy):
+    return None if accuracy is None else round(100 * (1 - accuracy), 4)
+
+
+def evaluate(network, data, flip=False, devices=ONE):
+    """Errors of the last weights on all three parts of the data; the test set is predicted once, here.
+
+    The error on the training set is that of at most 50,000 images, spread evenly.
+
+    Args:
+        network: the functional model of `Model`.
+        data: `data.Data`.
+        flip: bool, whether the test set is predicted a second time, with the probabilities of each image and its
+            mirror image averaged. Reported beside the plain error, never in its place.
+        devices: `devices.Devices`.
+
+    Returns:
+        `(figures, predictions)`: a dictionary for `result.json` and the predicted classes of the test set.
+    """
+    model = logits_model(network)
+    _, train, _ = scores(model, limited(data.train, MOST_TRAIN_IMAGES), devices)
+    validation_loss, validation, _ = scores(model, data.validation, devices)
+    test_loss, test, logits = scores(model, data.test, devices)
+    figures = {
+        "test_accuracy": test,
+        "test_loss": test_loss,
+        "test_error_percent": _percent(test),
+        "test_top_5_error_percent": _percent(top_5(logits, data.test.labels)),
+        "train_error_percent": _percent(train),
+        "validation_accuracy": validation,
+        "validation_loss": validation_loss,
+        "validation_error_percent": _percent(validation),
+    }
+    if flip:
+        inputs = keras.Input(network.input_shape[1:])
+        mirrored = keras.Model(inputs, model(keras.ops.flip(inputs, axis=2)))
+        twice = logits, scores(mirrored, data.test, devices)[2]
+        both = sum(keras.ops.convert_to_numpy(keras.ops.softmax(z)) for z in twice)
+        figures["test_error_flip_percent"] = _percent(accuracy(both, data.test.labels))
+    return figures, np.argmax(logits, axis=-1)
+
+
+def result(figures, recipe, history, network, environment):
+    """Everything that `result.json` holds.
+
+    `running_time_s` is the time in epochs, validation included, start and evaluation not; `first_step_s` is the part
+    of it that the first step took, compilation included; `images_per_s` is the median epoch's rate of training alone.
+    All are over all epochs in `history.csv`.
+    """
+    rates = [rate for rate in history["images_per_second"] if np.isfinite(rate)]
+    return {
+        **figures,
+        "running_time_s": round(sum(history["seconds"]), 2),
+        "first_step_s": round(sum(history["first_step_seconds"]), 2),
+        "images_per_s": round(float(np.median(rates)), 2) if rates else None,
+        "parameters": network.count_params(),
+        "epochs": len(history["seconds"]),
+        "dataset": recipe.dataset,
+        "model": recipe.model,
+        "learning": recipe.learning,
+        "backend": environment["backend"],
+        "device": environment["device"],
+        "seed": recipe.seed,
+    }
+
+
+def predictions_csv(labels, predictions):
+    """The test set's images in their official order as CSV: number, label and predicted class, counted from 0."""
+    rows = [f"{i},{label},{predicted}" for i, (label, predicted) in enumerate(zip(labels, predictions))]
+    return "\n".join(["index,label,predicted", *rows]) + "\n"
+
+
+def table(values):
+    """The result as a table for the console."""
+
+    def shown(key, text="{}", scale=1):
+        value = values.get(key)
+        return "-" if value is None else text.format(value * scale if scale != 1 else value)
+
+    rows = [
+        ("network", f"{values['model']}, {values['learning']}, {values['parameters']:,} parameters"),
+        ("data set", f"{values['dataset']}, {values['epochs']} epochs, seed {values['seed']}"),
+        ("test accuracy", shown("test_accuracy", "{:.2f} %", 100)),
+        ("test error", shown("test_error_percent", "{:.2f} %")),
+        ("top-5 error", shown("test_top_5_error_percent", "{:.2f} %")),
+        ("with mirror image", shown("test_error_flip_percent", "{:.2f} %")),
+        ("test loss", shown("test_loss", "{:.4f}")),
+        ("validation error", shown("validation_error_percent", "{:.2f} %")),
+        ("train error", shown("train_error_percent", "{:.2f} %")),
+        ("running time", f"{duration(values['running_time_s'])}, {values['first_step_s']:.0f} s of it the first step"),
+        ("training speed", shown("images_per_s", "{:.0f} images/s")),
+        ("on", f"{values['device']}, {values['backend']}"),
+    ]
+    return "\n".join(f"  {name:<17} {value}" for name, value in rows if value != "-")

@@ -1,0 +1,181 @@
+"""predict.py: the saved network's own probabilities, for any picture, and one line for everything else."""
+
+import csv
+import io
+import json
+import zipfile
+from types import SimpleNamespace
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_network
+
+import predict
+from Training import view
+from Training.fit import mean_subtraction
+from Training.inspection import mask_model
+
+pytestmark = pytest.mark.backends
+
+NAMES = [f"class {letter}" for letter in "abcdefghij"]
+
+
+def linear():
+    """A network that is quick to compile."""
+    images = keras.Input((32, 32, 3))
+    flat = keras.layers.Rescaling(0.01)(keras.layers.Flatten()(images))
+    return keras.Model(images, keras.layers.Dense(10, "softmax")(flat))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with two networks, a folder of 20 pictures of their size, and what the networks say of them."""
+    folder = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    keras.utils.set_random_seed(3)
+    mean = rng.uniform(90, 160, (32, 32, 3)).astype("float32")
+    networks = {"last": tiny_network(preprocessing=mean_subtraction(mean)), "best": linear()}
+    for name, network in networks.items():
+        network.save(folder / f"{name}.keras")
+    (folder / "classes.json").write_text(json.dumps(NAMES))
+    images = rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        path = folder / "pictures" / f"{i % 3}" / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    answers = {name: network.predict(images, verbose=0) for name, network in networks.items()}
+    return SimpleNamespace(folder=folder, images=images, network=networks["last"], **answers)
+
+
+def test_csv_holds_the_network_s_own_probabilities(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "BATCH", 8)  # the last batch is a part of one
+    table = tmp_path / "table.csv"
+    folder = run.folder
+    predict.main([str(folder / "pictures"), "--model", str(folder), "--csv", str(table), "--top", "3"])
+    assert capsys.readouterr() == ("", "")
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    order = sorted(range(20), key=lambda i: (i % 3, i))
+    assert [row["image"] for row in rows] == [str(folder / "pictures" / f"{i % 3}" / f"{i:02}.png") for i in order]
+    expected = run.last[order]
+    ranks = np.argsort(-expected, axis=-1)[:, :3]
+    for place in range(3):
+        assert [row[f"class_{place + 1}"] for row in rows] == [NAMES[i] for i in ranks[:, place]]
+        given = [float(row[f"probability_{place + 1}"]) for row in rows]
+        np.testing.assert_allclose(given, np.take_along_axis(expected, ranks, 1)[:, place], rtol=1e-5)
+
+
+def test_one_picture_is_a_list(run, capsys):
+    path, shares = run.folder / "pictures" / "0" / "00.png", run.best[0]
+    predict.main([str(path), "--model", str(run.folder / "best.keras")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(path)
+    order = np.argsort(-shares)[:5]
+    assert [line[:9].strip() for line in lines[1:]] == [NAMES[i] for i in order]
+    assert [line[9:].split() for line in lines[1:]] == [[f"{100 * shares[i]:.2f}", "%"] for i in order]
+
+
+def test_broken_pictures_are_named_and_skipped(run, tmp_path, capsys):
+    for name in ("b.png", "d.bmp"):
+        Image.fromarray(run.images[7]).save(tmp_path / name)
+    (tmp_path / "a.png").touch()
+    (tmp_path / "c.jpg").write_text("no picture")
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(tmp_path), "--model", str(run.folder), "--best", "--top=99"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1
+    order = np.argsort(-run.best[7])
+    shares = ", ".join(f"{NAMES[i]} {100 * run.best[7, i]:.1f} %" for i in order)
+    assert out.splitlines() == [f"{tmp_path / name}  {shares}" for name in ("b.png", "d.bmp")]
+    assert err.splitlines() == [
+        f"predict.py: skipped: {tmp_path / 'a.png'} is empty",
+        f"predict.py: skipped: {tmp_path / 'c.jpg'} is no picture that can be read",
+        "predict.py: 2 of 4 pictures could not be read",
+    ]
+
+
+def test_masks_are_written_for_each_picture(run, tmp_path):
+    predict.main([str(run.folder / "pictures" / "1"), "--model", str(run.folder), "--masks", str(tmp_path / "masks")])
+    written = {path.name for path in (tmp_path / "masks").iterdir()}
+    assert written == {f"{i:02}.png.masks.png" for i in range(1, 20, 3)}
+    image = run.images[4:5]
+    masks = mask_model(run.network)([image])
+    expected = view.masks_figure(image, {block: np.asarray(mask) for block, mask in masks.items()}, ["04.png"])
+    given = np.asarray(Image.open(tmp_path / "masks" / "04.png.masks.png")).astype(int)
+    assert given.shape == expected.shape and abs(given - expected.astype(int)).mean() < 0.5
+
+
+def test_without_names_classes_are_numbered_and_that_is_said(run, tmp_path, capsys):
+    folder = run.folder
+    (tmp_path / "moved.keras").write_bytes((folder / "best.keras").read_bytes())
+    predict.main([str(folder / "pictures" / "0" / "00.png"), "--model", str(tmp_path / "moved.keras"), "--csv=-"])
+    out, err = capsys.readouterr()
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert row["class_1"] == str(run.best[0].argmax())
+    assert err.count("\n") == 1 and "no classes.json beside" in err
+
+
+def other_networks(folder, source):
+    """Files that are called networks, with what is said of each."""
+    (folder / "text.keras").write_text("no network")
+    (folder / "cut.keras").write_bytes(source.read_bytes()[:2000])
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(folder / "newer.keras", "w") as new:
+        for name in old.namelist():
+            raw = old.read(name).replace(b"AttentionBlock", b"AnotherBlock")
+            new.writestr(name, raw.replace(keras.__version__.encode(), b"99.1") if name == "metadata.json" else raw)
+            if name == "model.weights.h5":
+                (folder / name).write_bytes(raw)
+    with h5py.File(folder / "model.weights.h5", "a") as weights:
+        del weights["layers/attention_block/trunk"]
+    with zipfile.ZipFile(folder / "newer.keras") as old, zipfile.ZipFile(folder / "lacking.keras", "w") as new:
+        new.writestr("metadata.json", old.read("metadata.json"))
+        new.writestr("config.json", old.read("config.json").replace(b"AnotherBlock", b"AttentionBlock"))
+        new.write(folder / "model.weights.h5", "model.weights.h5")
+    vector = keras.Input((7,))
+    keras.Model(vector, keras.layers.Dense(3)(vector)).save(folder / "vectors.keras")
+    image = keras.Input((8, 8, 3))
+    keras.Model(image, keras.layers.Conv2D(3, 1)(image)).save(folder / "maps.keras")
+    return {
+        "text.keras": "cannot be loaded as a network, this is Keras",
+        "cut.keras": "cannot be loaded as a network, this is Keras",
+        "newer.keras": "cannot be loaded as a network (saved by Keras 99.1), this is Keras",
+        "lacking.keras": "cannot be loaded as a network (saved by Keras 99.1), this is Keras",
+        "vectors.keras": "must take images (height, width, 3), it takes (None, 7)",
+        "maps.keras": "must give a probability a class, it gives (None, 8, 8, 3)",
+    }
+
+
+def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys):
+    folder = run.folder
+    picture, model = str(folder / "pictures" / "0" / "00.png"), str(folder)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "last.keras").write_bytes((folder / "best.keras").read_bytes())
+    (tmp_path / "odd" / "classes.json").write_text('["cat"]')
+    cases = [
+        ([picture], "the following arguments are required: --model"),
+        ([picture, "--model", model, "--mask"], "did you mean --masks?"),
+        ([picture, "--model", model, "--top", "0"], "--top must be 1 or more, received 0"),
+        (["nothing.png", "--model", model], "nothing.png does not exist"),
+        ([str(tmp_path / "empty"), "--model", model], "empty holds no pictures"),
+        ([picture, "--model", "nowhere"], "nowhere does not exist: a run's folder or a .keras file is needed"),
+        ([picture, "--model", str(tmp_path / "empty")], "empty has no last.keras; it has no .keras file"),
+        ([picture, "--model", f"{model}/last.keras", "--best"], "--best chooses a file of a run's folder"),
+        ([picture, "--model", str(tmp_path / "odd")], "must be a list of the network's 10 class names"),
+        ([picture, "--model", model, "--best", "--csv", str(tmp_path)], f"--csv {tmp_path} cannot be written"),
+        ([picture, picture, "--model", model, "--masks", str(tmp_path)], "two pictures are called 00.png"),
+        ([picture, str(folder / "pictures" / "0"), "--model", model, "--masks", "x"], "two pictures are called 00.png"),
+        ([picture, "--model", model, "--best", "--masks", str(tmp_path)], "has no attention blocks"),
+        ([picture, "--model", model, "--masks", picture], f"--masks {picture} cannot be written"),
+    ]
+    for name, said in other_networks(tmp_path, folder / "last.keras").items():
+        cases.append(([picture, "--model", str(tmp_path / name)], said))
+    for words, said in cases:
+        with pytest.raises(SystemExit) as stop:
+            predict.main(words)
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2 and out == "" and err.startswith("predict.py: error: ")
+        assert said in err and err.count("\n") == 1, err

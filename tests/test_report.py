@@ -1,0 +1,176 @@
+"""Tables of runs, published errors beside them, experiments and figures; no network is trained here."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from Training import experiments, figures, report
+from Training.published import PUBLISHED, published
+from Training.recipe import Recipe
+
+
+def write_run(folder, error=10.0, finished=True, seconds=60.0, **fields):
+    """A run's folder, as far as the report reads it."""
+    folder.mkdir(parents=True)
+    recipe = Recipe(**fields)
+    (folder / "recipe.json").write_text(recipe.to_json())
+    (folder / "history.csv").write_text("epoch,loss,accuracy,val_accuracy\n0,2.0,0.3,0.2\n1,1.0,0.6,0.5\n")
+    result = {
+        "test_error_percent": error, "validation_error_percent": error + 1, "train_error_percent": None,
+        "running_time_s": seconds, "parameters": 1_045_242, "images_per_s": 100.4,
+    }  # fmt: skip
+    if finished:
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_seeds_are_one_row_with_mean_and_spread(tmp_path, capsys):
+    for seed, error in enumerate((5.0, 6.0, 7.0)):
+        write_run(tmp_path / f"a{seed}", error, seed=seed)
+    write_run(tmp_path / "b", 9.0, learning="nal")
+    report.main([str(tmp_path), "--format", "csv", "--curves", str(tmp_path / "curves.png")])
+    arl, nal = read_csv(capsys.readouterr().out)
+    assert (arl["learning"], arl["runs"], arl["test error %"]) == ("ARL", "3", "6.00 ± 1.00")
+    assert (nal["learning"], nal["runs"], nal["test error %"]) == ("NAL", "1", "9.00")
+    assert arl["validation error %"] == "7.00 ± 1.00" and arl["train error %"] == "-"
+    assert arl["time"] == "60 s" and arl["parameters"] == "1,045,242"
+    assert "5.52 (paper)" in arl["published"] and "9.03 (reference)" in nal["published"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_columns_put_a_field_s_errors_side_by_side(tmp_path, capsys):
+    for model in ("attention_56", "attention_92"):
+        for learning, error in (("arl", 5.0), ("nal", 6.5)):
+            write_run(tmp_path / model / learning, error, model=model, learning=learning)
+    report.main([str(tmp_path), "--columns", "learning", "--format", "markdown"])
+    text = capsys.readouterr().out
+    assert "| Attention-56 | 5.00 | 6.50 | 5.52 (paper), 5.28 (reference) | 5.89 (paper), 9.03 (reference) |" in text
+    assert "arXiv 1704.06904" in text
+
+
+def test_what_differs_is_told_and_what_is_aside_is_not(tmp_path):
+    write_run(tmp_path / "a", optimizer="adam", logs="x", seed=1)
+    write_run(tmp_path / "b", optimizer="sgd", logs="y", seed=2)
+    header = report.run_table(report.grouped(report.find([tmp_path])[0]))[0]
+    assert "optimizer" in header and not {"logs", "seed", "epochs"} & set(header)
+
+
+def test_unfinished_runs_are_named_and_the_exit_code_says_so(tmp_path, capsys):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "late", finished=False)
+    with pytest.raises(SystemExit) as stopped:
+        report.main([str(tmp_path)])
+    assert stopped.value.code == 1
+    out, error = capsys.readouterr()
+    assert "Attention-56" in out and "late" in error and error.count("\n") == 1
+
+
+def broken(folder):
+    write_run(folder)
+    (folder / "result.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda folder: None, "is no folder"),
+        (lambda folder: folder.mkdir(), "holds no run"),
+        (lambda folder: write_run(folder, finished=False), "no run is finished"),
+        (broken, "is no finished run"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys, make, words):
+    make(tmp_path / "run")
+    with pytest.raises(SystemExit) as stopped:
+        report.main([str(tmp_path / "run")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+
+
+def test_published_errors_are_for_networks_that_exist():
+    for each in PUBLISHED:
+        recipe = Recipe(**{name: getattr(each, name) for name in each._fields if name not in ("source", "error")})
+        assert each in published(json.loads(recipe.to_json()))
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_every_experiment_s_runs_are_possible_and_different(name):
+    for quick in (False, True):
+        planned = experiments.recipes(name, quick, seeds=2)
+        assert len(set(planned)) == len(planned) >= 4
+        compared = {json.dumps(recipe.to_json()) for recipe in planned if recipe.seed == 0}
+        assert len(compared) == len(planned) / 2
+
+
+def test_commands_give_the_recipe_back():
+    from Training.recipe import parse
+
+    for name in experiments.EXPERIMENTS:
+        for recipe in experiments.recipes(name, quick=True, logs="somewhere", data_dir="here"):
+            assert parse(experiments.command(recipe)[2:], "")[0] == recipe
+
+
+def test_experiments_skip_what_is_done_resume_what_is_not_and_report(tmp_path, monkeypatch, capsys):
+    """The processes are replaced by what they leave behind."""
+    ran = []
+
+    def run(command):
+        ran.append(command)
+        resumed = "--resume" in command
+        recipe = experiments.recipes("mask", True, logs=str(logs), epochs=2)[len(ran) == 3]
+        fields = json.loads(recipe.to_json())
+        if not resumed:
+            write_run(logs / f"run{len(ran)}", finished=len(ran) != 1, **fields)
+        else:
+            other = write_run(tmp_path / "finished", **fields)
+            (logs / "run1" / "result.json").write_bytes((other / "result.json").read_bytes())
+        return type("Done", (), {"returncode": 130 if len(ran) == 1 else 0})
+
+    logs = tmp_path / "mask-quick"
+    monkeypatch.setattr(experiments.subprocess, "run", run)
+    words = ["mask", "--quick", "--epochs", "2", "--logs", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        experiments.main(words)
+    assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    experiments.main(words)
+    assert ran[1][-2:] == ["--resume", str(logs / "run1")] and len(ran) == 3
+    experiments.main(words)
+    assert len(ran) == 3
+    assert "Attention-56" in capsys.readouterr().out
+    assert {"report.md", "report.csv", "curves.png"} <= {path.name for path in logs.iterdir()}
+
+
+def test_confusion_figure_of_a_run(tmp_path, capsys):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "predictions.csv").write_text("index,label,predicted\n0,0,0\n1,1,0\n")
+    (tmp_path / "run" / "classes.json").write_text('["cat", "dog", "fox"]')  # the last never occurs
+    figures.main(["confusion", str(tmp_path / "run"), "--output", str(tmp_path / "c.png")])
+    assert (tmp_path / "c.png").exists() and "written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["confusion", "nowhere"], "does not exist"),
+        (["masks", "nowhere"], "does not exist"),
+        (["masks", "nowhere", "--count", "0"], "--count must be"),
+        (["nothing"], "invalid choice"),
+    ],
+)
+def test_figures_refuse_in_one_line(capsys, words, message):
+    with pytest.raises(SystemExit) as stopped:
+        figures.main(words)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_histories_are_read_as_numbers(tmp_path):
+    folder = write_run(tmp_path / "run")
+    np.testing.assert_array_equal(report.read_history(folder / "history.csv")["loss"], [2.0, 1.0])

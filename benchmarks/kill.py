@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "first_step_seconds", "images_per_second")
 SCRIPT = "import tiny, training_cifar10; training_cifar10.build = tiny.tiny_build; training_cifar10.main()"
 WORDS = ["--dataset=digits", "--samples=128", "--batch-size=16", "--epochs=8", "--warmup-epochs=1", "--masks-every=1",
          "--dropout=0.3", "--patience=7", "--checkpoint-steps=3"]  # fmt: skip

@@ -1,0 +1,111 @@
+"""Compare runs on two devices and in two processes with a run on one device, and with one whose process is killed.
+
+    python benchmarks/distribute.py      # prints a line a run; exit code 1 if one differs
+
+Each is a real run of `training_cifar10.py` on the digits with a network of a few thousand weights, 20 epochs of one
+step, augmentation and dropout on. The devices are parts of one CPU; the processes meet at 127.0.0.1.
+"""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import kill
+
+ROOT = Path(__file__).resolve().parent.parent
+# TensorFlow's CPU as two devices; on one of them a run without --distribute is as ever.
+TWO = (
+    "import tensorflow as tf; tf.config.set_logical_device_configuration("
+    "tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2); "
+)
+WORDS = ["--dataset=digits", "--samples=64", "--batch-size=64", "--epochs=20", "--masks-every=10", "--dropout=0.3",
+         "--warmup-epochs=2", "--learning-rate=0.001"]  # fmt: skip
+TOLERANCE = 1e-3
+
+
+def start(backend, *words, script=kill.SCRIPT, **environment):
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    ours = {"PYTHONPATH": paths, "KERAS_BACKEND": backend, **environment}
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", script, *words],
+        cwd=ROOT, env={**os.environ, **ours}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def start_processes(*words, script=kill.SCRIPT, **environment):
+    """Two processes of one run on JAX, the first one first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    named = {"KERAS_DISTRIBUTION_JOB_ADDRESSES": address, "KERAS_DISTRIBUTION_NUM_PROCESSES": "2", **environment}
+    return [
+        start("jax", "--distribute=data", *words, script=script, KERAS_DISTRIBUTION_PROCESS_ID=str(i), **named)
+        for i in range(2)
+    ]
+
+
+def resume_processes(folder, script=kill.SCRIPT, **environment):
+    return start_processes("--resume", str(folder), script=script, **environment)
+
+
+def end_one(run, which, number=signal.SIGKILL, after="8 of 20 epochs"):
+    """Send a signal to one of two processes; returns exit codes, the other's last line, and its seconds to its end."""
+    for line in run[0].stdout:
+        if line.startswith(after):
+            run[which].send_signal(number)
+            break
+    begun = time.monotonic()
+    _, err = run[1 - which].communicate(timeout=300)
+    waited = time.monotonic() - begun
+    run[which].communicate(timeout=300)
+    return [process.returncode for process in run], err.strip().splitlines()[-1:], waited
+
+
+def losses(logs):
+    """The loss of each epoch, which is one step's, and of the validation."""
+    with open(kill.only_run(logs) / "history.csv", newline="") as file:
+        return [float(row[key]) for row in csv.DictReader(file) for key in ("loss", "val_loss")]
+
+
+def furthest(one, other):
+    """The largest relative difference of two runs' losses."""
+    return max(abs(a / b - 1) for a, b in zip(losses(one), losses(other), strict=True))
+
+
+def compare(place):
+    """Run them all; returns how many differ."""
+    for backend in ("tensorflow", "jax"):
+        kill.finish(start(backend, *WORDS, f"--logs={place}/{backend}"))
+    kill.finish(
+        start("tensorflow", *WORDS, "--distribute=mirrored", f"--logs={place}/mirrored", script=TWO + kill.SCRIPT)
+    )
+    kill.finish(start("jax", *WORDS, "--distribute=data", f"--logs={place}/data", JAX_NUM_CPU_DEVICES="2"))
+    for run in start_processes(*WORDS, f"--logs={place}/processes"):
+        kill.finish(run)
+    wrong = 0
+    for one, name in (("tensorflow", "mirrored"), ("jax", "data"), ("jax", "processes")):
+        largest = furthest(f"{place}/{one}", f"{place}/{name}")
+        wrong += largest > TOLERANCE
+        print(f"{name}: losses within {largest:.1e} of the run on one device ({one})", flush=True)
+    for which, number in ((1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)):
+        logs = f"{place}/{number.name}-{which}"
+        codes, said, waited = end_one(start_processes(*WORDS, f"--logs={logs}"), which, number)
+        for run in resume_processes(kill.only_run(logs)):
+            kill.finish(run)
+        found = kill.differences(kill.only_run(f"{place}/processes"), kill.only_run(logs))
+        wrong += bool(found)
+        print(f"{number.name} to process {which}: exit codes {codes}, the other ended after {waited:.1f} s: {said}")
+        print(f"  resumed: {', '.join(found) or 'equal'}", flush=True)
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(1 if compare(folder) else 0)

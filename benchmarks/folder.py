@@ -1,0 +1,147 @@
+"""Train one epoch from a folder of generated JPEG files: python benchmarks/folder.py [--count N] [--size N] [--shards]
+
+Writes 20,000 files of 300x200 into a temporary folder, 1 % of them broken in four ways, and gives the seconds to the
+first batch, images decoded and augmented a second (the network is one dense layer), the peak of memory, and whether
+every broken file was named. Exit code 1 if one was not. Runs on the backend that KERAS_BACKEND names.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+CLASSES = 10
+BROKEN_EVERY = 100  # files of which one is broken
+
+
+def damaged(raw, kind):
+    """A JPEG file's bytes: empty, cut, a text, or with its tables overwritten between a sound head and a sound end."""
+    return (b"", raw[: len(raw) // 2], b"no picture\n", raw[:20] + bytes(300) + raw[320:])[kind]
+
+
+def generate(folder, count):
+    """Write `count` JPEG files in ten classes, a tenth of them to validate on; returns the paths of the broken ones."""
+    from PIL import Image
+
+    rng, broken = np.random.default_rng(0), []
+    for i in range(count):
+        part = "val" if i % 10 == 0 else "train"
+        path = folder / part / f"class {i // 10 % CLASSES}" / f"{i:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (13, 19, 3), dtype=np.uint8))
+        coarse.resize((300, 200), Image.Resampling.BICUBIC).save(path, quality=90)
+        if i % BROKEN_EVERY == 1:
+            path.write_bytes(damaged(path.read_bytes(), i // BROKEN_EVERY % 4))
+            broken.append(str(path))
+    return broken
+
+
+def network(data):
+    """Raw images to probabilities through one dense layer: its time is nearly all decoding and augmentation."""
+    import keras
+    from keras import layers
+
+    from Training.fit import mean_subtraction
+
+    inputs = keras.Input(data.train.images.shape[1:], name="images")
+    x = mean_subtraction(*data.mean_and_std("channel"))(inputs)
+    x = layers.Dense(len(data.classes), name="logits")(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, layers.Softmax()(x), name="dense")
+
+
+def decoding(batches, count=30):
+    """Images decoded and cropped a second, and milliseconds of processor time for each."""
+    count = min(count, len(batches))
+    begun, busy = time.perf_counter(), time.process_time()
+    images = sum(len(batches[i][1]) for i in range(count))
+    return images / (time.perf_counter() - begun), 1000 * (time.process_time() - busy) / images
+
+
+def measure(dataset, data_dir, size):
+    """One epoch in this process; prints its figures as JSON."""
+    from Training import data as sets
+    from Training.console import start_keras
+    from Training.recipe import RECIPES, Recipe
+
+    keras = start_keras()
+    from Training.evaluation import evaluate
+    from Training.fit import Batches, fit
+
+    recipe = Recipe(**{**RECIPES["imagenet"], "dataset": dataset, "data_dir": data_dir, "epochs": 1, "batch_size": 64})
+    begun = time.perf_counter()
+    data = sets.load(dataset, data_dir, size=size, random_crops=True)
+    read = time.perf_counter()
+    data.mean_and_std("channel")
+    averaged = time.perf_counter()
+    batches = Batches(data.train, recipe.batch_size, recipe.seed, random_crops=True)
+    batches[0]
+    first = time.perf_counter()
+    rate, cpu = decoding(batches)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        dense = network(data)
+        fit(dense, data, recipe, Path(folder))
+        trained = time.perf_counter()
+        evaluate(dense, data)
+        from Training.report import read_history
+
+        trained_rate = read_history(Path(folder) / "history.csv")["images_per_second"][-1]
+    evaluated = len(data.train.labels) + 2 * len(data.test.labels)
+    figures = {
+        "backend": keras.backend.backend(),
+        "seconds_to_list": read - begun,
+        "seconds_to_average": averaged - read,
+        "seconds_to_first_batch": first - begun,
+        "decoded_images_per_s": rate,
+        "decoding_cpu_ms_per_image": cpu,
+        "trained_images_per_s": trained_rate,
+        "evaluated_images_per_s": evaluated / (time.perf_counter() - trained),
+        "load_average": os.getloadavg()[0],
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "found_while_decoding": data.broken,
+    }
+    print(json.dumps({name: round(v, 2) if isinstance(v, float) else v for name, v in figures.items()}, indent=2))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--shards", action="store_true", help="write the folder as shards first, and train from those")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    if words.measure:
+        return measure(*words.measure, words.size)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "pictures"
+        broken = generate(folder, words.count)
+        source, said = ["folder", str(folder)], ""
+        if words.shards:
+            command = [sys.executable, "-m", "Training.shards", str(folder), f"{made}/shards"]
+            said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stderr
+            source = ["shards", f"{made}/shards"]
+        command = [sys.executable, __file__, "--size", str(words.size), "--measure", *source]
+        run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+        print(run.stdout, end="")
+        if run.returncode:
+            sys.exit(run.stderr)
+        lines = {line for line in (said + run.stderr).splitlines() if line.startswith("skipped: ")}
+        # What a shard holds is named by the shard and its place in it.
+        named = len(lines) if words.shards else sum(any(path in line for line in lines) for path in broken)
+        print(f"{named} of {len(broken)} broken files were named")
+        return int(named < len(broken))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# What one GPU is to show, in parts of under ten minutes that can be called one by one:
+#
+#     benchmarks/gpu.sh throughput|race|best|best-92|all [DATA_DIR] [LOGS] [extra flags of training_cifar10.py...]
+#
+# JAX is enough: TensorFlow need not be installed. The runs of race, best and best-92 are kept in LOGS (default
+# benchmarks/results/gpu); best and best-92 go on where an earlier call was stopped. PEAK is the device's rate in bfloat16.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export KERAS_BACKEND="${KERAS_BACKEND:-jax}"
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/residual-attention-xla}"
+python="${PYTHON:-python3}"
+peak="${PEAK:-790}"
+part="${1:?throughput, race, best, best-92 or all}"
+data="${2:-}"
+logs="${3:-benchmarks/results/gpu}"
+extra=("${@:4}")
+
+train() { # the run of these flags: a new one, or the one that was stopped
+    local folder="$logs/$1" run
+    shift
+    mkdir -p "$folder"
+    run=$(find "$folder" -maxdepth 2 -name recipe.json -printf "%h\n" | sort | tail -1)
+    if [ -n "$run" ] && [ -e "$run/result.json" ]; then
+        echo "done before: $run"
+    elif [ -n "$run" ]; then
+        "$python" training_cifar10.py --resume "$run"
+    else
+        "$python" training_cifar10.py --data-dir "$data" --logs "$folder" "$@" "${extra[@]}"
+    fi
+}
+
+throughput() { "$python" benchmarks/throughput.py --peak "$peak" --name gpu-throughput ${STEPS:+--steps "$STEPS"}; }
+race() { for seed in 0 1 2; do train "race-$seed" --recipe race --seed "$seed"; done; }
+best() { train best-56 --recipe best; }
+best_92() { train best-92 --recipe best --model attention_92 --geometry full; }
+
+case "$part" in
+    throughput) throughput ;;
+    race) race ;;
+    best) best ;;
+    best-92) best_92 ;;
+    all) throughput; race; best; best_92 ;;
+    *) echo "benchmarks/gpu.sh: throughput, race, best, best-92 or all, received $part" >&2; exit 2 ;;
+esac
+[ "$part" = throughput ] || "$python" -m Training.report "$logs"

@@ -1,0 +1,94 @@
+"""Train for many epochs and watch what must not grow: python benchmarks/growth.py --epochs 100 [--name NAME]
+
+A run is a real one of `training_cifar10.py` on the digits, checkpoints, event files and pictures and all, with a
+network of a few thousand weights. Prints, and with `--name` writes into `benchmarks/results/<name>/growth.json`, the
+medians of each quarter of the epochs: resident memory and seconds a step. Exit code 1 if the last quarter takes 2 %
+more memory than the second; the first is not judged, since buffers fill. Linux only.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import tiny
+
+import training_cifar10
+from Training.console import start_keras
+from Training.recipe import Recipe
+
+RESULTS = Path(__file__).resolve().parent / "results"
+LARGEST_GROWTH = 1.02
+STEPS = 20  # an epoch, of 16 images
+
+
+def resident():
+    """The process' resident memory in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def watch(found):
+    """Have every run append to `found`, at each epoch's end, `(MB, seconds of the median step)`."""
+    keras = start_keras()
+    from Training import events
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.ends = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.ends.append(time.perf_counter())
+
+        def on_epoch_end(self, epoch, logs=None):
+            steps = [b - a for a, b in zip(self.ends, self.ends[1:])]
+            found.append((resident(), statistics.median(steps)))
+
+    own = events.watchers
+    events.watchers = lambda *arguments: [*own(*arguments), Watch()]
+
+
+def quarters(found):
+    """Medians of memory and step in each quarter of the epochs."""
+    size = len(found) // 4
+    parts = [found[i * size : (i + 1) * size] for i in range(4)]
+    return [
+        {"memory_mb": statistics.median(m for m, _ in part), "step_s": statistics.median(s for _, s in part)}
+        for part in parts
+    ]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=100, help="at least 8 (default: %(default)s)")
+    parser.add_argument("--name", help="folder in benchmarks/results")
+    words = parser.parse_args(arguments)
+    if words.epochs < 8:
+        parser.error(f"--epochs must be 8 or more, received {words.epochs}")
+    found = []
+    training_cifar10.build = tiny.tiny_build
+    with tempfile.TemporaryDirectory() as logs:
+        watch(found)
+        training_cifar10.train(
+            Recipe(dataset="digits", samples=16 * STEPS, batch_size=16, epochs=words.epochs, masks_every=1,
+                   checkpoint_steps=7, logs=logs)
+        )  # fmt: skip
+    result = quarters(found)
+    for number, quarter in enumerate(result, start=1):
+        print(f"quarter {number}: {quarter['memory_mb']:.1f} MB, {1000 * quarter['step_s']:.2f} ms a step")
+    if words.name:
+        folder = RESULTS / words.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "growth.json").write_text(json.dumps({"quarters": result, "epochs": found}) + "\n")
+    return int(result[3]["memory_mb"] > LARGEST_GROWTH * result[1]["memory_mb"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

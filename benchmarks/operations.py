@@ -1,0 +1,74 @@
+"""Where a training step's time goes on TensorFlow: python benchmarks/operations.py [NETWORK] [BATCH SIZE]
+
+Prints a Markdown table of the kinds of operations: how many run in a step, their milliseconds from begin to end, and
+their share of all. Taken by TensorFlow's profiler over ten steps; operations that run side by side count both.
+"""
+
+import collections
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from Training.console import start_keras
+
+STEPS = 10
+SHOWN = 14
+
+
+def training_step(name, batch_size):
+    """A function that trains one step of the default recipe on random images."""
+    from Model import network
+    from Training.fit import compiled, mean_subtraction
+    from Training.recipe import Recipe
+
+    built = network(name, preprocessing=mean_subtraction(np.full((32, 32, 3), 120.0, "float32")))
+    model = compiled(built, Recipe(model=name, batch_size=batch_size), 100)
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (batch_size, 32, 32, 3), dtype="uint8")
+    labels = draw.integers(0, 10, batch_size).astype("int32")
+    return lambda: model.train_on_batch(images, labels)
+
+
+def profiled(step):
+    """`{kind of operation: [how many, seconds]}` of a step, the mean over ten."""
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    for _ in range(3):
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            for _ in range(STEPS):
+                step()
+        (file,) = Path(folder).glob("**/*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(file.read_bytes())
+    found = collections.defaultdict(lambda: [0, 0.0])
+    for plane in space.planes:
+        for line in plane.lines:
+            for event in line.events if line.name.startswith("tf_Compute") else ():
+                name, colon, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
+                if colon and not name.endswith(":"):  # name:Kind is an operation, Class::Method the runtime
+                    each = found[kind.removeprefix("_MklNative").removeprefix("_Mkl")]
+                    each[0] += 1 / STEPS
+                    each[1] += event.duration_ps / 1e12 / STEPS
+    return found
+
+
+def main(name="attention_56", batch_size="64"):
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    start_keras()
+    found = profiled(training_step(name, int(batch_size)))
+    total = sum(seconds for _, seconds in found.values())
+    print("| operation | a step | ms | share |\n|---|---|---|---|")
+    for kind, (number, seconds) in sorted(found.items(), key=lambda item: -item[1][1])[:SHOWN]:
+        print(f"| {kind} | {number:.0f} | {1000 * seconds:.1f} | {100 * seconds / total:.1f} % |")
+    print(f"| all | {sum(number for number, _ in found.values()):.0f} | {1000 * total:.0f} | 100 % |")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,179 @@
+"""How fast the project is, beside a matrix product and beside PyTorch: python benchmarks/speed.py [--peer]
+
+Every subject (TensorFlow, with and without augmentation and XLA, JAX, PyTorch) trains in a process of its own. One
+after the other they take their first step; then they take turns, round after round, so that what else the machine does
+meets all alike. Ratios are made within a round, and their median counts: read those, not the absolute figures.
+
+A step costs 6 floating-point operations for each multiply-add of `Model.count` and image: 2 a multiply-add, and the
+backward pass counted as twice the forward one. Writes `speed.json` and `speed.md` into `benchmarks/results/<name>`.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import subjects
+
+from Model.geometries import GEOMETRIES
+from Training.console import one_line_errors
+from Training.recipe import InputError
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PARTS = ("import", "build", "first step")  # of the time to the first step
+FLOP = 6  # of a step, for each multiply-add and image
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="attention_56", help="(default: %(default)s)")
+    parser.add_argument("--geometry", default="compact", choices=tuple(GEOMETRIES), help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images a step (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each subject (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: %(default)s)")
+    parser.add_argument("--subjects", nargs="+", choices=tuple(subjects.SUBJECTS), default=list(subjects.SUBJECTS))
+    parser.add_argument("--peer", action="store_true", help="PyTorch, too, which must be installed (see README.md)")
+    parser.add_argument("--name", default="speed", help="folder in benchmarks/results (default: %(default)s)")
+    words = parser.parse_args(arguments)
+    if min(words.batch_size, words.rounds) < 1:
+        raise InputError("--batch-size and --rounds must be 1 or more")
+    return words
+
+
+def process():
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+def alternating(running, words):
+    """Each subject's step and matrix product in every round: `{name: [(seconds, GFLOP/s), ...]}`."""
+    found = {name: [] for name in running}
+    for turn in range(words.rounds):
+        for name, pool in running.items():
+            rate = pool.submit(subjects.ask, "matrix", words.seconds / 4).result()
+            found[name].append((pool.submit(subjects.ask, "steps", words.seconds).result(), rate))
+            print(
+                f"round {turn + 1}, {name}: {found[name][-1][0]:.3f} s a step, product {rate:.0f} GFLOP/s", flush=True
+            )
+    return found
+
+
+def once(pool, name, words):
+    """What is measured once: `{figure: value}`."""
+    each = words.seconds / 2
+    wanted = ["memory", "evaluation", "latency"]
+    figures = {what: pool.submit(subjects.ask, what, *[each] * (what != "memory")).result() for what in wanted}
+    if name != subjects.PEER:
+        figures["pipeline"] = pool.submit(subjects.ask, "pipeline", each).result()
+        for kind in ("affine", "crop"):
+            figures[kind] = pool.submit(subjects.ask, "augmentation", kind, each).result()
+    return figures
+
+
+def measure(words):
+    """Everything, as plain data."""
+    names = [*words.subjects, *[subjects.PEER] * words.peer]
+    running = {name: process() for name in names}
+    try:
+        result = {"words": vars(words), "first": {}}
+        for name, pool in running.items():
+            result["first"][name] = pool.submit(subjects.begin, name, words).result()
+            print(f"{name}: {shown_first(result['first'][name])}", flush=True)
+        result["environment"] = running[names[0]].submit(subjects.ask, "environment").result()
+        result["rounds"] = alternating(running, words)
+        result["once"] = {name: once(pool, name, words) for name, pool in running.items()}
+    finally:
+        for pool in running.values():
+            pool.shutdown(cancel_futures=True)
+    if words.peer:
+        with process() as pool:
+            result["same_network"] = pool.submit(subjects.same_network, words).result()
+    return result
+
+
+def shown_first(parts):
+    return ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items())
+
+
+def ratio(result, name, other):
+    """How many of `name`'s steps one of `other` lasts: the median over the rounds."""
+    pairs = zip(result["rounds"][name], result["rounds"][other])
+    return statistics.median(theirs[0] / ours[0] for ours, theirs in pairs)
+
+
+def rows(result):
+    """The Markdown table: one row a figure, one column a subject."""
+    names, batch = list(result["rounds"]), result["words"]["batch_size"]
+    work = FLOP * result["environment"]["multiply_adds"] * batch / 1e9  # GFLOP of a step
+    first, once = result["first"], result["once"]
+    step = {name: statistics.median(s for s, _ in result["rounds"][name]) for name in names}
+    product = {name: statistics.median(work / s / rate for s, rate in result["rounds"][name]) for name in names}
+
+    def share(kind):
+        return lambda n: f"{100 * once[n][kind] / step[n]:.2f} %, {batch / once[n][kind]:,.0f}"
+
+    table = {
+        "import, s": lambda n: f"{first[n]['import']:.1f}",
+        "build, s": lambda n: f"{first[n]['build']:.1f}",
+        "first step: trace and compile, s": lambda n: f"{max(first[n]['first step'] - step[n], 0):.1f}",
+        "first step: run, s": lambda n: f"{step[n]:.2f}",
+        "first step from the start, s": lambda n: f"{sum(first[n][part] for part in PARTS):.1f}",
+        "first step: processor time of the main thread, s": lambda n: f"{first[n]['main thread']:.1f}",
+        "steps/s": lambda n: f"{1 / step[n]:.2f}",
+        "images/s": lambda n: f"{batch / step[n]:.0f}",
+        "GFLOP/s": lambda n: f"{work / step[n]:.0f}",
+        "share of the matrix product's rate": lambda n: f"{100 * product[n]:.0f} %",
+        f"speed of a step, {names[-1]} = 1": lambda n: f"{ratio(result, n, names[-1]):.2f}",
+        "evaluation, images/s": lambda n: f"{once[n]['evaluation']:.0f}",
+        "one image, ms": lambda n: f"{1000 * once[n]['latency']:.0f}",
+        "affine alone: share of a step, images/s": share("affine"),
+        "crop alone: share of a step, images/s": share("crop"),
+        "host pipeline alone: share of a step, images/s": share("pipeline"),
+        "largest memory while training, MB": lambda n: f"{once[n]['memory']:,.0f}",
+    }
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for text, cell in table.items():
+        cells = [cell(n) if n != subjects.PEER or "alone" not in text else "-" for n in names]
+        lines.append(f"| {text} | {' | '.join(cells)} |")
+    return lines
+
+
+def report(result):
+    words, machine = result["words"], result["environment"]
+    packages = ", ".join(f"{key} {value}" for key, value in machine["packages"].items() if value)
+    lines = [
+        f"# Speed of {words['network']}, {words['geometry']}, batches of {words['batch_size']}",
+        "",
+        f"{machine['device']}; Python {machine['python']}, {packages}; commit {machine['git_commit']}.",
+        f"Medians of {words['rounds']} rounds in which the subjects take turns; made by `python benchmarks/speed.py`.",
+        "",
+        *rows(result),
+    ]
+    if "same_network" in result:
+        same = result["same_network"]
+        counts = ", ".join(f"{key.replace('_', '-')} {a:,} and {b:,}" for key, (a, b) in list(same.items())[:3])
+        lines += [
+            "",
+            f"Ours and PyTorch's network: {counts}; with the same weights the largest difference of a logit is",
+            f"{same['logit_difference']:.0e} of the largest logit.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments=None):
+    with one_line_errors():
+        words = parse(arguments)
+        result = measure(words)
+        folder = RESULTS / words.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
+        (folder / "speed.md").write_text(report(result))
+        print("\n" + report(result) + f"\nwritten into {folder}")
+
+
+if __name__ == "__main__":
+    main()

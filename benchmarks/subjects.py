@@ -1,0 +1,251 @@
+"""What `speed.py` measures, each in a process of its own: this project on a backend, or the PyTorch peer.
+
+Imports nothing that starts a framework: the time that takes is one of the figures.
+"""
+
+import os
+import resource
+import sys
+import time
+
+import numpy as np
+
+from Model.geometries import GEOMETRIES, parse_name
+
+MATRIX = 2048  # rows and columns of the float32 matrices whose product the steps are compared with
+EVALUATED = 256  # images a batch of evaluation
+BATCHES = 20  # different ones
+SUBJECTS = {
+    "tensorflow": ("tensorflow", {}),
+    "tensorflow, no augmentation": ("tensorflow", {"augmentation": "none"}),
+    "tensorflow, XLA": ("tensorflow", {"jit": True}),
+    "jax": ("jax", {}),
+}
+PEER = "pytorch"
+
+subject = None  # of this process
+
+
+def begin(name, words):
+    """Make this process' subject and let it take its first step; gives the seconds of each part."""
+    global subject
+    subject = Peer(words) if name == PEER else Ours(*SUBJECTS[name], words)
+    return subject.first
+
+
+def ask(what, *arguments):
+    """Call a method of this process' subject."""
+    return getattr(subject, what)(*arguments)
+
+
+def repeated(act, seconds, least=3):
+    """Seconds of each call of `act`, for so long, but at least so many; the first call is not counted."""
+    act()
+    spent = []
+    while len(spent) < least or sum(spent) < seconds:
+        begun = time.perf_counter()
+        act()
+        spent.append(time.perf_counter() - begun)
+    return spent
+
+
+class Subject:
+    """Random images and labels, and a clock that starts before the framework is imported."""
+
+    def __init__(self, words):
+        self.clock = time.perf_counter()
+        self.first = {}
+        rows = GEOMETRIES[words.geometry]
+        draw = np.random.default_rng(0)
+        self.shape, self.classes = (rows.pixels, rows.pixels, 3), rows.classes
+        self.batch_size = words.batch_size
+        self.images = draw.integers(0, 256, (BATCHES * words.batch_size, *self.shape), dtype="uint8")
+        self.labels = draw.integers(0, self.classes, len(self.images)).astype("int32")
+
+    def tick(self, part):
+        now = time.perf_counter()
+        self.first[part], self.clock = now - self.clock, now
+
+    def memory(self):
+        """The process' largest resident memory so far, in MB."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class Ours(Subject):
+    """The project's own training model, driven by Keras' `fit` as a run drives it."""
+
+    def __init__(self, backend, changes, words):
+        super().__init__(words)
+        os.environ["KERAS_BACKEND"] = backend
+        from Training.console import start_keras
+
+        start_keras()
+        from Model import network
+        from Training import fit
+        from Training.data import Examples
+        from Training.recipe import Recipe
+
+        self.tick("import")
+        mean = fit.mean_subtraction(np.full(self.shape, 120.0, "float32"))
+        self.network = network(words.network, geometry=words.geometry, preprocessing=mean)
+        self.model = fit.compiled(self.network, Recipe(batch_size=self.batch_size, **changes), BATCHES)
+        self.batches = fit.Batches(Examples(self.images, self.labels), self.batch_size, 0)
+        self.tick("build")
+        busy = time.thread_time()
+        self.first["first step"] = self.fitted(2)[0]  # the second still warms up
+        self.first["main thread"] = time.thread_time() - busy
+
+    def fitted(self, count):
+        """Seconds of so many steps of `fit`, each from the end of the one before; the first from the start."""
+        import keras
+
+        ends = [time.perf_counter()]
+
+        class Clock(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                float(logs["loss"])  # wait for the device
+                ends.append(time.perf_counter())
+
+        epochs, rest = divmod(count, BATCHES)
+        for steps in [BATCHES] * epochs + [rest] * (rest > 0):
+            self.model.fit(self.batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[Clock()])
+        return np.diff(ends).tolist()
+
+    def steps(self, seconds):
+        """The median step's seconds; those that start a `fit` are left out."""
+        pace = self.fitted(3)[-1]
+        count = min(max(round(seconds / pace), 3), BATCHES)
+        return float(np.median(self.fitted(count + 1)[1:]))
+
+    def matrix(self, seconds):
+        """GFLOP/s of a float32 matrix product: two operations a multiply-add."""
+        import keras
+
+        operand = keras.ops.convert_to_tensor(np.ones((MATRIX, MATRIX), "float32"))
+        spent = repeated(lambda: np.asarray(keras.ops.matmul(operand, operand)[0, 0]), seconds)
+        return 2 * MATRIX**3 / float(np.median(spent)) / 1e9
+
+    def augmentation(self, kind, seconds):
+        """Seconds of a batch's augmentation alone, compiled, its images on the device."""
+        import keras
+
+        from Training.augmentation import RandomAffine, RandomCrop
+
+        layer = {"affine": RandomAffine, "crop": RandomCrop}[kind]()
+        model = keras.Sequential([keras.Input(self.shape, dtype="uint8"), layer])
+        batch = keras.ops.convert_to_tensor(self.images[: self.batch_size])
+        if keras.backend.backend() == "jax":
+            import jax
+
+            state = [v.value for v in model.non_trainable_variables]
+            compiled = jax.jit(lambda s, x: model.stateless_call([], s, x, training=True))
+            return float(np.median(repeated(lambda: jax.block_until_ready(compiled(state, batch)), seconds)))
+        import tensorflow as tf
+
+        compiled = tf.function(lambda x: model(x, training=True), jit_compile=self.model.jit_compile)
+        return float(np.median(repeated(lambda: compiled(batch)[0, 0, 0, 0].numpy(), seconds)))
+
+    def pipeline(self, seconds):
+        """Seconds of a batch from the host's input pipeline alone."""
+        return float(np.median(repeated(lambda: [self.batches[i] for i in range(BATCHES)], seconds))) / BATCHES
+
+    def evaluation(self, seconds):
+        """Images a second of `predict`, in batches of 256."""
+        from Training.data import Examples
+        from Training.fit import Batches
+
+        batches = Batches(Examples(self.images, self.labels), min(EVALUATED, len(self.images)))
+        spent = repeated(lambda: self.model.predict(batches, verbose=0), seconds, least=1)
+        return len(self.images) / float(np.median(spent))
+
+    def latency(self, seconds):
+        """Seconds of the prediction of one image, from bytes to probabilities."""
+        image = self.images[:1]
+        return float(np.median(repeated(lambda: self.network.predict_on_batch(image), seconds)))
+
+    def environment(self):
+        from Model.count import count
+        from Training import run_folder
+
+        return {**run_folder.environment(), "multiply_adds": count(self.network)["multiply_adds"]}
+
+
+class Peer(Subject):
+    """The PyTorch network of `peer.py`, in the plainest training loop."""
+
+    def __init__(self, words):
+        super().__init__(words)
+        import peer
+        import torch
+
+        self.tick("import")
+        torch.manual_seed(0)
+        kind, depth = parse_name(words.network)
+        mean = np.full(self.shape, 120.0, "float32")
+        self.model = peer.Network(depth, words.geometry, self.classes, self.shape[0], mean)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        self.batch = torch.tensor(self.images[: self.batch_size]).permute(0, 3, 1, 2).contiguous()
+        self.target = torch.tensor(self.labels[: self.batch_size]).long()
+        self.tick("build")
+        busy = time.thread_time()
+        self.step()
+        self.tick("first step")
+        self.first["main thread"] = time.thread_time() - busy
+
+    def step(self):
+        from torch.nn.functional import cross_entropy
+
+        self.optimizer.zero_grad()
+        loss = cross_entropy(self.model(self.batch), self.target)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def steps(self, seconds):
+        """The median step's seconds."""
+        self.model.train()
+        return float(np.median(repeated(self.step, seconds)))
+
+    def matrix(self, seconds):
+        """GFLOP/s of a float32 matrix product: two operations a multiply-add."""
+        import torch
+
+        operand = torch.ones(MATRIX, MATRIX)
+        return 2 * MATRIX**3 / float(np.median(repeated(lambda: operand @ operand, seconds))) / 1e9
+
+    def evaluation(self, seconds):
+        """Images a second in batches of 256."""
+        import torch
+
+        self.model.eval()
+        images = torch.tensor(self.images).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            spent = repeated(lambda: [self.model(part) for part in images.split(EVALUATED)], seconds, least=1)
+        return len(images) / float(np.median(spent))
+
+    def latency(self, seconds):
+        """Seconds of the prediction of one image."""
+        import torch
+
+        self.model.eval()
+        with torch.no_grad():
+            return float(np.median(repeated(lambda: self.model(self.batch[:1]).softmax(-1).numpy(), seconds)))
+
+
+def same_network(words):
+    """What `peer.check` says of the network and its peer."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    from Training.console import start_keras
+
+    start_keras()
+    import peer
+
+    from Model import network
+    from Training.fit import mean_subtraction
+
+    rows = GEOMETRIES[words.geometry]
+    mean = np.full((rows.pixels, rows.pixels, 3), 120.0, "float32")
+    ours = network(words.network, geometry=words.geometry, preprocessing=mean_subtraction(mean))
+    theirs = peer.Network(parse_name(words.network)[1], words.geometry, rows.classes, rows.pixels, mean)
+    images = np.random.default_rng(0).integers(0, 256, (4, *mean.shape), dtype="uint8")
+    return peer.check(ours, theirs, images)

@@ -1,0 +1,114 @@
+"""Images/s of training on one device, for batch sizes and precisions: python benchmarks/throughput.py
+
+Each cell is a training of its own on random images that lie on the device, through Keras' `fit` as a run drives it; the
+device is waited for at its first and last step only. Beside it: the same without augmentation, and the share of the
+device's peak (`--peak`, TFLOP/s) that the network's own operations make, 6 for each multiply-add. Writes
+`throughput.json` and `throughput.md` into `benchmarks/results/<name>`.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from Model.geometries import GEOMETRIES
+from Training.console import one_line_errors, start_keras
+from Training.recipe import RECIPES, Recipe
+from Training.report import as_console, as_markdown
+
+RESULTS = Path(__file__).resolve().parent / "results"
+FLOP = 6  # of a step, for each multiply-add and image
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="attention_56", help="(default: %(default)s)")
+    parser.add_argument("--geometry", default="compact", choices=tuple(GEOMETRIES), help="(default: %(default)s)")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 256, 1024], help="(default: 64 256 1024)")
+    parser.add_argument("--precisions", nargs="+", default=["mixed_bfloat16", "float32"])
+    parser.add_argument("--steps", type=int, default=100, help="timed, after as many untimed (default: 100)")
+    parser.add_argument("--peak", type=float, help="TFLOP/s of the device, for the share of it")
+    parser.add_argument("--name", default="throughput", help="folder in benchmarks/results (default: throughput)")
+    return parser.parse_args(arguments)
+
+
+def images_per_second(words, batch_size, precision, augmentation):
+    """The rate of one training, and the network's multiply-adds."""
+    import keras
+
+    from Model import network
+    from Model.count import count
+    from Training import fit
+
+    keras.utils.clear_session()
+    keras.config.set_dtype_policy(precision)
+    shape = (GEOMETRIES[words.geometry].pixels,) * 2 + (3,)
+    images = np.random.default_rng(0).integers(0, 256, (max(4096, batch_size), *shape), dtype="uint8")
+    mean = fit.mean_subtraction(np.full(shape, 120.0, "float32"))
+    made = network(words.network, geometry=words.geometry, preprocessing=mean)
+    changes = {**RECIPES["race"], "batch_size": batch_size, "precision": precision, "augmentation": augmentation}
+    changes |= {"cutout": 0} if augmentation == "none" else {}
+    model = fit.compiled(made, Recipe(**changes), words.steps, stored=images)
+    rng = np.random.default_rng(1)
+
+    class Indices(keras.utils.PyDataset):
+        def __len__(self):
+            return words.steps
+
+        def __getitem__(self, index):
+            labels = rng.integers(0, made.output_shape[-1], batch_size, dtype="int32")
+            return rng.integers(0, len(images), batch_size, dtype="int32"), labels
+
+    ends = []
+    wait = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter()))
+    model.fit(Indices(), epochs=3, shuffle=False, verbose=0, callbacks=[wait])
+    return words.steps * batch_size / (ends[2] - ends[1]), count(made)["multiply_adds"]
+
+
+def measure(words):
+    """Rows of figures, one a batch size and precision."""
+    rows = []
+    for precision in words.precisions:
+        for batch_size in words.batch_sizes:
+            rate, multiply_adds = images_per_second(words, batch_size, precision, "crop")
+            plain, _ = images_per_second(words, batch_size, precision, "none")
+            gc.collect()
+            tflops = rate * multiply_adds * FLOP / 1e12
+            rows.append({
+                "precision": precision,
+                "batch_size": batch_size,
+                "images_per_s": round(rate, 1),
+                "share_of_augmentation": round(1 - rate / plain, 4),
+                "tflop_per_s": round(tflops, 3),
+                "share_of_peak": round(tflops / words.peak, 4) if words.peak else None,
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main(arguments=None):
+    words = parse(arguments)
+    with one_line_errors("benchmarks/throughput.py", "Stopped."):
+        start_keras()
+        from Training.run_folder import environment
+
+        machine = environment()
+        rows = measure(words)
+    folder = RESULTS / words.name
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"network": words.network, "geometry": words.geometry, "steps": words.steps, "peak_tflops": words.peak}
+    (folder / "throughput.json").write_text(json.dumps({**told, "environment": machine, "rows": rows}, indent=2) + "\n")
+    table = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    on = f"{words.network}, {words.geometry}; {machine['device']}, {machine['backend']}\n\n"
+    (folder / "throughput.md").write_text(on + as_markdown(table))
+    print(on + as_console(table), end="")
+
+
+if __name__ == "__main__":
+    main()

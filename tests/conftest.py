@@ -8,7 +8,11 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Each test starts from the same seed and dtype policy, with no layers of the one before."""
+    """Each test starts from the same seed and dtype policy, with no layers of the one before.
+
+    The policy is set back at the end: a module's own fixtures are made before this one's next turn.
+    """
     keras.utils.clear_session()
     keras.utils.set_random_seed(1)
+    yield
     keras.config.set_dtype_policy("float32")

@@ -102,6 +102,19 @@ def export(network, kind, path):
         raise InputError(f"Keras {keras.__version__} cannot export this network to {kind}: {reason}") from None
 
 
+def in_float32(network):
+    """The network computing in float32, as what is exported does, whatever precision it was trained in."""
+    import keras
+
+    if all(layer.compute_dtype == "float32" for layer in network.layers):
+        return network
+    copy = keras.models.clone_model(
+        network, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+    )
+    copy.set_weights(network.get_weights())
+    return copy
+
+
 def opened(kind, path):
     """What was exported, as a function from images to probabilities, run by the format's own library."""
     if kind == "onnx":
@@ -144,8 +157,11 @@ def checked_export(network, kind, images, output):
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as place:
         path = Path(place) / f"network{FORMATS[kind].ending}"
         export(network, kind, path)
-        with silent_stderr():
-            found = differences(opened(kind, path), images, expected)
+        try:
+            with silent_stderr():
+                found = differences(opened(kind, path), images, expected)
+        except Exception as error:  # of any kind, from the format's own library
+            raise InputError(f"what was exported to {kind} does not run, nothing was kept: {one_line(error)}") from None
         if all(difference <= LARGEST_DIFFERENCE for difference in found.values()):  # also false for not a number
             os.replace(path, output)
     return found
@@ -161,7 +177,7 @@ def run(words):
     dataset, images = test_images(path, words.dataset, words.data_dir, words.images)
     start_keras()
     refuse_impossible(words.to)
-    network = saved.load(path)
+    network = in_float32(saved.load(path))
     if network.input_shape[1:] != images.shape[1:]:
         raise InputError(f"{shown(path)} takes images of {network.input_shape[1:]}, {dataset} has {images.shape[1:]}")
     found = checked_export(network, words.to, images, output)

@@ -1,7 +1,7 @@
 """How fast the project is, beside a matrix product and beside PyTorch: python benchmarks/speed.py [--peer]
 
-Every subject (TensorFlow, with and without augmentation and XLA, JAX, PyTorch) trains in a process of its own. One
-after the other they take their first step; then they take turns, round after round, so that what else the machine does
+Every subject (TensorFlow, with and without augmentation and XLA, JAX, PyTorch, an earlier checkout) trains in a process
+of its own. One after the other they take their first step; then they take turns, so that what else the machine does
 meets all alike. Ratios are made within a round, and their median counts: read those, not the absolute figures.
 
 A step costs 6 floating-point operations for each multiply-add of `Model.count` and image: 2 a multiply-add, and the
@@ -11,6 +11,7 @@ backward pass counted as twice the forward one. Writes `speed.json` and `speed.m
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -36,13 +37,24 @@ def parse(arguments):
     parser.add_argument("--batch-size", type=int, default=64, help="images a step (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each subject (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: %(default)s)")
-    parser.add_argument("--subjects", nargs="+", choices=tuple(subjects.SUBJECTS), default=list(subjects.SUBJECTS))
+    parser.add_argument("--subjects", nargs="+", choices=tuple(subjects.SUBJECTS), default=list(subjects.DEFAULT))
     parser.add_argument("--peer", action="store_true", help="PyTorch, too, which must be installed (see README.md)")
+    parser.add_argument("--before", metavar="DIR", help="an earlier checkout of this project, measured beside this one")
     parser.add_argument("--name", default="speed", help="folder in benchmarks/results (default: %(default)s)")
     words = parser.parse_args(arguments)
     if min(words.batch_size, words.rounds) < 1:
         raise InputError("--batch-size and --rounds must be 1 or more")
+    if words.before and not (Path(words.before) / "Training" / "fit.py").exists():
+        raise InputError(f"--before must be a checkout of this project, received {words.before}")
     return words
+
+
+def commit(checkout):
+    """The commit that a checkout is at, or None for no checkout."""
+    if not checkout:
+        return None
+    asked = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True)
+    return asked.stdout.strip() or "unknown"
 
 
 def process():
@@ -76,10 +88,10 @@ def once(pool, name, words):
 
 def measure(words):
     """Everything, as plain data."""
-    names = [*words.subjects, *[subjects.PEER] * words.peer]
+    names = [*words.subjects, *[subjects.BEFORE] * bool(words.before), *[subjects.PEER] * words.peer]
     running = {name: process() for name in names}
     try:
-        result = {"words": vars(words), "first": {}}
+        result = {"words": {**vars(words), "before": commit(words.before)}, "first": {}}
         for name, pool in running.items():
             result["first"][name] = pool.submit(subjects.begin, name, words).result()
             print(f"{name}: {shown_first(result['first'][name])}", flush=True)
@@ -150,6 +162,7 @@ def report(result):
         "",
         f"{machine['device']}; Python {machine['python']}, {packages}; commit {machine['git_commit']}.",
         f"Medians of {words['rounds']} rounds in which the subjects take turns; made by `python benchmarks/speed.py`.",
+        *[f"The column `{subjects.BEFORE}` is commit {words['before']} of this project."] * bool(words["before"]),
         "",
         *rows(result),
     ]

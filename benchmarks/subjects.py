@@ -20,7 +20,10 @@ SUBJECTS = {
     "tensorflow, no augmentation": ("tensorflow", {"augmentation": "none"}),
     "tensorflow, XLA": ("tensorflow", {"jit": True}),
     "jax": ("jax", {}),
+    "tensorflow, bfloat16": ("tensorflow", {"precision": "mixed_bfloat16"}),
 }
+DEFAULT = tuple(SUBJECTS)[:-1]  # processors without bfloat16 take ten times as long with it
+BEFORE = "before"
 PEER = "pytorch"
 
 subject = None  # of this process
@@ -29,8 +32,17 @@ subject = None  # of this process
 def begin(name, words):
     """Make this process' subject and let it take its first step; gives the seconds of each part."""
     global subject
-    subject = Peer(words) if name == PEER else Ours(*SUBJECTS[name], words)
+    if name == BEFORE:
+        other_checkout(words.before)
+    subject = Peer(words) if name == PEER else Ours(*SUBJECTS.get(name, ("tensorflow", {})), words)
     return subject.first
+
+
+def other_checkout(folder):
+    """Have this process import the packages of another checkout of the project."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("Model", "Module", "Training")]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
 
 
 def ask(what, *arguments):
@@ -38,11 +50,11 @@ def ask(what, *arguments):
     return getattr(subject, what)(*arguments)
 
 
-def repeated(act, seconds, least=3):
-    """Seconds of each call of `act`, for so long, but at least so many; the first call is not counted."""
+def repeated(act, seconds):
+    """Seconds of each call of `act`, for so long, but at least three; the first call is not counted."""
     act()
     spent = []
-    while len(spent) < least or sum(spent) < seconds:
+    while len(spent) < 3 or sum(spent) < seconds:
         begun = time.perf_counter()
         act()
         spent.append(time.perf_counter() - begun)
@@ -80,12 +92,15 @@ class Ours(Subject):
         from Training.console import start_keras
 
         start_keras()
+        import keras
+
         from Model import network
         from Training import fit
         from Training.data import Examples
         from Training.recipe import Recipe
 
         self.tick("import")
+        keras.config.set_dtype_policy(changes.get("precision", "float32"))
         mean = fit.mean_subtraction(np.full(self.shape, 120.0, "float32"))
         self.network = network(words.network, geometry=words.geometry, preprocessing=mean)
         self.model = fit.compiled(self.network, Recipe(batch_size=self.batch_size, **changes), BATCHES)
@@ -155,7 +170,7 @@ class Ours(Subject):
         from Training.fit import Batches
 
         batches = Batches(Examples(self.images, self.labels), min(EVALUATED, len(self.images)))
-        spent = repeated(lambda: self.model.predict(batches, verbose=0), seconds, least=1)
+        spent = repeated(lambda: self.model.predict(batches, verbose=0), seconds)
         return len(self.images) / float(np.median(spent))
 
     def latency(self, seconds):
@@ -220,7 +235,7 @@ class Peer(Subject):
         self.model.eval()
         images = torch.tensor(self.images).permute(0, 3, 1, 2)
         with torch.no_grad():
-            spent = repeated(lambda: [self.model(part) for part in images.split(EVALUATED)], seconds, least=1)
+            spent = repeated(lambda: [self.model(part) for part in images.split(EVALUATED)], seconds)
         return len(images) / float(np.median(spent))
 
     def latency(self, seconds):

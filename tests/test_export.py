@@ -17,18 +17,22 @@ TENSORFLOW = keras.backend.backend() == "tensorflow"
 on_tensorflow = pytest.mark.skipif(not TENSORFLOW, reason="Keras exports to this format on TensorFlow only")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run's folder with a network for the digits, a single block and what stands around it."""
+@pytest.fixture(scope="module", params=["float32"])
+def run(request, tmp_path_factory):
+    """A run's folder with a network for the digits, a single block and what stands around it, of some precision."""
     folder = tmp_path_factory.mktemp("run")
     keras.utils.set_random_seed(3)
+    keras.config.set_dtype_policy(request.param)
     digits = data.load("digits")
     geometry = Geometry(stem_filters=4, stem_kernel=3, stem_pool=2, stages=(Stage(4, 2, 1),), tail=())
     network = residual_attention_network(geometry=geometry, preprocessing=mean_subtraction(digits.mean))
     network.save(folder / "last.keras")
     (folder / "recipe.json").write_text(Recipe(dataset="digits").to_json())
     images = digits.test.images[100:105]
-    return SimpleNamespace(folder=folder, images=images, answers=network.predict(images, verbose=0))
+    keras.config.set_dtype_policy("float32")
+    exact = residual_attention_network(geometry=geometry, preprocessing=mean_subtraction(digits.mean))
+    exact.set_weights(network.get_weights())
+    return SimpleNamespace(folder=folder, images=images, answers=exact.predict(images, verbose=0))
 
 
 def exported(run, kind, output, capsys):
@@ -64,8 +68,9 @@ def test_onnx(run, tmp_path, capsys):
 
 
 @on_tensorflow
+@pytest.mark.parametrize("run", ["mixed_bfloat16"], indirect=True)
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
-def test_tflite(run, tmp_path, capsys):
+def test_tflite_of_a_network_trained_in_mixed_precision(run, tmp_path, capsys):
     assert_same(exported(run, "tflite", tmp_path / "network.tflite", capsys), run)
 
 
@@ -94,6 +99,19 @@ def test_an_export_that_differs_is_not_kept(tmp_path, capsys, monkeypatch, error
     out, err = capsys.readouterr()
     assert stop.value.code == 1 and err.count("\n") == 1 and "more than 0.0001: nothing was kept" in err
     assert f"{error:.1e}  in batches of 3" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["linear.keras"]
+
+
+def test_an_export_that_does_not_run_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    def opened(kind, path):
+        raise RuntimeError("no such operation\nin this library")
+
+    monkeypatch.setattr(export, "export", lambda network, kind, path: path.mkdir())
+    monkeypatch.setattr(export, "opened", opened)
+    with pytest.raises(SystemExit) as stop:
+        export.main([linear(tmp_path, 32), "--to", "savedmodel", "--dataset", "digits", "--images", "3"])
+    err = capsys.readouterr().err
+    assert stop.value.code != 0 and err.count("\n") == 1 and "does not run, nothing was kept: no such operation" in err
     assert [path.name for path in tmp_path.iterdir()] == ["linear.keras"]
 
 

@@ -54,6 +54,7 @@ def read(recipe):
 
 def train(recipe, resume=None):
     """One run from recipe to result; returns the run's folder and what its `result.json` holds."""
+    recipe = devices.possible(recipe)
     data = read(recipe)
     data.refuse_batch(recipe.batch_size)
 

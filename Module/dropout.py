@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from Module.replicas import uniform
+from Module.replicas import draw
 
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
@@ -23,5 +23,5 @@ class Dropout(keras.layers.Dropout):
     def call(self, inputs, training=False):
         if not training or not self.rate:
             return inputs
-        kept = uniform(ops.shape(inputs), 0.0, 1.0, self.seed_generator) >= self.rate
+        kept = draw(keras.random.uniform, ops.shape(inputs), 0.0, 1.0, seed=self.seed_generator) >= self.rate
         return ops.where(kept, inputs / (1 - self.rate), ops.zeros_like(inputs))

@@ -15,14 +15,15 @@ def replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def uniform(shape, low, high, seed):
-    """Uniform numbers for this replica's part of a batch: those that one device would draw for these images.
+def draw(random, shape, *bounds, seed):
+    """Random numbers for this replica's part of a batch: those that one device would draw for these images.
 
     Every replica draws for the whole batch, from the same state, and takes its part.
 
     Args:
+        random: a function of `keras.random` that takes a shape, these bounds and a seed, such as `uniform`.
         shape: the first entry is the number of images in this replica.
-        low, high: floats.
+        bounds: numbers; of `uniform` the lowest and the highest, of `normal` mean and deviation.
         seed: `keras.random.SeedGenerator`.
     """
     part, count = 0, 1
@@ -33,5 +34,5 @@ def uniform(shape, low, high, seed):
         if context:  # none outside a step
             part, count = context.replica_id_in_sync_group, context.num_replicas_in_sync
     images = shape[0]
-    drawn = keras.random.uniform((images * count, *shape[1:]), low, high, seed=seed)
+    drawn = random((images * count, *shape[1:]), *bounds, seed=seed)
     return drawn[part * images : (part + 1) * images] if count > 1 else drawn

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from Module.replicas import uniform
+from Module.replicas import draw
 
 # Of the covariance of ImageNet's colours, pixels from 0 to 1: its eigenvalues, and its eigenvectors as columns.
 COLOUR_EIGENVALUES = np.float32([0.2175, 0.0188, 0.0045])
@@ -36,7 +36,7 @@ class Augmentation(layers.Layer):
 
     def uniform(self, images, low, high):
         """One number an image, uniform in [low, high)."""
-        return uniform((ops.shape(images)[0],), low, high, self.seed_generator)
+        return draw(keras.random.uniform, (ops.shape(images)[0],), low, high, seed=self.seed_generator)
 
     def get_config(self):
         config = super().get_config()
@@ -174,7 +174,7 @@ class RandomLighting(Augmentation):
         self.flip = flip
 
     def augment(self, images):
-        drawn = keras.random.normal((ops.shape(images)[0], 3), stddev=0.1, seed=self.seed_generator)
+        drawn = draw(keras.random.normal, (ops.shape(images)[0], 3), 0.0, 0.1, seed=self.seed_generator)
         colour = ops.matmul(drawn * (255 * COLOUR_EIGENVALUES), COLOUR_COMPONENTS.T)  # (B, 3)
         mirror = ops.reshape(_mirrored(self.uniform(images, 0.0, 1.0), self.flip), (-1, 1, 1, 1))
         return ops.where(mirror < 0, ops.flip(images, axis=2), images) + ops.reshape(colour, (-1, 1, 1, 3))

@@ -5,6 +5,7 @@ process runs this same program and reads its part of each batch; the first alone
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -60,6 +61,18 @@ def refuse(mode, backend):
         )
     if mode != "data" and os.environ.get(ADDRESSES):
         raise InputError(f"{ADDRESSES} is set, for which --distribute data is needed, received --distribute {mode}")
+
+
+def possible(recipe, say=print):
+    """The recipe without what fails under `MirroredStrategy` (Keras 3.15): XLA, and several steps in one call.
+
+    Both only say how the same training is computed. What is left out is told.
+    """
+    left_out = {"jit": False, "steps_per_execution": 1} if recipe.distribute == "mirrored" else {}
+    left_out = {name: value for name, value in left_out.items() if getattr(recipe, name) != value}
+    if left_out:
+        say(f"--distribute mirrored runs without {' and '.join('--' + name.replace('_', '-') for name in left_out)}")
+    return dataclasses.replace(recipe, **left_out)
 
 
 def join(mode):

@@ -9,9 +9,9 @@ import pytest
 import tiny
 
 from Training import data
-from Training.devices import Devices, refuse
+from Training.devices import Devices, possible, refuse
 from Training.fit import Batches, even_batch
-from Training.recipe import InputError
+from Training.recipe import InputError, Recipe
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -28,6 +28,23 @@ training_cifar10.build = build
 """
 MAIN = SMALL + "training_cifar10.main()"
 WORDS = [*(word for word in distribute.WORDS if "masks" not in word), "--masks-every=0", "--validation-split=0.02"]
+
+
+# What is drawn for each image, by every layer that draws: on two replicas as on one device.
+SAME_DRAWS = """
+import keras, numpy as np, tensorflow as tf
+from Training import augmentation
+images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype("float32")
+strategy = tf.distribute.MirroredStrategy()
+halves = strategy.experimental_distribute_values_from_function(
+    lambda context: tf.constant(np.split(images, 2)[context.replica_id_in_sync_group]))
+for kind, words in {"RandomLighting": {}, "RandomCrop": {}, "RandomAffine": {}, "Cutout": {"size": 4}}.items():
+    one = getattr(augmentation, kind)(seed=1, **words)(images, training=True)
+    with strategy.scope():
+        layer = getattr(augmentation, kind)(seed=1, **words)
+    two = strategy.experimental_local_results(strategy.run(lambda part: layer(part, training=True), [halves]))
+    np.testing.assert_allclose(np.concatenate(two), one, rtol=1e-5, atol=1e-3, err_msg=kind)
+"""
 
 
 def both(mode, logs):
@@ -60,7 +77,7 @@ def test_two_devices_on_jax_are_one(jax_logs):
 
 
 def test_two_replicas_on_tensorflow_are_one(tmp_path):
-    kill.finish(distribute.start("tensorflow", script=distribute.TWO + both("mirrored", tmp_path)))
+    kill.finish(distribute.start("tensorflow", script=distribute.TWO + SAME_DRAWS + both("mirrored", tmp_path)))
     assert distribute.furthest(tmp_path / "one", tmp_path / "two") < distribute.TOLERANCE
 
 
@@ -104,7 +121,6 @@ def test_what_fills_up_the_last_batch_has_no_weight(devices):
 @pytest.mark.backends
 def test_weights_of_images_count_in_loss_and_accuracy():
     from Training.fit import compiled
-    from Training.recipe import Recipe
 
     recipe = Recipe(dataset="digits", batch_size=10, classifier_l2=0.0)
     examples = data.load("digits", samples=45).train
@@ -113,6 +129,16 @@ def test_weights_of_images_count_in_loss_and_accuracy():
     filled = Batches(examples, 16, devices=Devices(8))
     assert len(filled[len(filled) - 1]) == 3
     np.testing.assert_allclose(model.evaluate(filled, verbose=0), plain, rtol=1e-4)
+
+
+def test_what_fails_under_mirrored_is_left_out_and_told():
+    said = []
+    recipe = Recipe(distribute="mirrored", jit=True, steps_per_execution=4)
+    assert possible(recipe, said.append) == Recipe(distribute="mirrored")
+    assert said == ["--distribute mirrored runs without --jit and --steps-per-execution"]
+    for recipe in (Recipe(distribute="mirrored"), Recipe(distribute="data", jit=True), Recipe(jit=True)):
+        assert possible(recipe, said.append) == recipe
+    assert len(said) == 1
 
 
 def test_modes_name_the_backend_they_need(monkeypatch):

@@ -51,7 +51,7 @@ def start_keras(distribute="none"):
         raise InputError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
     devices.refuse(distribute, backend)
     os.environ["KERAS_BACKEND"] = backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what is an error for a run, Python raises, too
     try:
         with silent_stderr():
             import keras

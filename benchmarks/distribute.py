@@ -1,6 +1,7 @@
 """Compare runs on two devices and in two processes with a run on one device, and with one whose process is killed.
 
-    python benchmarks/distribute.py      # prints a line a run; exit code 1 if one differs
+    python benchmarks/distribute.py               # prints a line a run; exit code 1 if one differs
+    python benchmarks/distribute.py --ema=0.9     # the same with further flags for each run, and none killed
 
 Each is a real run of `training_cifar10.py` on the digits with a network of a few thousand weights, 20 epochs of one
 step, augmentation and dropout on. The devices are parts of one CPU; the processes meet at 127.0.0.1.
@@ -78,21 +79,27 @@ def furthest(one, other):
     return max(abs(a / b - 1) for a, b in zip(losses(one), losses(other), strict=True))
 
 
-def compare(place):
-    """Run them all; returns how many differ."""
+def compare(place, words):
+    """Runs on one device and on two, whose losses must be equal; returns how many differ."""
     for backend in ("tensorflow", "jax"):
-        kill.finish(start(backend, *WORDS, f"--logs={place}/{backend}"))
+        kill.finish(start(backend, *words, f"--logs={place}/{backend}"))
     kill.finish(
-        start("tensorflow", *WORDS, "--distribute=mirrored", f"--logs={place}/mirrored", script=TWO + kill.SCRIPT)
+        start("tensorflow", *words, "--distribute=mirrored", f"--logs={place}/mirrored", script=TWO + kill.SCRIPT)
     )
-    kill.finish(start("jax", *WORDS, "--distribute=data", f"--logs={place}/data", JAX_NUM_CPU_DEVICES="2"))
-    for run in start_processes(*WORDS, f"--logs={place}/processes"):
+    kill.finish(start("jax", *words, "--distribute=data", f"--logs={place}/data", JAX_NUM_CPU_DEVICES="2"))
+    for run in start_processes(*words, f"--logs={place}/processes"):
         kill.finish(run)
     wrong = 0
     for one, name in (("tensorflow", "mirrored"), ("jax", "data"), ("jax", "processes")):
         largest = furthest(f"{place}/{one}", f"{place}/{name}")
         wrong += largest > TOLERANCE
         print(f"{name}: losses within {largest:.1e} of the run on one device ({one})", flush=True)
+    return wrong
+
+
+def end_and_resume(place):
+    """Runs of two processes of which one is ended, resumed; returns how many differ from the one of `compare`."""
+    wrong = 0
     for which, number in ((1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)):
         logs = f"{place}/{number.name}-{which}"
         codes, said, waited = end_one(start_processes(*WORDS, f"--logs={logs}"), which, number)
@@ -107,5 +114,7 @@ def compare(place):
 
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    more = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
-        sys.exit(1 if compare(folder) else 0)
+        differing = compare(folder, [*WORDS, *more])
+        sys.exit(1 if differing + (0 if more else end_and_resume(folder)) else 0)

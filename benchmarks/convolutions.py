@@ -1,0 +1,108 @@
+"""How fast convolutions are by themselves on TensorFlow: python benchmarks/convolutions.py [NETWORK] [BATCH SIZE]
+
+Each shape of convolution in the network runs alone: forward, gradient of the input, gradient of the kernel; a 1x1
+convolution as a product of matrices, too, which it is. Prints GFLOP/s (two operations a multiply-add) beside those of a
+large product, and what share of its rate a step could reach if all else in it took no time.
+"""
+
+import collections
+import math
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from Training.console import start_keras
+
+SECONDS = 0.2  # of one measurement
+MATRIX = 2048
+WAYS = ("forward", "to the input", "to the kernel")
+
+
+def seconds_of(act):
+    """The median seconds of a call of a function that gives a tensor, compiled."""
+    import tensorflow as tf
+
+    compiled = tf.function(lambda: tf.reshape(act(), (-1,))[0])
+    compiled().numpy()
+    spent = []
+    while sum(spent) < SECONDS or len(spent) < 3:
+        begun = time.perf_counter()
+        compiled().numpy()
+        spent.append(time.perf_counter() - begun)
+    return statistics.median(spent)
+
+
+def shapes(name):
+    """`{(map's shape, kernel's shape, strides, padding): how many convolutions}` of a network."""
+    import keras
+
+    from Model import network
+
+    found = collections.Counter()
+    for layer in network(name)._flatten_layers():
+        if isinstance(layer, keras.layers.Conv2D):
+            image = tuple(layer.get_build_config()["input_shape"][1:])
+            found[image, tuple(layer.kernel.shape), layer.strides[0], layer.padding.upper()] += 1
+    return found
+
+
+def convolution(image, kernel, strides, padding, batch_size):
+    """Seconds of the three passes of one convolution."""
+    import tensorflow as tf
+
+    x, weights = tf.random.normal((batch_size, *image)), tf.random.normal(kernel)
+    how = {"strides": [1, strides, strides, 1], "padding": padding}
+    y = tf.nn.conv2d(x, weights, **how)
+    return [
+        seconds_of(lambda: tf.nn.conv2d(x, weights, **how)),
+        seconds_of(lambda: tf.raw_ops.Conv2DBackpropInput(input_sizes=x.shape, filter=weights, out_backprop=y, **how)),
+        seconds_of(lambda: tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=kernel, out_backprop=y, **how)),
+    ]
+
+
+def product(rows, inner, columns):
+    """Seconds of the three passes of a product of matrices."""
+    import tensorflow as tf
+
+    x, weights, y = (tf.random.normal(shape) for shape in ((rows, inner), (inner, columns), (rows, columns)))
+    return [
+        seconds_of(lambda: tf.matmul(x, weights)),
+        seconds_of(lambda: tf.matmul(y, weights, transpose_b=True)),
+        seconds_of(lambda: tf.matmul(x, y, transpose_a=True)),
+    ]
+
+
+def main(name="attention_56", batch_size="64"):
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    start_keras()
+    batch_size = int(batch_size)
+    large = 2 * MATRIX**3 / product(MATRIX, MATRIX, MATRIX)[0] / 1e9
+    print(f"product of {MATRIX} x {MATRIX}: {large:.0f} GFLOP/s, as all figures in the table are\n")
+    print("| map | kernel | stride | how many | " + " | ".join(WAYS) + " | the same as products |\n|" + "---|" * 8)
+    work = taken = 0
+    for (image, kernel, strides, padding), many in sorted(
+        shapes(name).items(), key=lambda item: -math.prod(item[0][0])
+    ):
+        height, width = (
+            -(-side // strides) if padding == "SAME" else (side - kernel[0]) // strides + 1 for side in image[:2]
+        )
+        operations = 2 * batch_size * height * width * math.prod(kernel)
+        spent = convolution(image, kernel, strides, padding, batch_size)
+        work, taken = work + 3 * many * operations, taken + many * sum(spent)
+        rates = [f"{operations / each / 1e9:.0f}" for each in spent]
+        alike = "-"
+        if kernel[:2] == (1, 1) and strides == 1:
+            alike = ", ".join(f"{operations / s / 1e9:.0f}" for s in product(batch_size * height * width, *kernel[2:]))
+        row = ["x".join(map(str, image)), "x".join(map(str, kernel)), str(strides), str(many), *rates, alike]
+        print(f"| {' | '.join(row)} |", flush=True)
+    rate = work / taken / 1e9
+    share = 100 * rate / large
+    print(f"\nall convolutions of a step: {taken:.3f} s, {rate:.0f} GFLOP/s, {share:.0f} % of the large product's rate")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

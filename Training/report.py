@@ -14,6 +14,7 @@ from Training.published import SOURCES, published
 from Training.recipe import ASIDE, InputError, Parser, Recipe
 
 PROGRAM = "Training.report"
+MOST_NAMED = 3  # values in a legend's line
 NAMED = ("dataset", "model", "learning")  # always told of a run
 ERRORS = {"test": "test_error_percent", "validation": "validation_error_percent", "train": "train_error_percent"}
 
@@ -181,8 +182,10 @@ FORMATS = {"console": as_console, "markdown": as_markdown, "csv": as_csv}
 
 
 def labels(groups):
-    """Short names of groups for a legend: what differs between them, or the network alone."""
+    """Short names of groups for a legend: what differs, the network alone, or rows of the table where much differs."""
     different = [name for name, _ in next(iter(groups)) if len({dict(key)[name] for key in groups}) > 1] or ["model"]
+    if len(different) > MOST_NAMED:
+        return [f"row {row}" for row, _ in enumerate(groups, start=1)]
     return [", ".join(_called(name, dict(key)[name]) for name in different) for key in groups]
 
 

@@ -55,6 +55,14 @@ def test_columns_put_a_field_s_errors_side_by_side(tmp_path, capsys):
     assert "arXiv 1704.06904" in text
 
 
+def test_a_legend_names_what_differs_or_the_table_s_row(tmp_path):
+    write_run(tmp_path / "a", optimizer="adam", dropout=0.1)
+    write_run(tmp_path / "b", optimizer="sgd", dropout=0.2)
+    assert sorted(report.labels(report.grouped(report.find([tmp_path])[0]))) == ["0.1, adam", "0.2, sgd"]
+    write_run(tmp_path / "c", batch_size=32, epochs=7)
+    assert report.labels(report.grouped(report.find([tmp_path])[0])) == ["row 1", "row 2", "row 3"]
+
+
 def test_what_differs_is_told_and_what_is_aside_is_not(tmp_path):
     write_run(tmp_path / "a", optimizer="adam", logs="x", seed=1)
     write_run(tmp_path / "b", optimizer="sgd", logs="y", seed=2)

@@ -39,10 +39,21 @@ class Batches(keras.utils.PyDataset):
         devices: `devices.Devices`. Of each batch this process reads its part alone. Without a seed, the last batch is
             filled with further images of weight 0 until the devices can share it; the weights of the others are then
             a little over 1, so that means over all batches are those over the examples.
+        alternate: bool. Mirrors each image in every second epoch, half of them, drawn from the seed, in the even ones
+            (Jordan 2024, https://arxiv.org/abs/2404.00498, "alternating flip"). A position on the device is then
+            sent as its complement, `-1 - position`.
     """
 
     def __init__(
-        self, examples, batch_size, seed=None, stored_from=None, random_crops=False, shards_at_once=0, devices=ONE
+        self,
+        examples,
+        batch_size,
+        seed=None,
+        stored_from=None,
+        random_crops=False,
+        shards_at_once=0,
+        devices=ONE,
+        alternate=False,
     ):
         super().__init__()
         self.examples = examples
@@ -52,6 +63,10 @@ class Batches(keras.utils.PyDataset):
         self.devices = devices
         self.random_crops = random_crops
         self.shards_at_once = shards_at_once
+        self.mirrored = np.zeros(len(examples.labels), bool)
+        if alternate:
+            self.mirrored = np.random.default_rng((seed, 0, 0)).random(len(self.mirrored)) < 0.5
+        self.alternate = alternate
         self.ahead = ReadAhead(self._read, getattr(examples.images, "workers", 0))
         self.set_epoch(0)
 
@@ -85,7 +100,8 @@ class Batches(keras.utils.PyDataset):
         weights = () if len(self.order) <= count else ((chosen < count).astype("float32") * len(self.order) / count,)
         labels = self.examples.labels[chosen % count]
         if self.stored_from is not None:
-            return (chosen % count + self.stored_from).astype("int32"), labels, *weights
+            position = (chosen % count + self.stored_from).astype("int32")
+            return np.where(self._mirror(chosen % count), -1 - position, position), labels, *weights
         return self.ahead.get(index, self.steps_per_epoch), labels, *weights
 
     def _chosen(self, index):
@@ -93,11 +109,21 @@ class Batches(keras.utils.PyDataset):
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         return chosen[self.devices.part(len(chosen))]
 
+    def _mirror(self, chosen):
+        """Which of these examples are mirrored in this epoch."""
+        return self.mirrored[chosen] ^ (self.alternate and self.epoch % 2 == 1)
+
     def _read(self, index):
         """The images of a step."""
         chosen = self._chosen(index) % len(self.examples.labels)
         images = self.examples.images
-        return images.crops(chosen, (self.seed, self.epoch)) if self.random_crops else images[chosen]
+        if self.random_crops:
+            return images.crops(chosen, (self.seed, self.epoch))
+        read = images[chosen]
+        if self.alternate:
+            mirror = self._mirror(chosen)
+            read[mirror] = read[mirror, :, ::-1]
+        return read
 
 
 def mean_subtraction(mean, std=255.0):
@@ -348,6 +374,11 @@ def watchers(recipe, folder, network, batches, events, state, validated):
     return chosen
 
 
+def flipped(recipe):
+    """Whether half of the images are flipped: a digit's mirror image is none."""
+    return recipe.flip and recipe.dataset != "digits"
+
+
 def compiled(network, recipe, steps_per_epoch, fill=0.0, stored=None):
     """The training model of a network, compiled as the recipe says.
 
@@ -362,7 +393,7 @@ def compiled(network, recipe, steps_per_epoch, fill=0.0, stored=None):
         recipe.augmentation,
         rotation=recipe.rotation,
         shift=recipe.shift,
-        flip=recipe.flip and recipe.dataset != "digits",
+        flip=flipped(recipe) and not recipe.alternate_flip,
         cutout=recipe.cutout,
         fill=fill,
         mix=recipe.mix,
@@ -450,7 +481,8 @@ def batched(data, recipe, devices):
         stored, starts = np.concatenate([data.train.images, data.validation.images]), (0, len(data.train.labels))
     crops = recipe.augmentation == "imagenet"
     batches = Batches(
-        data.train, recipe.batch_size, recipe.seed, starts[0], crops, recipe.shards_at_once, devices
+        data.train, recipe.batch_size, recipe.seed, starts[0], crops, recipe.shards_at_once, devices,
+        flipped(recipe) and recipe.alternate_flip,
     )  # fmt: skip
     count = len(data.validation.labels)
     if not count:

@@ -131,6 +131,7 @@ class Recipe:
     rotation: float = option(15.0, "affine: largest rotation, in degrees", low=0.0, high=180.0)
     shift: float = option(0.1, "affine: largest shift, as a share of height and width", low=0.0, high=1.0)
     flip: bool = option(True, "flip half of the images left to right; never done to digits")
+    alternate_flip: bool = option(False, "flip each image in every second epoch, half in the first, and not at random")
     cutout: int = option(0, "side of a square that is blanked in each image, in pixels; 0 is none", low=0, high=1024)
     mix: str = option(
         "none", "mix each image and its label with another: whole (mixup) or a window (cutmix), in a uniform share",
@@ -190,8 +191,14 @@ class Recipe:
                     "augmentation=imagenet cuts its crops from whole pictures: give --dataset folder, shards or "
                     f"tfds:NAME, received dataset={self.dataset}"
                 )
-        elif self.data_on_device:
-            raise InputError(f"data_on_device keeps all images in memory; dataset={self.dataset} is streamed")
+        elif self.data_on_device or self.alternate_flip:
+            name = "data_on_device" if self.data_on_device else "alternate_flip"
+            raise InputError(f"{name} is for images held in memory; dataset={self.dataset} is streamed")
+        if self.alternate_flip and (not self.flip or self.augmentation == "none"):
+            raise InputError(
+                "alternate_flip says how to flip: give --flip true and --augmentation affine or crop, received "
+                f"flip={str(self.flip).lower()}, augmentation={self.augmentation}"
+            )
         if self.shards_at_once and self.dataset != "shards":
             raise InputError(f"shards_at_once is for dataset=shards, received dataset={self.dataset}")
 
@@ -265,9 +272,9 @@ RECIPES = {
     # smoothed labels, no decay of norms and biases, bfloat16, all images on the device.
     "race": dict(
         epochs=40, batch_size=512, learning_rate=0.4, schedule="linear", warmup_epochs=8.0, weight_decay=5e-4,
-        decay_all=False, label_smoothing=0.1, augmentation="crop", cutout=8, dropout=0.0, classifier_l2=0.0, ema=0.99,
-        test_flip=True, validation_split=0.0, precision="mixed_bfloat16", jit=True, data_on_device=True,
-        masks_every=0, checkpoint_epochs=1000,
+        decay_all=False, label_smoothing=0.1, augmentation="crop", alternate_flip=True, cutout=8, dropout=0.0,
+        classifier_l2=0.0, ema=0.99, test_flip=True, validation_split=0.0, precision="mixed_bfloat16", jit=True,
+        data_on_device=True, masks_every=0, checkpoint_epochs=1000,
     ),
     # The same with time: smaller batches, mixed images, a long cosine.
     "best": dict(

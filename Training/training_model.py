@@ -17,7 +17,7 @@ class ImagesOnDevice(layers.Layer):
     Args:
         images: uint8 `(n, height, width, channels)`.
 
-    Input shape:  `(batch,)`, int32 positions in `images`.
+    Input shape:  `(batch,)`, int32 positions in `images`; `-1 - position` is the mirror image.
     Output shape: `(batch, height, width, channels)`, uint8.
     """
 
@@ -28,7 +28,9 @@ class ImagesOnDevice(layers.Layer):
         )
 
     def call(self, indices):
-        return ops.take(self.images, indices, axis=0)
+        mirrored = indices < 0
+        images = ops.take(self.images, ops.where(mirrored, -1 - indices, indices), axis=0)
+        return ops.where(ops.reshape(mirrored, (-1, 1, 1, 1)), ops.flip(images, axis=2), images)
 
     def get_config(self):
         return {"name": self.name}  # the images are data

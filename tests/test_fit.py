@@ -11,7 +11,10 @@ from tiny import tiny_build, tiny_network
 
 from Training import data
 from Training.console import duration
+from Training.devices import ONE
 from Training.fit import (
+    Batches,
+    batched,
     compiled,
     even_batch,
     fit,
@@ -23,7 +26,7 @@ from Training.fit import (
 from Training.momentum import SGD
 from Training.recipe import RECIPES, InputError, Recipe
 from Training.report import read_history
-from Training.training_model import TrainingModel, training_model
+from Training.training_model import ImagesOnDevice, TrainingModel, training_model
 
 QUICK = Recipe(
     dataset="digits", samples=64, epochs=2, batch_size=16, warmup_epochs=1.0, masks_every=0, augmentation="none"
@@ -204,6 +207,35 @@ def test_images_on_the_device_are_the_images_that_are_sent(tmp_path):
     np.testing.assert_allclose(losses, same, rtol=1e-5)
     for a, b in zip(weights, again):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.backends
+def test_alternate_flip_shows_each_image_and_its_mirror_image_by_turns():
+    images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 3)).astype("uint8")
+    examples = data.Examples(images, np.arange(400, dtype="int32"))
+    on_device = ImagesOnDevice(np.concatenate([images[:7], images]))
+    sent = Batches(examples, 100, seed=3, alternate=True)
+    positions = Batches(examples, 100, seed=3, stored_from=7, alternate=True)
+    mirrored = np.zeros((4, 400), bool)
+    for epoch, seen in enumerate(mirrored):
+        sent.set_epoch(epoch)
+        positions.set_epoch(epoch)
+        for i in range(len(sent)):
+            views, labels = sent[i]
+            np.testing.assert_array_equal(ops.convert_to_numpy(on_device(positions[i][0])), views)
+            seen[labels] = [np.array_equal(view, image[:, ::-1]) for view, image in zip(views, images[labels])]
+            assert all(np.array_equal(views[j], images[k]) for j, k in enumerate(labels) if not seen[k])
+    assert 150 < mirrored[0].sum() < 250
+    np.testing.assert_array_equal(mirrored, [mirrored[0], ~mirrored[0]] * 2)
+
+
+def test_alternate_flip_replaces_the_random_one_and_digits_have_none():
+    digits = data.load("digits", samples=64)
+    changes = {"augmentation": "crop", "alternate_flip": True, "epochs": 6}
+    assert not batched(digits, Recipe(dataset="digits", **changes), ONE)[0].alternate
+    assert batched(digits, Recipe(**changes), ONE)[0].alternate
+    crop = compiled(tiny_build(QUICK, digits), Recipe(**changes), 4).get_layer("augmentation")
+    assert not crop.flip
 
 
 @pytest.mark.backends

@@ -76,6 +76,8 @@ def test_paper_recipe_is_the_paper_s():
         (["--validation-split", "-0.1"], "validation_split must be 0.0 or more"),
         (["--optimizer", "lion"], "invalid choice: 'lion'"),
         (["--flip", "maybe"], "must be true or false, received 'maybe'"),
+        (["--alternate-flip", "--flip", "false"], "give --flip true and --augmentation affine or crop"),
+        (["--alternate-flip", "--dataset", "folder"], "alternate_flip is for images held in memory"),
         (["--optimizer", "adamw"], "give --weight-decay-kind decoupled"),
         (["--schedule", "step"], "give --warmup-epochs 0"),
         (["--warmup-epochs", "200"], "warmup_epochs must be less than epochs=200"),

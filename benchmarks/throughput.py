@@ -53,7 +53,7 @@ def images_per_second(words, batch_size, precision, augmentation):
     mean = fit.mean_subtraction(np.full(shape, 120.0, "float32"))
     made = network(words.network, geometry=words.geometry, preprocessing=mean)
     changes = {**RECIPES["race"], "batch_size": batch_size, "precision": precision, "augmentation": augmentation}
-    changes |= {"cutout": 0} if augmentation == "none" else {}
+    changes |= {"cutout": 0, "alternate_flip": False} if augmentation == "none" else {}
     model = fit.compiled(made, Recipe(**changes), words.steps, stored=images)
     rng = np.random.default_rng(1)
 

@@ -1,9 +1,15 @@
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import pytest
+
+
+def pytest_collection_finish():
+    """What the imports left is not looked through again: 0.2 s of each of 600 tests went into that."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

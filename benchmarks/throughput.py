@@ -38,6 +38,12 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
+def race(batch_size, precision, augmentation):
+    """The recipe `race` with other values; without augmentation there is none at all."""
+    changes = {**RECIPES["race"], "batch_size": batch_size, "precision": precision, "augmentation": augmentation}
+    return Recipe(**changes | ({"cutout": 0, "alternate_flip": False} if augmentation == "none" else {}))
+
+
 def images_per_second(words, batch_size, precision, augmentation):
     """The rate of one training, and the network's multiply-adds."""
     import keras
@@ -52,9 +58,7 @@ def images_per_second(words, batch_size, precision, augmentation):
     images = np.random.default_rng(0).integers(0, 256, (max(4096, batch_size), *shape), dtype="uint8")
     mean = fit.mean_subtraction(np.full(shape, 120.0, "float32"))
     made = network(words.network, geometry=words.geometry, preprocessing=mean)
-    changes = {**RECIPES["race"], "batch_size": batch_size, "precision": precision, "augmentation": augmentation}
-    changes |= {"cutout": 0, "alternate_flip": False} if augmentation == "none" else {}
-    model = fit.compiled(made, Recipe(**changes), words.steps, stored=images)
+    model = fit.compiled(made, race(batch_size, precision, augmentation), words.steps, stored=images)
     rng = np.random.default_rng(1)
 
     class Indices(keras.utils.PyDataset):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.throughput import race
 from Training.recipe import RECIPES, InputError, Recipe, parse
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +54,13 @@ def test_flags_override_a_named_recipe_wherever_they_stand():
 def test_named_recipes_are_possible_and_round_trip(name):
     recipe = Recipe(**RECIPES[name])
     assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize("augmentation", ["crop", "none"])
+def test_recipe_of_the_throughput_benchmark_is_possible(augmentation):
+    recipe = race(256, "float32", augmentation)
+    assert (recipe.batch_size, recipe.precision, recipe.augmentation) == (256, "float32", augmentation)
+    assert bool(recipe.cutout) == (augmentation == "crop")
 
 
 def test_paper_recipe_is_the_paper_s():

@@ -229,8 +229,8 @@ def optimizer(recipe, steps_per_epoch):
 class EpochMeter(keras.callbacks.Callback):
     """Adds learning rate, seconds and images/s to each epoch's logs, and the seconds of a process' first step.
 
-    Images/s counts training steps alone, from the end of the first (which compiles) to the end of the last; only at
-    these two is the device waited for. `spent` and `compiling`, the seconds of an epoch so far and those of them in
+    Images/s counts training steps alone, from an epoch's begin, or from the end of the process' first step (which
+    compiles), to the end of the last. `spent` and `compiling`, the seconds of an epoch so far and those of them in
     the first step of a process, are part of a checkpoint, so that the time of a resumed run adds up.
     """
 
@@ -243,7 +243,7 @@ class EpochMeter(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.clock = time.perf_counter()
-        self.first = None
+        self.first = (-1, self.clock) if self.compiled else None
 
     def tick(self):
         now = time.perf_counter()

@@ -200,10 +200,12 @@ def test_seed_repeats_a_run(tmp_path):
 
 
 @pytest.mark.backends
-def test_images_on_the_device_are_the_images_that_are_sent(tmp_path):
+def test_images_on_the_device_and_a_whole_epoch_a_call_change_nothing(tmp_path):
     recipe = dataclasses.replace(QUICK, mix="mixup", cutout=4, augmentation="crop", label_smoothing=0.1)
     weights, losses = run(tmp_path / "a", recipe)
-    again, same = run(tmp_path / "b", dataclasses.replace(recipe, data_on_device=True))
+    again, same = run(tmp_path / "b", dataclasses.replace(recipe, data_on_device=True, steps_per_execution=100))
+    rates = read_history(tmp_path / "b" / "history.csv")["images_per_second"]
+    assert np.isfinite(rates[1:]).all()
     np.testing.assert_allclose(losses, same, rtol=1e-5)
     for a, b in zip(weights, again):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

@@ -17,10 +17,11 @@ WHOLE = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
 
 
 class Scanned(NamedTuple):
-    """The files of one class: names and sizes of those that can be read, and a line for each of the others."""
+    """The files of one class: names, sizes, times of those that can be read, and a line for each of the others."""
 
     names: list[str]
     sizes: list[int]
+    times: list[int]  # of the last change, ns
     broken: list[str]
 
 
@@ -42,7 +43,7 @@ def scan(folder, decode):
     What looks like a whole JPEG or PNG file is taken for one, unless `decode` asks to decode every file; all others
     are decoded once.
     """
-    found = Scanned([], [], [])
+    found = Scanned([], [], [], [])
     with os.scandir(folder) as entries:
         files = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     for entry in files:
@@ -54,6 +55,7 @@ def scan(folder, decode):
                 continue
         found.names.append(entry.name)
         found.sizes.append(entry.stat().st_size)
+        found.times.append(entry.stat().st_mtime_ns)
     return found
 
 
@@ -102,7 +104,10 @@ def listing(folder, classes, broken="skip"):
         raise InputError(f"{pictures.shown(folder)} has no picture that can be read")
     labels = np.repeat([classes.index(name) for name in names], [len(each.names) for each in found]).astype("int32")
     identity = repr([(name, each.names, each.sizes) for name, each in zip(names, found)])
-    return Listing(lambda i: (paths[i], None), labels, hash_of(identity.encode(errors="surrogateescape")))
+    place = repr((os.path.realpath(folder), [each.times for each in found]))
+    return Listing(
+        lambda i: (paths[i], None), labels, hash_of(identity.encode(errors="surrogateescape")), place=place
+    )
 
 
 def report_broken(folder, lines, broken):

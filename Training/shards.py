@@ -5,6 +5,7 @@ so that TensorFlow's own readers take the shards too. Beside them `index.npz` sa
 picture can be read at once, without TensorFlow, and an epoch's order is a permutation like every other's.
 """
 
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -85,7 +86,8 @@ def read(data_dir):
             index = dict(file)
         classes = tuple(str(name) for name in index["classes"])
         names = [name for name in ("train", "val", "test") if f"{name}_label" in index]
-        parts = {name: _listing(data_dir, name, index, len(classes), hash_of(raw)) for name in names}
+        place = f"{os.path.realpath(path)} {path.stat().st_mtime_ns}"
+        parts = {name: _listing(data_dir, name, index, len(classes), hash_of(raw), place) for name in names}
     except OSError as error:
         raise InputError(
             f"{pictures.shown(path)} cannot be read ({error.strerror or error}): --data-dir must be a folder that "
@@ -98,7 +100,7 @@ def read(data_dir):
     return parts, classes
 
 
-def _listing(data_dir, part, index, classes, identity):
+def _listing(data_dir, part, index, classes, identity, place):
     shard, offset, length, label = (index[f"{part}_{name}"] for name in COLUMNS)
     if not len(shard) == len(offset) == len(length) == len(label) > 0 or not 0 <= label.min() <= label.max() < classes:
         raise ValueError(f"the columns of {part} do not fit each other")
@@ -115,7 +117,7 @@ def _listing(data_dir, part, index, classes, identity):
             file.seek(offset[i])
             return f"{paths[shard[i]]}, byte {offset[i]}", file.read(length[i])
 
-    return Listing(fetch, label.astype("int32"), identity, shard)
+    return Listing(fetch, label.astype("int32"), identity, shard, f"{place} {part}")
 
 
 def main(arguments=None):

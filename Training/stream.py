@@ -27,6 +27,7 @@ class Listing(NamedTuple):
     labels: np.ndarray  # int32 (n,)
     identity: str  # a digest that changes when pictures are added, removed or resized
     shard: np.ndarray | None = None  # (n,), the file that holds each picture, where one holds many
+    place: str = ""  # where the pictures lie, and since when: what a cache keeps of them is no other's
 
 
 def say(line):
@@ -166,13 +167,14 @@ class Stream:
     def cache_in(self, folder):
         """Keep what is decoded in a file of this folder from now on, `len * size * size * 3` bytes, mapped to memory.
 
-        The file is named after the pictures and the size: a later run goes on with it, another set gets another file.
+        The file is named after the pictures, their place and the size: a later run goes on with it, another set, or
+        one that was written anew, gets another file.
         A killed process leaves it usable; after a power cut it should be deleted.
 
         Raises:
             InputError: the folder cannot be written, or the disk has not the space.
         """
-        what = (self.listing.identity, self.size, self.margin, len(self), hash_of(self.positions.tobytes()))
+        what = (self.listing.identity, self.listing.place, self.size, self.margin, len(self), hash_of(self.positions.tobytes()))
         path = Path(folder) / f"{hash_of(repr(what).encode())[:16]}.pixels"
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)

@@ -281,6 +281,26 @@ def test_a_cache_spares_decoding_and_keeps_naming_what_is_broken(own, tmp_path, 
     assert other.train.images[:3].shape == (3, 8, 8, 3)
 
 
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_a_cache_keeps_parts_and_data_sets_of_one_size_apart(tmp_path, kind):
+    """Uncompressed pictures of one colour: names, labels and sizes are the same everywhere."""
+
+    def written(name, colours):
+        for part, colour in zip(("train", "val", "test"), colours):
+            for label in "ab":
+                path = tmp_path / name / part / label / "0.bmp"
+                path.parent.mkdir(parents=True)
+                Image.new("RGB", (8, 8), (colour,) * 3).save(path)
+        if kind == "shards":
+            shards.main([str(tmp_path / name), str(tmp_path / f"{name} as shards")])
+        return str(tmp_path / (f"{name} as shards" if kind == "shards" else name))
+
+    for name, colours in (("one", (10, 20, 30)), ("two", (40, 50, 60))):
+        read = data.load(kind, written(name, colours), size=8, cache=str(tmp_path / "cache"))
+        seen = [part.images[:] for part in (read.train, read.validation, read.test)]
+        assert [(images.min(), images.max()) for images in seen] == [(colour, colour) for colour in colours]
+
+
 def test_means_are_those_of_numpy(root):
     read = data.load("folder", str(root), size=8)
     pixels = read.train.images[:].astype("float64")

@@ -6,6 +6,7 @@ What is finished is skipped, what was interrupted is resumed: the same command, 
 import argparse
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -104,11 +105,10 @@ def recipes(name, quick=False, seeds=1, **given):
 
 def started(logs, recipe):
     """The folder of the run of this recipe, the finished one first, or None: found by the recipes in `logs`."""
-    wanted = json.loads(recipe.to_json())
     found = []
     for path in sorted(Path(logs).glob("*/recipe.json")):
         try:
-            if json.loads(path.read_text(encoding="utf-8")) == wanted:
+            if Recipe.from_json(path.read_text(encoding="utf-8")) == recipe:
                 found.append(path.parent)
         except (OSError, ValueError):
             continue  # a file that is no recipe is no run of ours
@@ -131,6 +131,21 @@ def command(recipe, run=None):
     return [sys.executable, str(SCRIPT), *words]
 
 
+def trained(words):
+    """Exit code of a command, which is waited for to its end, also after Ctrl-C: a run then saves itself."""
+    child = subprocess.Popen(words)
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # Ctrl-C reaches the child by itself
+    try:
+        while True:
+            try:
+                code = child.wait()
+                return 128 - code if code < 0 else code
+            except KeyboardInterrupt:
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_all(planned, logs):
     """Train what is not finished, one process after the other; ends the process where one of them fails."""
     for number, recipe in enumerate(planned, start=1):
@@ -139,10 +154,7 @@ def run_all(planned, logs):
             print(f"{number} of {len(planned)}: done before, {run}", flush=True)
             continue
         print(f"{number} of {len(planned)}: {' '.join(command(recipe, run)[1:])}", flush=True)
-        try:
-            code = subprocess.run(command(recipe, run)).returncode
-        except KeyboardInterrupt:  # the run has got it, too, and has saved itself
-            code = 130
+        code = trained(command(recipe, run))
         if code:
             end(code, f"{PROGRAM}: stopped at run {number} of {len(planned)}; the same command goes on from there")
 

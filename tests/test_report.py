@@ -3,6 +3,11 @@
 import csv
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +15,9 @@ import pytest
 from Training import experiments, figures, report
 from Training.published import PUBLISHED, published
 from Training.recipe import Recipe
+
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_run(folder, error=10.0, finished=True, seconds=60.0, **fields):
@@ -129,7 +137,7 @@ def test_experiments_skip_what_is_done_resume_what_is_not_and_report(tmp_path, m
     """The processes are replaced by what they leave behind."""
     ran = []
 
-    def run(command):
+    def trained(command):
         ran.append(command)
         resumed = "--resume" in command
         recipe = experiments.recipes("mask", True, logs=str(logs), epochs=2)[len(ran) == 3]
@@ -139,10 +147,10 @@ def test_experiments_skip_what_is_done_resume_what_is_not_and_report(tmp_path, m
         else:
             other = write_run(tmp_path / "finished", **fields)
             (logs / "run1" / "result.json").write_bytes((other / "result.json").read_bytes())
-        return type("Done", (), {"returncode": 130 if len(ran) == 1 else 0})
+        return 130 if len(ran) == 1 else 0
 
     logs = tmp_path / "mask-quick"
-    monkeypatch.setattr(experiments.subprocess, "run", run)
+    monkeypatch.setattr(experiments, "trained", trained)
     words = ["mask", "--quick", "--epochs", "2", "--logs", str(tmp_path)]
     with pytest.raises(SystemExit) as stopped:
         experiments.main(words)
@@ -153,6 +161,44 @@ def test_experiments_skip_what_is_done_resume_what_is_not_and_report(tmp_path, m
     assert len(ran) == 3
     assert "Attention-56" in capsys.readouterr().out
     assert {"report.md", "report.csv", "curves.png"} <= {path.name for path in logs.iterdir()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_experiment_waits_until_its_run_has_saved_itself(tmp_path, number):
+    """The run is a process that takes a second to save itself; SIGINT comes as Ctrl-C sends it, to both."""
+    run = """
+import pathlib, signal, sys, time
+def save(number, _):
+    time.sleep(1)
+    pathlib.Path("saved").touch()
+    sys.exit(128 + number)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+    words = ["mask", "--quick", "--logs", str(tmp_path)]
+    script = (
+        "import sys; from Training import experiments; "
+        f"experiments.command = lambda *_: [sys.executable, '-c', {run!r}]; experiments.main({words!r})"
+    )
+    experiment = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert any(line == "ready\n" for line in experiment.stdout)
+    (os.killpg if number == signal.SIGINT else os.kill)(experiment.pid, number)
+    _, err = experiment.communicate(timeout=30)
+    assert experiment.returncode == 128 + number and (tmp_path / "saved").exists()
+    assert err.count("\n") == 1 and "the same command goes on from there" in err
+
+
+def test_a_finished_run_of_an_older_recipe_is_not_trained_again(tmp_path):
+    recipe = experiments.recipes("mask", True, logs=str(tmp_path))[0]
+    run = write_run(tmp_path / "old", **json.loads(recipe.to_json()))
+    older = {name: value for name, value in json.loads(recipe.to_json()).items() if name != "alternate_flip"}
+    (run / "recipe.json").write_text(json.dumps(older))
+    assert experiments.started(tmp_path, recipe) == run
 
 
 def test_confusion_figure_of_a_run(tmp_path, capsys):

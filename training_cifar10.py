@@ -118,6 +118,8 @@ def open_folder(spread, data, recipe, resume):
     def opened():
         folder = run_folder.open_again(resume) if resume else run_folder.create(recipe.logs)
         held.append(checkpoint.lock(folder))
+        if resume:
+            checkpoint.refuse_to_begin_anew(folder, recipe.checkpoint_epochs)
         run_folder.write(folder, "recipe.json", recipe.to_json())
         environment = {**run_folder.environment(), "devices": spread.count, "processes": spread.processes}
         run_folder.write_json(folder, "environment.json", environment)

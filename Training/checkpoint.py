@@ -100,6 +100,28 @@ def newest(folder, say):
     return None
 
 
+def refuse_to_begin_anew(folder, epochs_between):
+    """Raise `InputError` where a run has no checkpoint to go on from, but a history or a result that would be lost.
+
+    A run that was ended before its first checkpoint was due begins anew.
+
+    Args:
+        folder: path of the run's folder.
+        epochs_between: int, epochs between the run's checkpoints.
+    """
+    folder, reasons = Path(folder), []
+    backup = folder / "backup"
+    if backup.is_dir() and not os.access(backup, os.R_OK | os.W_OK | os.X_OK):
+        raise InputError(f"{backup} cannot be read and written: mend its permissions")
+    if newest(folder, reasons.append):
+        return
+    history = folder / "history.csv"
+    epochs = len(history.read_text(errors="replace").splitlines()) - 1 if history.exists() else 0
+    if reasons or epochs > epochs_between or (folder / "result.json").exists():
+        why = "no checkpoint that can be used" if reasons else "no checkpoint"
+        raise InputError(f"{folder} has {why} in backup/, and to begin anew would lose its history: start another run")
+
+
 def event_files(folder):
     """TensorBoard's files of a run, as paths relative to its folder."""
     return sorted(path.relative_to(folder) for path in Path(folder).rglob("events.out.tfevents*"))
@@ -182,6 +204,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.first_step = state["step"] if state else 0
         self.seen = self.first_step
         self.asked = None
+        self.before = {}
 
     def on_train_begin(self, logs=None):
         for name, values in (self.state["callbacks"] if self.state else {}).items():
@@ -194,8 +217,13 @@ class Checkpoints(keras.callbacks.Callback):
         self.before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     def on_train_end(self, logs=None):
+        self.release_signals()
+
+    def release_signals(self):
+        """Give the signals back to whom they belonged to; also where training ended by an error."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        self.before = {}
 
     def _ask(self, number, _frame):
         self.asked = number

@@ -5,7 +5,6 @@ What is finished is skipped, what was interrupted is resumed: the same command, 
 
 import argparse
 import dataclasses
-import json
 import signal
 import subprocess
 import sys

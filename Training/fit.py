@@ -1,6 +1,7 @@
 """Drives `keras.Model.fit`: the training model around a network, its optimizer, its batches, its callbacks."""
 
 import dataclasses
+import json
 import math
 import sys
 import time
@@ -14,12 +15,13 @@ from Training.checkpoint import Checkpoints, newest, restore, rewind
 from Training.console import duration
 from Training.devices import ONE, from_first
 from Training.momentum import SGD
-from Training.recipe import InputError, shares
+from Training.recipe import InputError, Recipe, shares
 from Training.run_folder import save_model
 from Training.stream import ReadAhead, local_order
 from Training.training_model import training_model
 
 PLATEAU_EPOCHS = 10
+RESULTS = ("result.json", "predictions.csv")
 NOT_DECAYED = ("gamma", "beta", "bias")
 LARGEST_PREDICTED_BATCH = 256
 
@@ -448,23 +450,32 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
     # Keras' fit takes one number of steps for all epochs: one begun before is ended in a fit of its own.
     parts = [epoch + 1, recipe.epochs] if batches.first_step else [recipe.epochs]
     model.stop_training = bool(state and state["stopped"])
+    if model.stop_training:
+        say(f"the run was stopped by --patience {recipe.patience} after {epoch} epochs, and stays so", flush=True)
+    elif epoch < recipe.epochs and devices.first:
+        for name in RESULTS:  # of an earlier, shorter end
+            (folder / name).unlink(missing_ok=True)
     for end in parts:
         if epoch < end and not model.stop_training:
             chosen = watchers(
                 recipe, folder, network, batches, make_events(state is not None), state, held_out is not None
             )
-            model.fit(
-                batches,
-                shuffle=False,  # the batches are shuffled; Keras would order them anew from a state that no file holds
-                validation_data=held_out,
-                initial_epoch=epoch,
-                epochs=end,
-                callbacks=chosen,
-                verbose=0 if not devices.first else 1 if sys.stdout.isatty() else 2,
-            )
+            try:
+                model.fit(
+                    batches,
+                    shuffle=False,  # they are; Keras would order them anew from a state that no file holds
+                    validation_data=held_out,
+                    initial_epoch=epoch,
+                    epochs=end,
+                    callbacks=chosen,
+                    verbose=0 if not devices.first else 1 if sys.stdout.isatty() else 2,
+                )
+            finally:
+                chosen[-1].release_signals()
             epoch, state = end, chosen[-1].state
     if recipe.ema:
-        model.optimizer.finish_average(model.trainable_variables)
+        scaled = model.optimizer  # in mixed_float16 Keras puts one that scales the loss around ours
+        getattr(scaled, "inner_optimizer", scaled).finish_average(model.trainable_variables)
     if devices.first:
         save_model(network, folder / "last.keras")
     return model
@@ -491,12 +502,14 @@ def batched(data, recipe, devices):
 
 
 def refuse_other_recipe(recipe, saved):
-    """Raise `InputError` unless the checkpoint's recipe is this one, but for the number of epochs."""
-    other = [
-        name for name, value in dataclasses.asdict(recipe).items() if name != "epochs" and saved.get(name) != value
-    ]
+    """Raise `InputError` unless the checkpoint's recipe is this one, but for the number of epochs.
+
+    Fields that are newer than the checkpoint had their defaults there.
+    """
+    now, then = dataclasses.asdict(recipe), dataclasses.asdict(Recipe.from_json(json.dumps(saved)))
+    other = [name for name in now if name != "epochs" and now[name] != then[name]]
     if other:
-        named = ", ".join(f"{name} (checkpoint: {saved.get(name)!r}, now: {getattr(recipe, name)!r})" for name in other)
+        named = ", ".join(f"{name} (checkpoint: {then[name]!r}, now: {now[name]!r})" for name in other)
         raise InputError(f"the run was started with another recipe: {named}")
 
 

@@ -105,9 +105,7 @@ def listing(folder, classes, broken="skip"):
     labels = np.repeat([classes.index(name) for name in names], [len(each.names) for each in found]).astype("int32")
     identity = repr([(name, each.names, each.sizes) for name, each in zip(names, found)])
     place = repr((os.path.realpath(folder), [each.times for each in found]))
-    return Listing(
-        lambda i: (paths[i], None), labels, hash_of(identity.encode(errors="surrogateescape")), place=place
-    )
+    return Listing(lambda i: (paths[i], None), labels, hash_of(identity.encode(errors="surrogateescape")), place=place)
 
 
 def report_broken(folder, lines, broken):

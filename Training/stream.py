@@ -174,7 +174,8 @@ class Stream:
         Raises:
             InputError: the folder cannot be written, or the disk has not the space.
         """
-        what = (self.listing.identity, self.listing.place, self.size, self.margin, len(self), hash_of(self.positions.tobytes()))
+        positions = hash_of(self.positions.tobytes())
+        what = (self.listing.identity, self.listing.place, self.size, self.margin, len(self), positions)
         path = Path(folder) / f"{hash_of(repr(what).encode())[:16]}.pixels"
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)

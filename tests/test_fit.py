@@ -277,6 +277,15 @@ def test_average_of_the_weights_is_kept_at_the_end(tmp_path):
         np.testing.assert_allclose(ops.convert_to_numpy(variable), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_average_of_the_weights_is_kept_beside_a_scaled_loss(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    weights, _ = run(tmp_path, dataclasses.replace(QUICK, precision="mixed_float16", ema=0.9))
+    kept = keras.models.load_model(tmp_path / "last.keras").get_weights()
+    best = keras.models.load_model(tmp_path / "best.keras").get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(weights, kept))
+    assert not all(np.allclose(a, b) for a, b in zip(kept, best))
+
+
 def test_folder_gets_best_last_history_and_backup(tmp_path):
     run(tmp_path, QUICK)
     names = {path.name for path in tmp_path.iterdir()}

@@ -16,7 +16,6 @@ from Training import experiments, figures, report
 from Training.published import PUBLISHED, published
 from Training.recipe import Recipe
 
-
 ROOT = Path(__file__).resolve().parent.parent
 
 

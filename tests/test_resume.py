@@ -158,6 +158,7 @@ def test_loss_that_is_not_finite_names_step_and_rate(tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit) as stop:
         training_cifar10.main([*WORDS, "--logs", str(tmp_path)])
     err = capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "a notebook goes on, and needs its Ctrl-C"
     assert stop.value.code == 1 and err.count("\n") == 1
     assert "the loss is nan at step 1 of epoch 1, learning rate 0.025: there is no checkpoint yet" in err
 
@@ -177,13 +178,50 @@ def test_changed_recipe_is_refused_by_field(run, monkeypatch, capsys):
     assert "another recipe: learning_rate (checkpoint: 0.1, now: 0.2)" in err and "epochs" not in err
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"torn")])
+def test_a_run_without_a_checkpoint_that_can_be_used_is_refused_and_left_as_it_was(run, damage, monkeypatch, capsys):
+    for path in stored(run):
+        damage(path)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "to begin anew would lose its history" in refused(monkeypatch, capsys, 2, "--resume", str(run))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"} == before
+
+
+def test_a_run_that_was_ended_before_its_first_checkpoint_begins_anew(tmp_path):
+    (tmp_path / "history.csv").write_text("epoch,loss\n0,1.0\n1,1.0\n")
+    checkpoint.refuse_to_begin_anew(tmp_path, epochs_between=2)
+    with pytest.raises(InputError, match="to begin anew would lose its history"):
+        checkpoint.refuse_to_begin_anew(tmp_path, epochs_between=1)
+
+
+def test_a_run_older_than_a_field_of_the_recipe_goes_on(run, monkeypatch):
+    (newest, before), name = stored(run), "alternate_flip"
+    newest.unlink()
+    state, arrays = unpack(before.read_bytes())
+    assert state["recipe"].pop(name) is False
+    before.write_bytes(pack(state, arrays))
+    recipe = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps({key: value for key, value in recipe.items() if key != name}))
+    tiny_main(monkeypatch, "--resume", str(run))
+    assert len(kill.history(run)) == 3
+
+
+def test_a_finished_run_that_goes_on_is_finished_no_more(run, monkeypatch, capsys):
+    def stopped(*_):
+        raise RunError("stopped before the end")
+
+    monkeypatch.setattr("Training.evaluation.evaluate", stopped)
+    assert "stopped before the end" in refused(monkeypatch, capsys, 1, "--resume", str(run), "--epochs", "4")
+    assert not (run / "result.json").exists() and not (run / "predictions.csv").exists()
+
+
 def test_epochs_may_grow(run, monkeypatch):
     tiny_main(monkeypatch, "--resume", str(run), "--epochs", "4")
     assert [row["epoch"] for row in kill.history(run)] == ["0", "1", "2", "3"]
     assert json.loads((run / "result.json").read_text())["epochs"] == 4
 
 
-def test_early_stopping_stays_stopped(tmp_path, monkeypatch):
+def test_early_stopping_stays_stopped(tmp_path, monkeypatch, capsys):
     words = [*WORDS, "--epochs=40", "--patience=1", "--learning-rate=1e-9", "--logs", str(tmp_path)]
     tiny_main(monkeypatch, *words)
     folder = kill.only_run(tmp_path)
@@ -191,6 +229,7 @@ def test_early_stopping_stays_stopped(tmp_path, monkeypatch):
     assert epochs < 40
     tiny_main(monkeypatch, "--resume", str(folder))
     assert len(kill.history(folder)) == epochs
+    assert f"stopped by --patience 1 after {epochs} epochs, and stays so" in capsys.readouterr().out
 
 
 def test_checkpoint_bytes_round_trip_and_show_any_change():

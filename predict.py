@@ -39,6 +39,8 @@ def expanded(images):
         InputError: a path that does not exist, or a folder without pictures.
     """
     found = []
+    if "" in images:  # what a shell makes of "$PICTURE" where it is not set: no wish for all that is here
+        raise InputError("a picture or a folder is needed, received ''")
     for path in map(Path, images):
         if not os.path.exists(path):
             raise InputError(f"{pictures.shown(path)} does not exist")

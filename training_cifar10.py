@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from Model.geometries import GEOMETRIES
 from Training import devices
 from Training import recipe as recipes
 from Training.console import one_line_errors, start_keras, told_how_to_resume
@@ -35,20 +34,11 @@ def build(recipe, data):
 
 def read(recipe):
     """The recipe's data; what a person should know of streamed pictures is printed."""
-    from Training.data import described, load
+    from Training.data import described, of_recipe
 
-    what = (recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.samples, recipe.label_noise)
-    if not recipes.is_streamed(recipe.dataset):
-        return load(*what)
-    data = load(
-        *what,
-        size=recipe.image_size or GEOMETRIES[recipe.geometry].pixels,
-        random_crops=recipe.augmentation == "imagenet",
-        broken=recipe.broken,
-        cache=recipe.cache,
-        workers=recipe.workers,
-    )
-    print("\n".join(described(data)), flush=True)
+    data = of_recipe(recipe)
+    if recipes.is_streamed(recipe.dataset):
+        print("\n".join(described(data)), flush=True)
     return data
 
 
@@ -127,7 +117,11 @@ def open_folder(spread, data, recipe, resume):
         run_folder.write_json(folder, "classes.json", data.classes)
         return str(folder)
 
-    return Path(devices.from_first(spread, opened)), held
+    try:
+        return Path(devices.from_first(spread, opened)), held
+    except OSError as error:
+        what = f"{error.filename or resume or recipe.logs} cannot be written: {error.strerror or error}"
+        raise recipes.InputError(what) from None
 
 
 def main(arguments=None):

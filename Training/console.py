@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 import sys
 
 from Training import devices
@@ -91,7 +92,7 @@ def told_how_to_resume(folder):
     """End the process in one line when the run is stopped, cannot go on, or its folder cannot be written."""
     from Training.checkpoint import Interrupted, RunError
 
-    go_on = f"python {PROGRAM} --resume {folder}"
+    go_on = f"python {PROGRAM} --resume {shlex.quote(str(folder))}"
     try:
         yield
     except Interrupted as signal:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from Model.geometries import GEOMETRIES
 from Training import archives
 from Training.recipe import InputError, is_streamed
 
@@ -121,6 +122,10 @@ def _stratified(labels, count):
     positions = np.arange(len(labels))
     if count == 0:
         return positions, positions[:0]
+    left = len(labels) - count
+    if 0 < left < len(np.unique(labels)):  # too few for one of each class: any will do
+        rest = np.sort(np.random.default_rng(SPLIT_SEED).choice(positions, left, replace=False))
+        return rest, np.delete(positions, rest)
     try:
         rest, chosen = train_test_split(positions, test_size=count, stratify=labels, random_state=SPLIT_SEED)
     except ValueError as error:
@@ -175,6 +180,25 @@ def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, **
         test=Examples(test_images, test_labels),
         classes=classes,
         held_out=held_out,
+    )
+
+
+def of_recipe(recipe):
+    """The data of a run, as its recipe reads it.
+
+    Raises:
+        InputError: see `load`.
+    """
+    what = (recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.samples, recipe.label_noise)
+    if not is_streamed(recipe.dataset):
+        return load(*what)
+    return load(
+        *what,
+        size=recipe.image_size or GEOMETRIES[recipe.geometry].pixels,
+        random_crops=recipe.augmentation == "imagenet",
+        broken=recipe.broken,
+        cache=recipe.cache,
+        workers=recipe.workers,
     )
 
 

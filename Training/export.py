@@ -3,6 +3,7 @@
 python -m Training.export Logs/<run> --to savedmodel|onnx|tflite
 """
 
+import dataclasses
 import importlib.util
 import os
 import tempfile
@@ -14,7 +15,7 @@ import numpy as np
 from Training import saved
 from Training.archives import one_line
 from Training.console import end, one_line_errors, silent_stderr, start_keras
-from Training.data import load
+from Training.data import of_recipe
 from Training.pictures import shown
 from Training.recipe import InputError, Parser, Recipe
 
@@ -71,15 +72,16 @@ def refuse_impossible(kind):
 
 
 def test_images(path, dataset, data_dir, count):
-    """The first images of a data set's test set; the data set is that of the run beside whose network it is asked."""
+    """A data set's name and the first images of its test set; by default of the run that the network is from."""
     recipe = path.with_name("recipe.json")
     if recipe.exists():
         own = Recipe.from_json(recipe.read_text(encoding="utf-8", errors="replace"))
-        data_dir = own.data_dir if data_dir is None and dataset in (None, own.dataset) else data_dir
-        dataset = dataset or own.dataset
+        if dataset in (None, own.dataset):
+            own = dataclasses.replace(own, data_dir=own.data_dir if data_dir is None else data_dir)
+            return own.dataset, of_recipe(own).test.images[:count]
     if dataset is None:
         raise InputError(f"there is no recipe.json beside {shown(path)}: give --dataset")
-    return dataset, load(dataset, data_dir or "").test.images[:count]
+    return dataset, of_recipe(Recipe(dataset=dataset, data_dir=data_dir or "")).test.images[:count]
 
 
 def export(network, kind, path):

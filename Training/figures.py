@@ -8,13 +8,14 @@
 
 import argparse
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from Training import pictures, saved
 from Training.console import one_line_errors, start_keras
-from Training.data import load, photographs
+from Training.data import of_recipe, photographs
 from Training.recipe import InputError, Parser, Recipe
 
 PROGRAM = "Training.figures"
@@ -31,7 +32,7 @@ def test_examples(run, data_dir=""):
     if not path.is_file():
         raise InputError(f"{run} has no recipe.json, which says what data to show: give image files")
     recipe = Recipe.from_json(path.read_text(encoding="utf-8"))
-    data = load(recipe.dataset, data_dir or recipe.data_dir)
+    data = of_recipe(dataclasses.replace(recipe, data_dir=data_dir or recipe.data_dir))
     return data.test, data.classes
 
 

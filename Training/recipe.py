@@ -350,7 +350,7 @@ def parse(arguments, description):
     given = vars(parser.parse_args(arguments))
     name, resume = given.pop("recipe"), given.pop("resume")
     try:
-        if resume:
+        if resume is not None:
             return _resumed(resume, name, given), resume
         return Recipe(**{**RECIPES.get(name, {}), **given}), None
     except InputError as error:
@@ -359,6 +359,8 @@ def parse(arguments, description):
 
 def _resumed(folder, name, given):
     """The recipe of the run in `folder`, with at most more epochs."""
+    if not folder:  # what a shell makes of "$RUN" where RUN is not set: no wish for a run of its own
+        raise InputError("--resume needs a run's folder, received ''")
     try:
         with open(f"{folder}/recipe.json", encoding="utf-8") as file:
             recipe = Recipe.from_json(file.read())

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from Training import folder, pictures
+from Training.archives import one_line
 from Training.recipe import InputError, Parser
 from Training.stream import Listing, hash_of
 
@@ -58,6 +59,8 @@ def write(data_dir, out, per_shard=1000, broken="skip"):
     Raises:
         InputError: see `folder.read`; or `out` is there already or cannot be written.
     """
+    import tensorflow as tf
+
     parts, classes = folder.read(data_dir, broken)
     try:
         Path(out).mkdir(parents=True)
@@ -70,6 +73,8 @@ def write(data_dir, out, per_shard=1000, broken="skip"):
         raise InputError(f"{out} is already there: name a folder that is not") from None
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}") from None
+    except tf.errors.OpError as error:
+        raise InputError(f"{out} cannot be written: {one_line(error)}") from None
     return sum(len(listing.labels) for listing in parts.values())
 
 

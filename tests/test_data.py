@@ -33,6 +33,7 @@ def test_samples_limit_training_by_class_alone():
     limited = data.load("digits", samples=100)
     assert len(limited.train.labels) == 100 and len(limited.validation.labels) == 144
     assert set(np.bincount(limited.train.labels)) <= {9, 10, 11}
+    assert len(data.load("digits", samples=1290).train.labels) == 1290
     assert len(data.load("digits", samples=10_000).train.labels) == 1293
 
 

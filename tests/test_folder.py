@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import training_cifar10
-from Training import data, events, folder, shards
+from Training import data, events, export, figures, folder, shards
 from Training.checkpoint import RunError, stored, unpack
 from Training.data import Data, Examples
 from Training.evaluation import top_5
@@ -301,6 +301,20 @@ def test_a_cache_keeps_parts_and_data_sets_of_one_size_apart(tmp_path, kind):
         assert [(images.min(), images.max()) for images in seen] == [(colour, colour) for colour in colours]
 
 
+def test_figures_and_exports_take_the_pictures_that_the_run_was_tested_on(root, tmp_path):
+    """Without val/ and test/ the images held out play the test set: their share and size are the recipe's."""
+    own = Path(shutil.copytree(root / "train", tmp_path / "own" / "train")).parent
+    recipe = Recipe(dataset="folder", data_dir=str(own), image_size=20, validation_split=0.25)
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    tested = data.of_recipe(recipe).test.images[:]
+    assert tested.shape == (9, 20, 20, 3)
+    np.testing.assert_array_equal(figures.test_examples(tmp_path)[0].images[:], tested)
+    name, images = export.test_images(tmp_path / "last.keras", None, None, 5)
+    assert name == "folder"
+    np.testing.assert_array_equal(images, tested[:5])
+    assert export.test_images(tmp_path / "last.keras", "digits", None, 5)[1].shape == (5, 32, 32, 3)
+
+
 def test_means_are_those_of_numpy(root):
     read = data.load("folder", str(root), size=8)
     pixels = read.train.images[:].astype("float64")
@@ -366,6 +380,17 @@ def test_shards_hold_the_same_pictures_in_an_order_of_their_own(root, tmp_path):
         unordered = [sorted((label, image.tobytes()) for label, image in zip(p.labels, p.images[:])) for p in (a, b)]
         assert unordered[0] == unordered[1]
     assert set(two.train.labels[two.train.images.shard == 0]) == {0, 1, 2}  # each shard is a sample of all classes
+
+
+def test_a_full_disk_is_one_line_for_shards_too(root, tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    def full(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "/a/shard; No space left on device")
+
+    monkeypatch.setattr(shards, "write_part", full)
+    with pytest.raises(InputError, match="out cannot be written: .*No space left on device$"):
+        shards.write(str(root), str(tmp_path / "out"))
 
 
 def test_tensorflow_reads_the_shards_too(root, tmp_path):

@@ -160,6 +160,7 @@ def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys):
         ([picture, "--model", model, "--mask"], "did you mean --masks?"),
         ([picture, "--model", model, "--top", "0"], "--top must be 1 or more, received 0"),
         (["nothing.png", "--model", model], "nothing.png does not exist"),
+        (["", "--model", model], "a picture or a folder is needed, received ''"),
         ([str(tmp_path / "empty"), "--model", model], "empty holds no pictures"),
         ([picture, "--model", "nowhere"], "nowhere does not exist: a run's folder or a .keras file is needed"),
         ([picture, "--model", str(tmp_path / "empty")], "empty has no last.keras; it has no .keras file"),

@@ -94,6 +94,7 @@ def test_paper_recipe_is_the_paper_s():
             "schedule=plateau and patience watch the validation loss",
         ),
         (["--recipe", "fast"], "invalid choice: 'fast'"),
+        (["--resume", ""], "--resume needs a run's folder, received ''"),
         (["--resume", "nowhere"], "nowhere/recipe.json cannot be read: No such file or directory"),
     ],
 )

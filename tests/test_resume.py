@@ -1,5 +1,6 @@
 """A run that cannot be lost: killed, stopped, out of space, damaged, and resumed to the same end."""
 
+import errno
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import pytest
 import tiny
 
 import training_cifar10
-from Training import checkpoint
+from Training import checkpoint, run_folder
 from Training.checkpoint import RunError, pack, stored, unpack
 from Training.recipe import InputError
 
@@ -130,6 +131,20 @@ def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path):
     assert states and not list((folder / "backup").glob("*.new"))
 
 
+@pytest.mark.parametrize("name", ["recipe.json", "split.json"])
+def test_no_space_left_at_the_start_is_one_line(name, tmp_path, monkeypatch, capsys):
+    write = run_folder.replace_file
+
+    def full(path, raw):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, raw)
+
+    monkeypatch.setattr(run_folder, "replace_file", full)
+    err = refused(monkeypatch, capsys, 2, *WORDS, "--logs", str(tmp_path))
+    assert f"{name} cannot be written: No space left on device" in err
+
+
 @pytest.mark.parametrize("how", ["gone", "read-only"])
 def test_folder_lost_half_way_ends_in_one_line(how, tmp_path, monkeypatch, capsys):
     from Training import events
@@ -184,7 +199,7 @@ def test_a_run_without_a_checkpoint_that_can_be_used_is_refused_and_left_as_it_w
         damage(path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert "to begin anew would lose its history" in refused(monkeypatch, capsys, 2, "--resume", str(run))
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"} == before
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_that_was_ended_before_its_first_checkpoint_begins_anew(tmp_path):

@@ -84,6 +84,15 @@ def test_confusion_picture_of_few_and_many_classes():
         assert picture.shape[2] == 3 and picture.dtype == np.uint8 and picture.std() > 10
 
 
+def test_augmented_pixels_beyond_white_stay_white(tmp_path):
+    from Training.augmentation import RandomLighting
+    from Training.events import Pictures
+
+    shown = Pictures(tmp_path, tiny_network(), np.full((8, 32, 32, 3), 254, "uint8"), None, False)
+    shown.set_model(keras.Sequential([keras.Input((32, 32, 3)), RandomLighting(seed=1)]))
+    assert shown._augmented().min() > 150  # and not 0, where 8 bits wrap around
+
+
 def test_png_is_lossless():
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype("uint8")
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(view.png(picture)))), picture)

@@ -139,6 +139,8 @@ def with_noise(labels, classes, share):
         classes: int.
         share: float in [0, 1].
     """
+    if not share:
+        return labels
     draw = np.random.default_rng(NOISE_SEED)
     replaced = draw.random(len(labels)) < share
     other = (labels + draw.integers(1, classes, len(labels))) % classes
@@ -213,11 +215,13 @@ def streamed(
         workers: see `Stream`.
 
     Raises:
-        InputError: see `load`; or there is neither a test set nor a validation set.
+        InputError: see `load`; or there are fewer than two classes, or neither a test set nor a validation set.
     """
     from Training.stream import Stream, hash_of
 
     parts, classes = _source(name, data_dir, broken)
+    if len(classes) < 2:
+        raise InputError(f"dataset={name} must have two classes or more, it has {len(classes)}")
     streams = {
         part: Stream(listing, size, CROP_MARGIN if random_crops else 1.0, workers) for part, listing in parts.items()
     }

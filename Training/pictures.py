@@ -109,7 +109,20 @@ def _over_white(image):
 
 
 def in_folder(folder):
-    """Picture files in a folder and below it, sorted: those whose ending is one of Pillow's, hidden ones left out."""
+    """Picture files in a folder and below it, sorted: those whose ending is one of Pillow's.
+
+    Hidden files, and all that lies in hidden folders below this one, are left out.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+
+    def refuse(error):
+        raise InputError(f"{shown(error.filename)} cannot be read: {error.strerror}")
+
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    paths = sorted(Path(folder).rglob("*"))
-    return [path for path in paths if path.suffix.lower() in endings and path.name[0] != "." and path.is_file()]
+    found = []
+    for where, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if name[0] != "."]
+        found += [Path(where, name) for name in files if name[0] != "."]
+    return sorted(path for path in found if path.suffix.lower() in endings and path.is_file())

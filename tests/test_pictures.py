@@ -184,10 +184,20 @@ def test_threads_read_the_same(tmp_path):
 
 
 def test_a_folder_s_pictures_are_found_below_it(tmp_path):
-    for name in ("b.png", "a/c.JPG", "a/d.txt", ".hidden.png", "e"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("b.png", "a/c.JPG", "a/d.txt", ".hidden.png", "e", ".thumbs/b.png", "a/.f/g/h.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert [path.relative_to(tmp_path).as_posix() for path in pictures.in_folder(tmp_path)] == ["a/c.JPG", "b.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_told_from_an_empty_one(tmp_path, monkeypatch):
+    def refuse(path):  # as for a user who is not root
+        raise PermissionError(13, "Permission denied", str(path))
+
+    assert pictures.in_folder(tmp_path) == []
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=rf"^{tmp_path} cannot be read: Permission denied$"):
+        pictures.in_folder(tmp_path)
 
 
 def test_reading_starts_no_framework():

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Training import archives
+from Training.pictures import shown
 from Training.recipe import InputError, is_streamed
 
 SPLIT_SEED = 0  # of the held-out images: the same for every run, so that runs compare
@@ -264,8 +265,8 @@ def described(data):
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
     few, many = counts.argmin(), counts.argmax()
     lines = [
-        f"{len(data.classes):,} classes; smallest {data.classes[few]} with {counts[few]:,} training pictures, "
-        f"largest {data.classes[many]} with {counts[many]:,} ({counts[many] / counts[few]:.1f} times as many)"
+        f"{len(data.classes):,} classes; smallest {shown(data.classes[few])} with {counts[few]:,} training pictures, "
+        f"largest {shown(data.classes[many])} with {counts[many]:,} ({counts[many] / counts[few]:.1f} times as many)"
     ]
     if data.test.images is data.validation.images:
         lines.append(f"no test set: the validation set, {len(data.test.labels):,} pictures, plays it")

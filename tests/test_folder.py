@@ -79,6 +79,7 @@ def test_parts_classes_and_balance(root, own):
     assert [len(part.labels) for part in read[:3]] == [36, 12, 12] and len(read.held_out) == 0
     np.testing.assert_array_equal(np.bincount(read.train.labels), list(SIZES.values()))
     balance, role = data.described(read)
+    assert r"smallest 'caf\udce9' with" in data.described(read._replace(classes=("ant", "bee", "caf\udce9")))[0]
     assert "smallest cat with 10 training pictures, largest ant with 14 (1.4 times as many)" in balance
     assert role == "no test set: the validation set, 12 pictures, plays it"
     (own / "val").rename(own / "test")

@@ -16,7 +16,7 @@ from Training.archives import one_line
 from Training.console import end, one_line_errors, silent_stderr, start_keras
 from Training.data import load
 from Training.pictures import shown
-from Training.recipe import DATASETS, InputError, Parser, Recipe, is_streamed
+from Training.recipe import DATASETS, InputError, Parser, is_streamed
 
 PROGRAM = "python -m Training.export"
 LARGEST_DIFFERENCE = 1e-4  # between two probabilities
@@ -78,7 +78,7 @@ def test_images(path, dataset, data_dir, count):
     """The first images of a data set's test set; the data set is that of the run beside whose network it is asked."""
     recipe = path.with_name("recipe.json")
     if recipe.exists():
-        own = Recipe.from_json(recipe.read_text(encoding="utf-8", errors="replace"))
+        own = saved.recipe(recipe)
         data_dir = own.data_dir if data_dir is None and dataset in (None, own.dataset) else data_dir
         dataset = dataset or own.dataset
     if dataset is None:

@@ -142,7 +142,7 @@ def class_names(path, count):
     names = saved.classes(path, count)
     if names is None:
         sys.stderr.write(f"{PROGRAM}: no classes.json beside {path}: classes are numbered from 0\n")
-    return names or [str(i) for i in range(count)]
+    return [pictures.shown(name) for name in names or range(count)]
 
 
 def predict(words):

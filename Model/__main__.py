@@ -1,19 +1,10 @@
 """Print a network's rows and what it costs: python -m Model attention_92 --geometry paper."""
 
-import argparse
 import json
-import os
 
-from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with every refusal in one line."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists every flag)\n")
+from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
+from Training.console import one_line_errors, start_keras
+from Training.recipe import Parser
 
 
 def parse(arguments):
@@ -27,7 +18,17 @@ def parse(arguments):
     parser.add_argument("--size", type=int, metavar="PIXELS", help="height and width (default: 32, with imagenet 224)")
     parser.add_argument("--json", action="store_true", help="the counts alone, as one line of JSON a network")
     parser.add_argument("--markdown", action="store_true", help="the counts alone, as one row of a table a network")
-    return parser, parser.parse_args(arguments)
+    words = parser.parse_args(arguments)
+    for name in ("classes", "size"):
+        value = getattr(words, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be 1 or more, received {value}")
+    try:
+        for name in words.names:
+            parse_name(name)
+    except ValueError as error:
+        parser.error(str(error))
+    return parser, words
 
 
 def built(name, words):
@@ -56,6 +57,8 @@ def rows(model, counts):
 
 def main(arguments=None):
     parser, words = parse(arguments)
+    with one_line_errors(parser.prog, "Stopped."):
+        start_keras()
     from Model.count import count
 
     for name in words.names:

@@ -150,13 +150,17 @@ def lock(folder):
     """Hold the run's folder until this process ends.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or it cannot be written.
     """
     try:
         import fcntl
     except ImportError:  # no such lock on Windows
         return None
-    file = open(Path(folder) / "lock", "w")  # noqa: SIM115  it is held, not read
+    path = Path(folder) / "lock"
+    try:
+        file = open(path, "w")  # noqa: SIM115  it is held, not read
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

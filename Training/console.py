@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from Training import devices
-from Training.recipe import InputError
+from Training.recipe import InputError, printable
 
 PROGRAM = "training_cifar10.py"
 BACKENDS = ("tensorflow", "jax")
@@ -71,8 +71,8 @@ def start_keras(distribute="none"):
 
 
 def end(code, line):
-    """End the process with one line on the standard error."""
-    sys.stderr.write(line + "\n")
+    """End the process with one line on the standard error; it may begin with a line break, below what Ctrl-C shows."""
+    sys.stderr.write(line[:1] + printable(line[1:]) + "\n")
     raise SystemExit(code) from None
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from Model.geometries import GEOMETRIES
 from Training import archives
+from Training.pictures import shown
 from Training.recipe import InputError, is_streamed
 
 SPLIT_SEED = 0  # of the held-out images: the same for every run, so that runs compare
@@ -144,6 +145,8 @@ def with_noise(labels, classes, share):
         classes: int.
         share: float in [0, 1].
     """
+    if not share:
+        return labels
     draw = np.random.default_rng(NOISE_SEED)
     replaced = draw.random(len(labels)) < share
     other = (labels + draw.integers(1, classes, len(labels))) % classes
@@ -237,11 +240,13 @@ def streamed(
         workers: see `Stream`.
 
     Raises:
-        InputError: see `load`; or there is neither a test set nor a validation set.
+        InputError: see `load`; or there are fewer than two classes, or neither a test set nor a validation set.
     """
     from Training.stream import Stream, hash_of
 
     parts, classes = _source(name, data_dir, broken)
+    if len(classes) < 2:
+        raise InputError(f"dataset={name} must have two classes or more, it has {len(classes)}")
     streams = {
         part: Stream(listing, size, CROP_MARGIN if random_crops else 1.0, workers) for part, listing in parts.items()
     }
@@ -284,8 +289,8 @@ def described(data):
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
     few, many = counts.argmin(), counts.argmax()
     lines = [
-        f"{len(data.classes):,} classes; smallest {data.classes[few]} with {counts[few]:,} training pictures, "
-        f"largest {data.classes[many]} with {counts[many]:,} ({counts[many] / counts[few]:.1f} times as many)"
+        f"{len(data.classes):,} classes; smallest {shown(data.classes[few])} with {counts[few]:,} training pictures, "
+        f"largest {shown(data.classes[many])} with {counts[many]:,} ({counts[many] / counts[few]:.1f} times as many)"
     ]
     if data.test.images is data.validation.images:
         lines.append(f"no test set: the validation set, {len(data.test.labels):,} pictures, plays it")

@@ -194,7 +194,7 @@ class Pictures(keras.callbacks.Callback):
                 if isinstance(layer, Augmentation):
                     changed = type(layer).from_config(layer.get_config())(changed, training=True)
                     changed = changed[0] if isinstance(changed, tuple) else changed
-        changed = keras.ops.convert_to_numpy(changed).round().astype("uint8")
+        changed = keras.ops.convert_to_numpy(changed).round().clip(0, 255).astype("uint8")  # colours may go beyond
         return np.concatenate([view.row(batch) for batch in (self.images, changed)])
 
     def on_epoch_end(self, epoch, logs=None):

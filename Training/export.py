@@ -17,12 +17,11 @@ from Training.archives import one_line
 from Training.console import end, one_line_errors, silent_stderr, start_keras
 from Training.data import of_recipe
 from Training.pictures import shown
-from Training.recipe import InputError, Parser, Recipe
+from Training.recipe import DATASETS, InputError, Parser, Recipe, is_streamed
 
 PROGRAM = "python -m Training.export"
 LARGEST_DIFFERENCE = 1e-4  # between two probabilities
 BATCH = 64
-DATASETS = Recipe.__dataclass_fields__["dataset"].metadata["choices"]
 
 
 class Format(NamedTuple):
@@ -47,12 +46,17 @@ def parse(arguments):
     parser.add_argument("--to", required=True, choices=tuple(FORMATS), help="format")
     parser.add_argument("--best", action="store_true", help="the run's best.keras instead of its last.keras")
     parser.add_argument("--output", metavar="PATH", help="file, or SavedModel's folder (default: beside the network)")
-    parser.add_argument("--dataset", choices=DATASETS, help="whose test images are compared (default: the run's own)")
+    known = f"{', '.join(DATASETS)} or tfds:NAME"
+    parser.add_argument("--dataset", help=f"whose test images are compared: {known} (default: the run's own)")
     parser.add_argument("--data-dir", metavar="DIR", help="where that is, as in training (default: the run's own)")
     parser.add_argument("--images", type=int, default=256, metavar="N", help="images compared (default: 256)")
     words = parser.parse_args(arguments)
     if words.images < 1:
         parser.error(f"--images must be 1 or more, received {words.images}")
+    try:
+        is_streamed(words.dataset or DATASETS[0])
+    except ValueError as error:
+        parser.error(f"--dataset {error}")
     return words
 
 
@@ -75,7 +79,7 @@ def test_images(path, dataset, data_dir, count):
     """A data set's name and the first images of its test set; by default of the run that the network is from."""
     recipe = path.with_name("recipe.json")
     if recipe.exists():
-        own = Recipe.from_json(recipe.read_text(encoding="utf-8", errors="replace"))
+        own = saved.recipe(recipe)
         if dataset in (None, own.dataset):
             own = dataclasses.replace(own, data_dir=own.data_dir if data_dir is None else data_dir)
             return own.dataset, of_recipe(own).test.images[:count]

@@ -16,7 +16,7 @@ import numpy as np
 from Training import pictures, saved
 from Training.console import one_line_errors, start_keras
 from Training.data import of_recipe, photographs
-from Training.recipe import InputError, Parser, Recipe
+from Training.recipe import InputError, Parser
 
 PROGRAM = "Training.figures"
 MEASURED = 256  # images that responses are averaged over
@@ -31,7 +31,7 @@ def test_examples(run, data_dir=""):
     path = Path(run) / "recipe.json"
     if not path.is_file():
         raise InputError(f"{run} has no recipe.json, which says what data to show: give image files")
-    recipe = Recipe.from_json(path.read_text(encoding="utf-8"))
+    recipe = saved.recipe(path)
     data = of_recipe(dataclasses.replace(recipe, data_dir=data_dir or recipe.data_dir))
     return data.test, data.classes
 
@@ -48,11 +48,27 @@ def shown_images(words, size):
     return test.images[chosen], [classes[label] for label in test.labels[chosen]]
 
 
+def attentive(run, best):
+    """The network of a run, and its attention blocks.
+
+    Raises:
+        InputError: see `saved`; or it has none.
+    """
+    from Training import inspection
+
+    path = saved.find(run, best)
+    network = saved.load(path)
+    blocks = inspection.blocks(network)
+    if not blocks:
+        raise InputError(f"{pictures.shown(path)} has no attention blocks: a network of this project is needed")
+    return network, blocks
+
+
 def masks(words):
     """The figure of masks, as pixels."""
     from Training import inspection, view
 
-    network = saved.load(saved.find(words.run, words.best))
+    network, _ = attentive(words.run, words.best)
     images, names = shown_images(words, network.input_shape[1:3])
     return view.masks_figure(images, inspection.mask_model(network).predict(images, verbose=0), names)
 
@@ -61,13 +77,13 @@ def channels(words):
     """The figure of one image's features in one block, as pixels."""
     from Training import inspection, view
 
-    network = saved.load(saved.find(words.run, words.best))
+    network, blocks = attentive(words.run, words.best)
     images, _ = shown_images(words, network.input_shape[1:3])
     if words.number >= len(images):
         raise InputError(f"--number must be less than {len(images)}, the images at hand, received {words.number}")
     image = images[words.number]
-    known = {block.name: block for block in inspection.blocks(network)}
-    name = words.block or next(iter(known))
+    known = {block.name: block for block in blocks}
+    name = words.block or blocks[0].name
     if name not in known:
         raise InputError(f"--block must be one of {', '.join(known)}, received {name!r:.80}")
     both = inspection.branch_model(network).predict(image[None], verbose=0)[name]
@@ -80,13 +96,30 @@ def responses(words):
 
     measured = {}
     for run in words.runs:
-        network = saved.load(saved.find(run, words.best))
+        network, blocks = attentive(run, words.best)
         test, _ = test_examples(run, words.data_dir)
-        known = inspection.blocks(network)
-        label = f"{Path(run).name}, {known[0].learning.upper() if known else network.name}"
+        label = f"{Path(run).name}, {blocks[0].learning.upper()}"
         measured[label] = inspection.responses(network, test.images[:MEASURED])
         print(f"{label}: " + ", ".join(f"{name} {value:.3g}" for name, value in measured[label].items()))
     return view.responses_figure(measured)
+
+
+def read_predictions(path):
+    """Labels and predicted classes in a run's `predictions.csv`.
+
+    Raises:
+        InputError: the file cannot be read, or is not what a run writes.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            labels, predictions = zip(*((int(row["label"]), int(row["predicted"])) for row in csv.DictReader(file)))
+        if min(*labels, *predictions) < 0:
+            raise ValueError
+    except OSError as error:
+        raise InputError(f"{pictures.shown(path)} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, csv.Error):
+        raise InputError(f"{pictures.shown(path)} must have a row with label and predicted for each image") from None
+    return labels, predictions
 
 
 def confusion(words):
@@ -95,10 +128,10 @@ def confusion(words):
 
     path = Path(words.run) / "predictions.csv"
     if not path.is_file():
-        raise InputError(f"{path} does not exist: a finished run's folder is needed")
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [(int(row["label"]), int(row["predicted"])) for row in csv.DictReader(file)]
-    labels, predictions = zip(*rows)
+        finished = path.with_name("result.json").is_file()
+        why = "the run is finished, but without it" if finished else "a finished run's folder is needed"
+        raise InputError(f"{pictures.shown(path)} does not exist: {why}")
+    labels, predictions = read_predictions(path)
     count = max(*labels, *predictions) + 1
     classes = saved.classes(path, count, most=10**6) or [str(i) for i in range(count)]
     return view.confusion_picture(labels, predictions, tuple(classes))

@@ -90,14 +90,17 @@ def listing(folder, classes, broken="skip"):
         `stream.Listing`.
 
     Raises:
-        InputError: a class that is none of `classes`, no picture at all, or a broken one where that is refused.
+        InputError: a class that is not in `classes` or cannot be read, no picture at all, or a broken one to refuse.
     """
     names = class_folders(folder)
     unknown = sorted(set(names) - set(classes))
     if unknown:
         raise InputError(f"{pictures.shown(folder)} has classes that train/ lacks: {', '.join(unknown):.200}")
     with ThreadPoolExecutor(2 * cores()) as pool:
-        found = list(pool.map(lambda name: scan(Path(folder) / name, broken == "refuse"), names))
+        try:
+            found = list(pool.map(lambda name: scan(Path(folder) / name, broken == "refuse"), names))
+        except OSError as error:
+            raise InputError(f"{pictures.shown(error.filename)} cannot be read: {error.strerror}") from None
     report_broken(folder, [line for each in found for line in each.broken], broken)
     paths = [f"{folder}/{name}/{file}" for name, each in zip(names, found) for file in each.names]
     if not paths:

@@ -69,7 +69,9 @@ def _decoded(image, size):
         side = DRAFT * max(size)  # the EXIF orientation may swap the sides
         image.draft(None, (side, side))
     image.load()
-    image = _eight_bits(_upright(image))
+    # PPM, whose 16 bits Pillow gives as 32
+    sixteen = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")
+    image = _eight_bits(_upright(image), sixteen)
     if size:
         image = ImageOps.fit(image, size[::-1])
     return _over_white(image)
@@ -82,18 +84,18 @@ def _upright(image):
         return image
 
 
-def _eight_bits(image):
-    """As mode RGB or RGBA."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_scaled(np.asarray(image))).convert("RGB")
+def _eight_bits(image, sixteen):
+    """As mode RGB or RGBA; `sixteen` says that the numbers of a grey picture are of 16 bits."""
+    if image.mode[0] in "IF":  # I, F, I;16, I;16B
+        values = np.asarray(image)
+        grey = (values >> 8).astype("uint8") if sixteen else _stretched(values.astype("float64"))
+        return Image.fromarray(grey).convert("RGB")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def _scaled(values):
-    """Grey values of any type as uint8."""
-    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**16:
-        return (values >> 8).astype("uint8")
-    values = np.nan_to_num(values.astype("float64"))
+def _stretched(values):
+    """Grey values as uint8: 0 the lowest, 255 the highest."""
+    values = np.nan_to_num(values)
     low, high = values.min(), values.max()
     return ((values - low) * (255 / max(high - low, 1e-30))).round().astype("uint8")
 
@@ -107,7 +109,20 @@ def _over_white(image):
 
 
 def in_folder(folder):
-    """Picture files in a folder and below it, sorted: those whose ending is one of Pillow's, hidden ones left out."""
+    """Picture files in a folder and below it, sorted: those whose ending is one of Pillow's.
+
+    Hidden files, and all that lies in hidden folders below this one, are left out.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+
+    def refuse(error):
+        raise InputError(f"{shown(error.filename)} cannot be read: {error.strerror}")
+
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    paths = sorted(Path(folder).rglob("*"))
-    return [path for path in paths if path.suffix.lower() in endings and path.name[0] != "." and path.is_file()]
+    found = []
+    for where, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if name[0] != "."]
+        found += [Path(where, name) for name in files if name[0] != "."]
+    return sorted(path for path in found if path.suffix.lower() in endings and path.is_file())

@@ -19,6 +19,11 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line that says what would be right."""
 
 
+def printable(text):
+    """A text in one line: line breaks and all else that is not printed are escaped, as Python does it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def option(default, text, choices=None, low=None, high=None, check=None):
     """A field of the recipe: default, help text, and its choices, its closed range, or what raises for a bad value."""
     limits = {"choices": choices, "low": low, "high": high, "check": check}
@@ -299,7 +304,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with every refusal in one line and a guess at a misspelt flag."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists every flag)\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)} (--help lists every flag)\n")
 
     def parse_args(self, args=None, namespace=None):
         known, unknown = self.parse_known_args(args, namespace)

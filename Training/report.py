@@ -52,7 +52,7 @@ def read_run(folder):
         recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         run = Run(folder, {**defaults, **recipe}, {**result}, read_history(folder / "history.csv"))
-        float(run.result["test_error_percent"])
+        sum(run.result[name] for name in ("test_error_percent", "running_time_s", "parameters"))  # three numbers
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise InputError(f"{folder} is no finished run: {type(error).__name__}: {str(error):.200}") from None
     return run
@@ -124,7 +124,7 @@ def run_table(groups):
             *(spread([result.get(name) for result in results]) for name in ERRORS.values()),
             duration(np.mean([result["running_time_s"] for result in results])),
             f"{results[0]['parameters']:,}",
-            spread([result["images_per_s"] for result in results], "{:.0f}"),
+            spread([result.get("images_per_s") for result in results], "{:.0f}"),
             _published(runs[0].recipe),
         ])  # fmt: skip
     return [header, *rows]

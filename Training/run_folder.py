@@ -8,6 +8,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from Training.pictures import shown
 from Training.recipe import InputError
 
 PACKAGES = ("keras", "tensorflow", "jax", "tensorboard", "numpy", "scikit-learn", "matplotlib", "pillow")
@@ -150,13 +151,16 @@ def write_split(folder, held_out, identity):
     """Write `split.json`: positions of the images held out, and the digest of streamed pictures ("" for others).
 
     Raises:
-        InputError: the run is resumed, and the pictures are not those that it began with.
+        InputError: the run is resumed, and the pictures are not those that it began with, or the file cannot be read.
     """
     path = Path(folder) / "split.json"
     try:
-        before = json.loads(path.read_text()).get("identity", "")
-    except (OSError, ValueError):
+        before = json.loads(path.read_text(encoding="utf-8")).get("identity", "")
+    except FileNotFoundError:
         before = identity
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it is no JSON object"
+        raise InputError(f"{shown(path)} cannot be read: {reason}; without it, the run goes on unchecked") from None
     if before != identity:
         raise InputError("the pictures are not those that the run began with: files were added, removed or changed")
     write_json(folder, path.name, {"validation": held_out.tolist(), "identity": identity})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from Training.archives import one_line
 from Training.pictures import shown
-from Training.recipe import InputError
+from Training.recipe import InputError, Recipe
 
 
 def find(where, best=False):
@@ -56,6 +56,19 @@ def load(path):
     if not isinstance(outputs, tuple) or len(outputs) != 2 or outputs[1] is None:
         raise InputError(f"{shown(path)} must give a probability a class, it gives {outputs!r:.100}")
     return model
+
+
+def recipe(path):
+    """The recipe in a run's `recipe.json`.
+
+    Raises:
+        InputError: the file cannot be read, or is no recipe.
+    """
+    try:
+        return Recipe.from_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InputError(f"{shown(path)} cannot be read: {reason}") from None
 
 
 def _version(path):

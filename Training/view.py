@@ -4,6 +4,8 @@ import io
 
 import numpy as np
 
+from Training.pictures import shown
+
 ENLARGED = 4  # times, images with masks over them: 32 pixels are too few to see both
 
 
@@ -74,9 +76,14 @@ def _pixels(figure):
     return np.asarray(figure.canvas.buffer_rgba())[..., :3]
 
 
+def _text(name):
+    """A name as matplotlib draws it letter by letter: `$` begins no formula, and what cannot be encoded is escaped."""
+    return shown(name).replace("$", r"\$")
+
+
 def _show(axes, picture, title="", **kwargs):
     axes.imshow(picture, **kwargs)
-    axes.set_title(title, fontsize=8)
+    axes.set_title(_text(title), fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -133,11 +140,23 @@ def channels_figure(image, trunk, mask, learning, count=4):
     gain = 1 + mask if learning == "arl" else mask
     for i, channel in enumerate(chosen):
         _show(axes[i, 0], image, "image")
-        shown = {"before": trunk[..., channel], "mask": mask[..., channel], "after": (gain * trunk)[..., channel]}
-        for axis, (title, values) in zip(axes[i, 1:], shown.items()):
+        stages = {"before": trunk[..., channel], "mask": mask[..., channel], "after": (gain * trunk)[..., channel]}
+        for axis, (title, values) in zip(axes[i, 1:], stages.items()):
             _show(axis, values, f"{title}, channel {channel}", cmap="viridis")
             axis.set_xlabel(f"{values.min():.3g} to {values.max():.3g}", fontsize=7)
     return _pixels(figure)
+
+
+def _united(orders):
+    """The names in several lists, in an order that is each list's own, as far as the lists agree."""
+    names = []
+    for order in sorted(orders, key=len, reverse=True):
+        place = 0
+        for name in order:
+            if name not in names:
+                names.insert(place, name)
+            place = names.index(name) + 1
+    return names
 
 
 def responses_figure(measured):
@@ -148,10 +167,10 @@ def responses_figure(measured):
     """
     figure, axes = _figure(1, 1, 7, 4)
     axis = axes[0, 0]
-    longest = max(measured.values(), key=len)
+    names = _united(measured.values())
     for label, values in measured.items():
-        axis.plot([list(longest).index(name) for name in values], list(values.values()), marker="o", label=label)
-    axis.set_xticks(range(len(longest)), longest, rotation=60, ha="right", fontsize=7)
+        axis.plot([names.index(name) for name in values], list(values.values()), marker="o", label=_text(label))
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
     axis.set_ylabel("mean absolute response")
     axis.legend()
     return _pixels(figure)
@@ -172,8 +191,8 @@ def curves_figure(histories):
                 continue
             mean = np.mean([run[key][:length] for run in runs], axis=0)
             axis, values = (axes[0, 0], mean) if key == "loss" else (axes[0, 1], 100 * (1 - mean))
-            dashed = "--" if key == "accuracy" else "-"
-            axis.plot(range(1, length + 1), values, dashed, color=f"C{i % 10}", label=f"{label}, {title.split(',')[0]}")
+            dashed, name = "--" if key == "accuracy" else "-", _text(f"{label}, {title.split(',')[0]}")
+            axis.plot(range(1, length + 1), values, dashed, color=f"C{i % 10}", label=name)
     for axis, title in zip(axes[0], ("training loss", "error, %")):
         axis.set_xlabel("epoch")
         axis.set_ylabel(title)
@@ -189,7 +208,7 @@ def confusion_picture(labels, predictions, classes):
     matrix = confusion_matrix(labels, predictions, labels=range(len(classes)))
     few = len(classes) <= 20
     figure, axes = _figure(1, 1, *((7, 7) if few else (12, 12)))
-    display = ConfusionMatrixDisplay(matrix, display_labels=classes if few else None)
+    display = ConfusionMatrixDisplay(matrix, display_labels=list(map(_text, classes)) if few else None)
     display.plot(ax=axes[0, 0], include_values=few, colorbar=False, xticks_rotation="vertical", cmap="Blues")
     return _pixels(figure)
 

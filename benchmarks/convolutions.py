@@ -5,6 +5,7 @@ convolution as a product of matrices, too, which it is. Prints GFLOP/s (two oper
 large product, and what share of its rate a step could reach if all else in it took no time.
 """
 
+import argparse
 import collections
 import math
 import os
@@ -15,8 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from Training.console import start_keras
+from Model.geometries import NETWORKS
+from Training.console import one_line_errors, start_keras
+from Training.recipe import Parser
 
+PROGRAM = "benchmarks/convolutions.py"
 SECONDS = 0.2  # of one measurement
 MATRIX = 2048
 WAYS = ("forward", "to the input", "to the kernel")
@@ -76,15 +80,27 @@ def product(rows, inner, columns):
     ]
 
 
-def main(name="attention_56", batch_size="64"):
+def parse(arguments):
+    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", nargs="?", choices=NETWORKS, default="attention_56", help="(default: %(default)s)")
+    parser.add_argument("batch_size", nargs="?", type=int, default=64, help="(default: %(default)s)")
+    words = parser.parse_args(arguments)
+    if words.batch_size < 1:
+        parser.error(f"batch_size must be 1 or more, received {words.batch_size}")
+    return words
+
+
+def main(arguments=None):
+    words = parse(arguments)
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    start_keras()
-    batch_size = int(batch_size)
+    with one_line_errors(PROGRAM, "Stopped."):
+        start_keras()
+    batch_size = words.batch_size
     large = []  # once beside each shape, since a machine's speed varies
     print("| map | kernel | stride | how many | " + " | ".join(WAYS) + " | the same as products |\n|" + "---|" * 8)
     work = taken = 0
     for (image, kernel, strides, padding), many in sorted(
-        shapes(name).items(), key=lambda item: -math.prod(item[0][0])
+        shapes(words.network).items(), key=lambda item: -math.prod(item[0][0])
     ):
         height, width = (
             -(-side // strides) if padding == "SAME" else (side - kernel[0]) // strides + 1 for side in image[:2]
@@ -106,4 +122,4 @@ def main(name="attention_56", batch_size="64"):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

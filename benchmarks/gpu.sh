@@ -6,12 +6,16 @@
 # JAX is enough: TensorFlow need not be installed. The runs of race, best and best-92 are kept in LOGS (default
 # benchmarks/results/gpu); best and best-92 go on where an earlier call was stopped. PEAK is the device's rate in bfloat16.
 set -euo pipefail
+if [ $# = 0 ]; then
+    echo "usage: benchmarks/gpu.sh throughput|race|best|best-92|all [DATA_DIR] [LOGS] [FLAG...]" >&2
+    exit 2
+fi
 cd "$(dirname "$0")/.."
 export KERAS_BACKEND="${KERAS_BACKEND:-jax}"
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/residual-attention-xla}"
 python="${PYTHON:-python3}"
 peak="${PEAK:-790}"
-part="${1:?throughput, race, best, best-92 or all}"
+part="$1"
 data="${2:-}"
 logs="${3:-benchmarks/results/gpu}"
 extra=("${@:4}")

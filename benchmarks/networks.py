@@ -4,21 +4,21 @@ Runs on the backend that KERAS_BACKEND names. The step runs eagerly, on two imag
 Prints a row of a Markdown table for each; exit code 1 if a loaded network answers differently or a loss is not finite.
 """
 
-import os
+import argparse
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import keras
 import numpy as np
 
-from Model import network
 from Model.geometries import NETWORKS
+from Training.console import one_line_errors, start_keras
+from Training.recipe import Parser
 
+PROGRAM = "benchmarks/networks.py"
 CASES = [(name, "paper", 32) for name in NETWORKS]
 CASES += [(f"attention_{depth}", geometry, 32) for geometry in ("compact", "full") for depth in (56, 92)]
 CASES += [(name, "imagenet", 64) for name in NETWORKS if name.endswith(("_56", "_92"))]
@@ -26,6 +26,10 @@ CASES += [(name, "imagenet", 64) for name in NETWORKS if name.endswith(("_56", "
 
 def check(name, geometry, pixels, folder):
     """Seconds to build and to save and load, and whether the network survives both and a step of training."""
+    import keras
+
+    from Model import network
+
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
     begun = time.perf_counter()
@@ -43,7 +47,20 @@ def check(name, geometry, pixels, folder):
     return built - begun, saved - built, loss, fine
 
 
-def main(names):
+def parse(arguments):
+    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NETWORKS)} (default: all)")
+    words = parser.parse_args(arguments)
+    unknown = [name for name in words.names if name not in NETWORKS]
+    if unknown:
+        parser.error(f"NAME must be one of {', '.join(NETWORKS)}, received {unknown[0]!r:.80}")
+    return words.names
+
+
+def main(arguments=None):
+    names = parse(arguments)
+    with one_line_errors(PROGRAM, "Stopped."):
+        keras = start_keras()
     print(f"{keras.backend.backend()}\n")
     print("| network | geometry | build s | save and load s | loss of a step | |\n|---|---|---|---|---|---|")
     wrong = 0
@@ -58,4 +75,4 @@ def main(names):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -4,6 +4,7 @@ Prints a Markdown table of the kinds of operations: how many run in a step, thei
 their share of all. Taken by TensorFlow's profiler over ten steps; operations that run side by side count both.
 """
 
+import argparse
 import collections
 import os
 import sys
@@ -14,8 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from Training.console import start_keras
+from Model.geometries import NETWORKS
+from Training.console import one_line_errors, start_keras
+from Training.recipe import Parser
 
+PROGRAM = "benchmarks/operations.py"
 STEPS = 10
 SHOWN = 14
 
@@ -59,10 +63,22 @@ def profiled(step):
     return found
 
 
-def main(name="attention_56", batch_size="64"):
+def parse(arguments):
+    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", nargs="?", choices=NETWORKS, default="attention_56", help="(default: %(default)s)")
+    parser.add_argument("batch_size", nargs="?", type=int, default=64, help="(default: %(default)s)")
+    words = parser.parse_args(arguments)
+    if words.batch_size < 1:
+        parser.error(f"batch_size must be 1 or more, received {words.batch_size}")
+    return words
+
+
+def main(arguments=None):
+    words = parse(arguments)
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    start_keras()
-    found = profiled(training_step(name, int(batch_size)))
+    with one_line_errors(PROGRAM, "Stopped."):
+        start_keras()
+    found = profiled(training_step(words.network, words.batch_size))
     total = sum(seconds for _, seconds in found.values())
     print("| operation | a step | ms | share |\n|---|---|---|---|")
     for kind, (number, seconds) in sorted(found.items(), key=lambda item: -item[1][1])[:SHOWN]:
@@ -71,4 +87,4 @@ def main(name="attention_56", batch_size="64"):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -87,6 +87,7 @@ def test_label_noise_has_the_paper_s_confusion_matrix():
         error = 5 * np.sqrt(expected * (1 - expected) / 5000)  # five standard deviations
         assert (np.abs(matrix - expected) < error).all()
     assert np.array_equal(data.with_noise(labels, 10, 0.0), labels)
+    assert np.array_equal(data.with_noise(labels[:5000], 1, 0.0), labels[:5000])
 
 
 def test_label_noise_spares_what_is_held_out_and_tested():

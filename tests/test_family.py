@@ -1,7 +1,10 @@
 """Every network against what was published, against independent arithmetic, and against a second implementation."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import arithmetic
@@ -225,6 +228,8 @@ def test_command_counts_as_json_and_refuses_in_one_line(capsys):
     assert "stage_3_attention_1      AttentionBlock       4x4x512" in capsys.readouterr().out
     for words, said in (
         (["attention_57"], "depth must be 36 m + 20"),
+        (["attention_56", "--size", "0"], "--size must be 1 or more, received 0"),
+        (["attention_56", "--classes", "-3"], "--classes must be 1 or more, received -3"),
         (["attention_56", "--geometry", "huge"], "invalid choice: 'huge'"),
         (["attention_56", "--geometry", "imagenet", "--size", "8"], "needs a map of at least"),
     ):
@@ -232,6 +237,13 @@ def test_command_counts_as_json_and_refuses_in_one_line(capsys):
             main(words)
         out, err = capsys.readouterr()
         assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and said in err
+
+
+@pytest.mark.parametrize("name, said", [("foo", "a network is called"), ("attention_56", "KERAS_BACKEND must be one")])
+def test_command_says_one_line_where_no_backend_starts(name, said):
+    words = [sys.executable, "-m", "Model", name]
+    run = subprocess.run(words, cwd=ROOT, env={**os.environ, "KERAS_BACKEND": "foo"}, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1 and said in run.stderr
 
 
 def test_readme_table_is_the_counts():

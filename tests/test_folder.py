@@ -79,6 +79,7 @@ def test_parts_classes_and_balance(root, own):
     assert [len(part.labels) for part in read[:3]] == [36, 12, 12] and len(read.held_out) == 0
     np.testing.assert_array_equal(np.bincount(read.train.labels), list(SIZES.values()))
     balance, role = data.described(read)
+    assert r"smallest 'caf\udce9' with" in data.described(read._replace(classes=("ant", "bee", "caf\udce9")))[0]
     assert "smallest cat with 10 training pictures, largest ant with 14 (1.4 times as many)" in balance
     assert role == "no test set: the validation set, 12 pictures, plays it"
     (own / "val").rename(own / "test")
@@ -146,6 +147,7 @@ def test_pictures_that_vanish_end_a_run_in_one_line(own):
         (lambda own: [shutil.rmtree(p) for p in (own / "val").iterdir()], "move each picture into val/<class>/"),
         (lambda own: [p.unlink() for p in (own / "val").glob("*/*")], "has no picture that can be read"),
         (lambda own: shutil.rmtree(own / "val"), "has no test pictures: add test/ or val/, or give"),
+        (lambda own: [shutil.rmtree(own / part / c) for part in ("train", "val") for c in CLASSES[1:]], "it has 1"),
     ],
 )
 def test_folders_that_cannot_be_used_are_refused_in_one_line(own, change, said):
@@ -153,6 +155,19 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(own, change, said):
     with pytest.raises(InputError) as refusal:
         data.load("folder", str(own), validation_split=0.0, size=16)
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_class_that_cannot_be_read_is_refused_in_one_line(own, monkeypatch):
+    scandir = folder.os.scandir
+
+    def refuse(path):
+        if Path(path).name == "bee":  # as for a user who is not root
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(folder.os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"train/bee cannot be read: Permission denied$"):
+        data.load("folder", str(own), size=16)
 
 
 def test_a_folder_must_be_named():

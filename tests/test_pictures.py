@@ -94,10 +94,11 @@ def test_sixteen_bits_and_other_ranges_are_scaled_not_clipped(tmp_path):
     expected = np.repeat((ramp // 256).astype(np.uint8)[..., None], 3, axis=-1)
     for name in ("a.png", "a.tif", "a.pgm"):
         np.testing.assert_array_equal(pictures.read(written(tmp_path / name, Image.fromarray(ramp))), expected)
-    for values in (ramp / 1e5 - 3, (ramp.astype("int32") - 9) * 1000):
+    for values in (ramp / 1e5 - 3, (ramp.astype("int32") - 9) * 1000, ramp.astype("int32") // 64):
         image = Image.fromarray(values.astype("float32" if values.dtype.kind == "f" else "int32"))
-        read = pictures.read(written(tmp_path / "f.tif", image))
-        np.testing.assert_allclose(read[..., 0], ramp / ramp.max() * 255, atol=0.51)
+        for name in ("f.tif", "f.pfm") if image.mode == "F" else ("f.tif",):
+            read = pictures.read(written(tmp_path / name, image))
+            np.testing.assert_allclose(read[..., 0], ramp / ramp.max() * 255, atol=0.51)
 
 
 def test_grey_cmyk_and_one_bit_become_rgb(tmp_path):
@@ -183,10 +184,20 @@ def test_threads_read_the_same(tmp_path):
 
 
 def test_a_folder_s_pictures_are_found_below_it(tmp_path):
-    for name in ("b.png", "a/c.JPG", "a/d.txt", ".hidden.png", "e"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("b.png", "a/c.JPG", "a/d.txt", ".hidden.png", "e", ".thumbs/b.png", "a/.f/g/h.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert [path.relative_to(tmp_path).as_posix() for path in pictures.in_folder(tmp_path)] == ["a/c.JPG", "b.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_told_from_an_empty_one(tmp_path, monkeypatch):
+    def refuse(path):  # as for a user who is not root
+        raise PermissionError(13, "Permission denied", str(path))
+
+    assert pictures.in_folder(tmp_path) == []
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=rf"^{tmp_path} cannot be read: Permission denied$"):
+        pictures.in_folder(tmp_path)
 
 
 def test_reading_starts_no_framework():

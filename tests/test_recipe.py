@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from benchmarks import convolutions, networks, operations
 from benchmarks.throughput import race
 from Training.recipe import RECIPES, InputError, Recipe, parse
 
@@ -135,3 +137,18 @@ def test_broken_recipe_files_are_refused(text, words):
 def test_json_is_one_field_a_line():
     fields = json.loads(Recipe().to_json())
     assert list(fields) == [item.name for item in dataclasses.fields(Recipe)]
+
+
+@pytest.mark.parametrize("benchmark", [convolutions, networks, operations])
+def test_benchmarks_refuse_in_one_line(benchmark, capsys):
+    for word in ("--nonsense", "attention_57"):
+        with pytest.raises(SystemExit) as stop:
+            benchmark.main([word])
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and repr(word) in err
+
+
+def test_gpu_benchmarks_tell_their_parts():
+    run = subprocess.run(["bash", ROOT / "benchmarks" / "gpu.sh"], capture_output=True, text=True)
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr == "usage: benchmarks/gpu.sh throughput|race|best|best-92|all [DATA_DIR] [LOGS] [FLAG...]\n"

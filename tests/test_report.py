@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+from tiny import tiny_network
 
 from Training import experiments, figures, report
 from Training.published import PUBLISHED, published
@@ -87,9 +89,9 @@ def test_unfinished_runs_are_named_and_the_exit_code_says_so(tmp_path, capsys):
     assert "Attention-56" in out and "late" in error and error.count("\n") == 1
 
 
-def broken(folder):
+def broken(folder, result="{}"):
     write_run(folder)
-    (folder / "result.json").write_text("{}")
+    (folder / "result.json").write_text(result)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,7 @@ def broken(folder):
         (lambda folder: folder.mkdir(), "holds no run"),
         (lambda folder: write_run(folder, finished=False), "no run is finished"),
         (broken, "is no finished run"),
+        (lambda folder: broken(folder, '{"test_error_percent": 5}'), "is no finished run: KeyError: 'running_time_s'"),
     ],
 )
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys, make, words):
@@ -208,16 +211,41 @@ def test_confusion_figure_of_a_run(tmp_path, capsys):
     assert (tmp_path / "c.png").exists() and "written" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder of runs of which no figure can be made."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("run", "empty", "header", "negative", "linear", "latin"):
+        write_run(folder / name)
+    (folder / "empty" / "predictions.csv").touch()
+    (folder / "header" / "predictions.csv").write_text("index,label,predicted\n")
+    (folder / "negative" / "predictions.csv").write_text("index,label,predicted\n0,-1,-1\n")
+    images = keras.Input((8, 8, 3))
+    outputs = keras.layers.Dense(3, "softmax")(keras.layers.Flatten()(images))
+    keras.Model(images, outputs).save(folder / "linear" / "last.keras")
+    tiny_network().save(folder / "latin" / "last.keras")
+    (folder / "latin" / "recipe.json").write_bytes(b'{"data_dir": "caf\xe9"}')
+    return folder
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["confusion", "nowhere"], "does not exist"),
+        (["confusion", "nowhere"], "does not exist: a finished run's folder is needed"),
+        (["confusion", "run"], "does not exist: the run is finished, but without it"),
+        (["confusion", "empty"], "must have a row with label and predicted for each image"),
+        (["confusion", "negative"], "must have a row with label and predicted for each image"),
+        (["confusion", "header"], "must have a row with label and predicted for each image"),
+        (["masks", "linear"], "last.keras has no attention blocks"),
+        (["channels", "linear"], "last.keras has no attention blocks"),
+        (["masks", "latin"], "recipe.json cannot be read: it is no text"),
         (["masks", "nowhere"], "does not exist"),
         (["masks", "nowhere", "--count", "0"], "--count must be"),
         (["nothing"], "invalid choice"),
     ],
 )
-def test_figures_refuse_in_one_line(capsys, words, message):
+def test_figures_refuse_in_one_line(runs, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(runs)
     with pytest.raises(SystemExit) as stopped:
         figures.main(words)
     error = capsys.readouterr().err

@@ -184,6 +184,14 @@ def test_second_process_on_one_folder_is_refused(run, monkeypatch, capsys):
     held.close()
 
 
+@pytest.mark.parametrize("name, said", [("split.json", "it is no JSON object"), ("lock", "cannot be written: ")])
+def test_files_of_a_run_that_cannot_be_used_are_named(run, monkeypatch, capsys, name, said):
+    (run / name).unlink()
+    (run / name).write_text("[1]") if name == "split.json" else (run / name).mkdir()
+    err = refused(monkeypatch, capsys, 2, "--resume", str(run))
+    assert said in err and str(run / name) in err
+
+
 def test_changed_recipe_is_refused_by_field(run, monkeypatch, capsys):
     recipe = json.loads((run / "recipe.json").read_text())
     (run / "recipe.json").write_text(json.dumps({**recipe, "learning_rate": 0.2, "epochs": 4}))

@@ -232,6 +232,14 @@ def test_one_line_is_all_that_a_process_says(tmp_path):
         assert run.returncode == 2 and out == "" and err.count("\n") == 1 and said in err
 
 
+@pytest.mark.parametrize("words", [["--data-dir", "two\nlines"], ["--resume", "two\nlines"]])
+def test_a_path_of_two_lines_is_told_in_one(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        training_cifar10.main(words)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and r"two\nlines" in err and err.count("\n") == 1
+
+
 def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):
     from Training import run_folder
 

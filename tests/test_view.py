@@ -84,6 +84,32 @@ def test_confusion_picture_of_few_and_many_classes():
         assert picture.shape[2] == 3 and picture.dtype == np.uint8 and picture.std() > 10
 
 
+def test_augmented_pixels_beyond_white_stay_white(tmp_path):
+    from Training.augmentation import RandomLighting
+    from Training.events import Pictures
+
+    shown = Pictures(tmp_path, tiny_network(), np.full((8, 32, 32, 3), 254, "uint8"), None, False)
+    shown.set_model(keras.Sequential([keras.Input((32, 32, 3)), RandomLighting(seed=1)]))
+    assert shown._augmented().min() > 150  # and not 0, where 8 bits wrap around
+
+
+@pytest.mark.parametrize("name", ["a$^$.png", "$_$", r"\$_$ \$", "caf\udce9", "two\nlines"])
+def test_any_name_is_drawn(name):
+    image = np.zeros((1, 8, 8, 3), "uint8")
+    view.masks_figure(image, {}, [name])
+    view.confusion_picture([0, 1], [0, 1], (name, "b"))
+    view.responses_figure({name: {"a": 1.0}})
+    view.curves_figure({name: [{"loss": [1.0], "accuracy": [0.5]}]})
+
+
+def test_responses_of_networks_with_different_rows_are_one_figure():
+    networks = [["unit", "block", "tail_1", "tail_2"], ["unit", "block", "closing"], ["first", "unit", "tail_2"]]
+    names = view._united(networks)
+    assert sorted(names) == sorted({name for each in networks for name in each})
+    assert all(sorted(each, key=names.index) == each for each in networks)
+    view.responses_figure({str(i): dict.fromkeys(each, 1.0) for i, each in enumerate(networks)})
+
+
 def test_png_is_lossless():
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype("uint8")
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(view.png(picture)))), picture)

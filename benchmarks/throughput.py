@@ -23,6 +23,7 @@ from Training.recipe import RECIPES, Recipe
 from Training.report import as_console, as_markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
+PRECISIONS = Recipe.__dataclass_fields__["precision"].metadata["choices"]
 FLOP = 6  # of a step, for each multiply-add and image
 
 
@@ -31,7 +32,7 @@ def parse(arguments):
     parser.add_argument("--network", default="attention_56", help="(default: %(default)s)")
     parser.add_argument("--geometry", default="compact", choices=tuple(GEOMETRIES), help="(default: %(default)s)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 256, 1024], help="(default: 64 256 1024)")
-    parser.add_argument("--precisions", nargs="+", default=["mixed_bfloat16", "float32"])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["mixed_bfloat16", "float32"])
     parser.add_argument("--steps", type=int, default=100, help="timed, after as many untimed (default: 100)")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the device, for the share of it")
     parser.add_argument("--name", default="throughput", help="folder in benchmarks/results (default: throughput)")

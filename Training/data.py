@@ -123,10 +123,6 @@ def _stratified(labels, count):
     positions = np.arange(len(labels))
     if count == 0:
         return positions, positions[:0]
-    left = len(labels) - count
-    if 0 < left < len(np.unique(labels)):  # too few for one of each class: any will do
-        rest = np.sort(np.random.default_rng(SPLIT_SEED).choice(positions, left, replace=False))
-        return rest, np.delete(positions, rest)
     try:
         rest, chosen = train_test_split(positions, test_size=count, stratify=labels, random_state=SPLIT_SEED)
     except ValueError as error:
@@ -209,7 +205,11 @@ def _split(labels, validation_split, samples):
     """Positions of what is trained on and of what is held out."""
     kept, held_out = _stratified(labels, round(validation_split * len(labels)))
     if samples and samples < len(kept):
-        kept = kept[_stratified(labels[kept], samples)[1]]
+        if len(kept) - samples < len(np.unique(labels)):  # left out are too few for one of each class: any will do
+            chosen = np.sort(np.random.default_rng(SPLIT_SEED).permutation(len(kept))[:samples])
+        else:
+            _, chosen = _stratified(labels[kept], samples)
+        kept = kept[chosen]
     return kept, held_out
 
 

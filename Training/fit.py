@@ -439,22 +439,10 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
     batches, held_out, stored = batched(data, recipe, devices)
     fill = float(np.mean(data.mean_and_std(recipe.mean)[0])) if recipe.cutout else 0.0
     model = compiled(network, recipe, batches.steps_per_epoch, fill, stored)
-    state, arrays = newest(folder, say) or (None, None)
-    if state:
-        refuse_other_recipe(recipe, state["recipe"])
-        restore(model, arrays)
-    refuse_other_position(devices, state)
-    if devices.first:
-        rewind(folder, state)
+    state = resumed(model, recipe, folder, say, devices)
     epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
     # Keras' fit takes one number of steps for all epochs: one begun before is ended in a fit of its own.
     parts = [epoch + 1, recipe.epochs] if batches.first_step else [recipe.epochs]
-    model.stop_training = bool(state and state["stopped"])
-    if model.stop_training:
-        say(f"the run was stopped by --patience {recipe.patience} after {epoch} epochs, and stays so", flush=True)
-    elif epoch < recipe.epochs and devices.first:
-        for name in RESULTS:  # of an earlier, shorter end
-            (folder / name).unlink(missing_ok=True)
     for end in parts:
         if epoch < end and not model.stop_training:
             chosen = watchers(
@@ -479,6 +467,28 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
     if devices.first:
         save_model(network, folder / "last.keras")
     return model
+
+
+def resumed(model, recipe, folder, say, devices):
+    """The state of the newest checkpoint, whose arrays the model gets, or None where the run begins.
+
+    The folder becomes what it was at the checkpoint; where training goes on, the result of an earlier end is removed.
+    Arguments and errors are those of `fit`.
+    """
+    state, arrays = newest(folder, say) or (None, None)
+    if state:
+        refuse_other_recipe(recipe, state["recipe"])
+        restore(model, arrays)
+    refuse_other_position(devices, state)
+    model.stop_training = bool(state and state["stopped"])
+    if model.stop_training:
+        say(f"the run was stopped by --patience {recipe.patience} after {state['epoch']} epochs, and stays so")
+    if devices.first:
+        rewind(folder, state)
+        if not model.stop_training and (not state or state["epoch"] < recipe.epochs):
+            for name in RESULTS:
+                (folder / name).unlink(missing_ok=True)
+    return state
 
 
 def batched(data, recipe, devices):

@@ -275,7 +275,7 @@ RECIPES = {
     ),
     # For one GPU, as fast training on CIFAR-10 is known to go: large batches with a high rate that falls linearly,
     # smoothed labels, no decay of norms and biases, bfloat16, all images on the device. Keras waits for the device at
-    # the end of each execution, and then works for some milliseconds itself: it gets a quarter of an epoch at a time.
+    # the end of each execution, and then works for a millisecond or more itself: it gets a quarter epoch at a time.
     "race": dict(
         epochs=40, batch_size=512, learning_rate=0.4, schedule="linear", warmup_epochs=8.0, weight_decay=5e-4,
         decay_all=False, label_smoothing=0.1, augmentation="crop", alternate_flip=True, cutout=8, dropout=0.0,

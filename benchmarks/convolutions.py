@@ -5,7 +5,6 @@ convolution as a product of matrices, too, which it is. Prints GFLOP/s (two oper
 large product, and what share of its rate a step could reach if all else in it took no time.
 """
 
-import argparse
 import collections
 import math
 import os
@@ -16,9 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from Model.geometries import NETWORKS
+from benchmarks.operations import parse
 from Training.console import one_line_errors, start_keras
-from Training.recipe import Parser
 
 PROGRAM = "benchmarks/convolutions.py"
 SECONDS = 0.2  # of one measurement
@@ -80,18 +78,8 @@ def product(rows, inner, columns):
     ]
 
 
-def parse(arguments):
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", nargs="?", choices=NETWORKS, default="attention_56", help="(default: %(default)s)")
-    parser.add_argument("batch_size", nargs="?", type=int, default=64, help="(default: %(default)s)")
-    words = parser.parse_args(arguments)
-    if words.batch_size < 1:
-        parser.error(f"batch_size must be 1 or more, received {words.batch_size}")
-    return words
-
-
 def main(arguments=None):
-    words = parse(arguments)
+    words = parse(arguments, PROGRAM, __doc__)
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with one_line_errors(PROGRAM, "Stopped."):
         start_keras()

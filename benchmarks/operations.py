@@ -63,8 +63,9 @@ def profiled(step):
     return found
 
 
-def parse(arguments):
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments, program=PROGRAM, about=__doc__):
+    """A network's name and a batch size, as `benchmarks/convolutions.py` takes them, too."""
+    parser = Parser(prog=program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", nargs="?", choices=NETWORKS, default="attention_56", help="(default: %(default)s)")
     parser.add_argument("batch_size", nargs="?", type=int, default=64, help="(default: %(default)s)")
     words = parser.parse_args(arguments)

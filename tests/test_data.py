@@ -40,6 +40,8 @@ def test_samples_limit_training_by_class_alone():
 def test_impossible_split_is_named():
     with pytest.raises(InputError, match="3 of 1293 images cannot be split off by class"):
         data.load("digits", samples=3)
+    with pytest.raises(InputError, match="9 of 10 images cannot be split off by class"):
+        data._split(np.arange(10) % 5, 0.9, 0)  # one image would be left to train on, of five classes
 
 
 def test_mean_is_per_pixel():

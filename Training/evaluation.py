@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 
+from Training.batches import Batches, even_batch
 from Training.console import duration
 from Training.data import Examples, spread
 from Training.devices import ONE
-from Training.fit import Batches, even_batch
 from Training.training_model import cross_entropy, logits_model
 
 MOST_TRAIN_IMAGES = 50_000  # over which the error on the training set is taken

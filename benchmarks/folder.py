@@ -76,8 +76,9 @@ def measure(dataset, data_dir, size):
     from Training.recipe import RECIPES, Recipe
 
     keras = start_keras()
+    from Training.batches import Batches
     from Training.evaluation import evaluate
-    from Training.fit import Batches, fit
+    from Training.fit import fit
 
     recipe = Recipe(**{**RECIPES["imagenet"], "dataset": dataset, "data_dir": data_dir, "epochs": 1, "batch_size": 64})
     begun = time.perf_counter()

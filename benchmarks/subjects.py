@@ -167,7 +167,7 @@ class Ours(Subject):
     def evaluation(self, seconds):
         """Images a second of `predict`, in batches of 256."""
         from Training.data import Examples
-        from Training.fit import Batches
+        from Training.fit import Batches  # where earlier checkouts, which are measured too, have it
 
         batches = Batches(Examples(self.images, self.labels), min(EVALUATED, len(self.images)))
         spent = repeated(lambda: self.model.predict(batches, verbose=0), seconds)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from Training import data
+from Training.batches import Batches, even_batch
 from Training.data import Examples
-from Training.fit import Batches, even_batch
 from Training.recipe import InputError
 
 

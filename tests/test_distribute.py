@@ -9,8 +9,8 @@ import pytest
 import tiny
 
 from Training import data
+from Training.batches import Batches, even_batch
 from Training.devices import Devices, possible, refuse
-from Training.fit import Batches, even_batch
 from Training.recipe import InputError, Recipe
 
 ROOT = Path(__file__).parent.parent

@@ -10,20 +10,12 @@ from keras import ops
 from tiny import tiny_build, tiny_network
 
 from Training import data
+from Training.batches import Batches, even_batch
 from Training.console import duration
 from Training.devices import ONE
-from Training.fit import (
-    Batches,
-    batched,
-    compiled,
-    even_batch,
-    fit,
-    learning_rate,
-    mean_subtraction,
-    optimizer,
-    with_l2,
-)
+from Training.fit import batched, compiled, fit, mean_subtraction
 from Training.momentum import SGD
+from Training.optimizers import learning_rate, optimizer, with_l2
 from Training.recipe import RECIPES, InputError, Recipe
 from Training.report import read_history
 from Training.training_model import ImagesOnDevice, TrainingModel, training_model

@@ -11,10 +11,13 @@ from PIL import Image
 
 import training_cifar10
 from Training import data, events, export, figures, folder, shards
+from Training.batches import Batches
+from Training.callbacks import EpochOrder
 from Training.checkpoint import RunError, stored, unpack
 from Training.data import Data, Examples
 from Training.evaluation import top_5
-from Training.fit import Batches, EpochOrder, fit, learning_rate, mean_subtraction
+from Training.fit import fit, mean_subtraction
+from Training.optimizers import learning_rate
 from Training.recipe import InputError, Recipe, parse
 from Training.stream import Stream, local_order, scale_crop
 

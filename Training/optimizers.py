@@ -1,0 +1,93 @@
+"""How weights are updated: learning rate schedules, optimizers, weight decay."""
+
+import keras
+
+from Training.momentum import SGD
+from Training.recipe import shares
+
+NOT_DECAYED = ("gamma", "beta", "bias")
+
+
+@keras.saving.register_keras_serializable(package="ResidualAttention")
+class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate that rises from 0 to `rate` over `warmup` steps and falls to 0 at `steps`, both linearly."""
+
+    def __init__(self, rate, warmup, steps):
+        super().__init__()
+        self.rate = rate
+        self.warmup = warmup
+        self.steps = steps
+
+    def __call__(self, step):
+        step = keras.ops.cast(step, "float32")
+        rising = step / max(self.warmup, 1) if self.warmup else 1.0
+        falling = (self.steps - step) / max(self.steps - self.warmup, 1)
+        return self.rate * keras.ops.clip(keras.ops.minimum(rising, falling), 0.0, 1.0)
+
+    def get_config(self):
+        return {"rate": self.rate, "warmup": self.warmup, "steps": self.steps}
+
+
+def learning_rate(recipe, steps_per_epoch):
+    """A Keras schedule, or a number for the constant rate and for the plateau's first rate."""
+    rate, steps = recipe.learning_rate, recipe.epochs * steps_per_epoch
+    if recipe.schedule == "step":
+        at = [round(share * steps) for share in shares(recipe.step_at)]
+        return keras.optimizers.schedules.PiecewiseConstantDecay(at, [rate / 10**i for i in range(len(at) + 1)])
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    if recipe.schedule == "linear":
+        return LinearDecay(rate, warmup, steps)
+    if recipe.schedule == "cosine":
+        ramp = dict(initial_learning_rate=0.0, warmup_target=rate, warmup_steps=warmup) if warmup else {}
+        return keras.optimizers.schedules.CosineDecay(
+            **{"initial_learning_rate": rate, "decay_steps": max(steps - warmup, 1), **ramp}
+        )
+    return rate
+
+
+def with_l2(optimizer_class):
+    """The Keras optimizer with L2 as the paper has it: `decay * weight` joins the gradient, before momentum.
+
+    Keras' own `weight_decay` is decoupled, and its regularizers would put a term for each weight into the loss. An
+    average of the weights (`use_ema`) becomes the weights when `finish_average` is called, not at the end of each
+    `fit`, so that training can go on.
+    """
+
+    class WithL2(optimizer_class):
+        def __init__(self, *args, l2=0.0, exempt=(), **kwargs):
+            super().__init__(*args, **kwargs)
+            self.l2 = l2
+            self.exempt = exempt
+
+        def update_step(self, gradient, variable, learning_rate):
+            name = variable.name.split(":")[0]  # TensorFlow's own variables are called gamma:0
+            if self.l2 and name not in self.exempt:
+                gradient = gradient + self.l2 * keras.ops.cast(variable, gradient.dtype)
+            super().update_step(gradient, variable, learning_rate)
+
+        def finalize_variable_values(self, var_list):
+            pass
+
+        def finish_average(self, variables):
+            super().finalize_variable_values(variables)
+
+    WithL2.__name__ = optimizer_class.__name__
+    return WithL2
+
+
+def optimizer(recipe, steps_per_epoch):
+    """The recipe's optimizer, with its schedule and its kind of weight decay."""
+    name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}[recipe.optimizer]
+    extra = {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0} if name == "SGD" else {}
+    if recipe.ema:
+        extra |= {"use_ema": True, "ema_momentum": recipe.ema}
+    if recipe.weight_decay_kind == "decoupled":
+        extra["weight_decay"] = recipe.weight_decay
+    exempt = () if recipe.decay_all else NOT_DECAYED
+    l2 = recipe.weight_decay if recipe.weight_decay_kind == "l2" else 0.0
+    rate = learning_rate(recipe, steps_per_epoch)
+    kind = SGD if name == "SGD" else getattr(keras.optimizers, name)
+    made = with_l2(kind)(rate, l2=l2, exempt=exempt, **extra)
+    if recipe.weight_decay_kind == "decoupled":
+        made.exclude_from_weight_decay(var_names=list(exempt))
+    return made

@@ -5,7 +5,7 @@ from keras import layers
 
 from Model.geometries import DEPTHS, GEOMETRIES, Depth, Geometry, blocks_per_stage, parse_name
 from Module import AttentionBlock, Dropout, InceptionUnit, ResidualUnit, ResNeXtUnit
-from Module.pooling import ceil_pooling
+from Module.pooling import MaxPooling2D, ceil_pooling
 from Module.residual_unit import norm_relu, run_chain, strided_convolution
 
 UNITS = {"residual": ResidualUnit, "resnext": ResNeXtUnit, "inception": InceptionUnit}
@@ -87,7 +87,7 @@ def _stem(x, rows, unit):
     if rows.stem_norm or not unit.pre_activation:  # a unit that does not normalize its input wants it normalized
         x = run_chain(norm_relu("stem", None), x)
     if rows.stem_pool == 2:
-        x = layers.MaxPooling2D(2, name="stem_pool")(x)
+        x = MaxPooling2D(2, name="stem_pool")(x)
     elif rows.stem_pool == 3:
         x = run_chain(ceil_pooling(*x.shape[1:3], "stem_pool"), x)
     return x

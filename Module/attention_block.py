@@ -17,9 +17,9 @@ SPATIAL_EPSILON = 1e-5  # added to the variance of a map, which is 0 where the m
 def attend(x, attention):
     """The last step of a mask, from `(batch, h, w, channels)` to weights (Wang et al. 2017, section 3.3).
 
-    - mixed: `sigmoid(x)`, equation 5;
-    - channel: `x / ||x_i||`, the L2 norm over the channels at each position, equation 6;
-    - spatial: `sigmoid((x - mean_c) / std_c)`, over each channel's map, equation 7.
+    - mixed: `sigmoid(x)`, f1 in the paper;
+    - channel: `x / ||x_i||`, the L2 norm over the channels at each position, f2;
+    - spatial: `sigmoid((x - mean_c) / std_c)`, over each channel's map, f3.
     """
     if attention == "mixed":
         return ops.sigmoid(x)
@@ -52,6 +52,15 @@ def local_widths(unit, filters, sizes, r, r_up):
     """Bottlenecks of three units at full resolution with the multiply-adds of the encoder-decoder's units.
 
     The smallest steps of width that come nearest; the paper (table 4) only says that the cost is the same.
+
+    Args:
+        unit: a subclass of `Unit`.
+        filters: int, channels in and out.
+        sizes: list of `(height, width)`, see `mask_sizes`.
+        r, r_up: ints, see `AttentionBlock`.
+
+    Returns:
+        A list of three ints, channels.
     """
     pixels = [height * width for height, width in sizes]
     units = [r + 1 + r_up] * (len(sizes) - 2) + [r + r_up]  # down, skip and up on each level; the bottom

@@ -1,8 +1,9 @@
 """The inception unit of AttentionInception: ours, since the authors published none in detail."""
 
 import keras
-from keras import layers, ops
+from keras import ops
 
+from Module.pooling import MaxPooling2D
 from Module.residual_unit import Unit, build_chain, convolution, norm_relu, run_chain, strided_convolution
 
 
@@ -49,7 +50,7 @@ class InceptionUnit(Unit):
                 *strided_convolution(five, 5, self.strides, "five_convolve", dtype),
             ],
             [
-                layers.MaxPooling2D(3, self.strides, "same", name="pool", dtype=dtype),
+                MaxPooling2D(3, self.strides, "same", name="pool", dtype=dtype),
                 convolution(pooled, 1, name="pool_reduce", dtype=dtype),
             ],
         ]

@@ -1,6 +1,7 @@
 """Batch normalization with the authors' constants, in one operation on TensorFlow."""
 
 import keras
+from keras import ops
 
 from Module.replicas import replicas
 
@@ -14,6 +15,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     where Keras composes it of several: fewer to trace and fewer passes over the data. It moves the
     statistics, too, but the variance with the unbiased estimate; ours stays Keras', with the biased
     one, so weights mean the same on every backend.
+    On JAX mean and variance are taken in one pass, as `E[x - c]` and `E[(x - c)^2] - E[x - c]^2` around the
+    moving mean c, so that they do not cancel; Keras takes the variance after the mean, in a second pass.
     Built where TensorFlow splits a batch over several devices, it normalizes over all of them, by Keras'
     synchronized operations; a saved model does not keep that.
 
@@ -46,6 +49,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and self.center
             and not self.synchronized
         )
+
+    def _moments(self, inputs, mask):
+        if keras.backend.backend() != "jax" or mask is not None or self.axis not in (-1, len(inputs.shape) - 1):
+            return super()._moments(inputs, mask)
+        centre = ops.stop_gradient(ops.cast(self.moving_mean, inputs.dtype))
+        shifted = inputs - centre
+        mean = ops.mean(shifted, self._reduction_axes)
+        variance = ops.mean(ops.square(shifted), self._reduction_axes) - ops.square(mean)
+        return mean + centre, ops.maximum(variance, 0.0)
 
     def _fused_training_step(self, inputs):
         import tensorflow as tf  # only here: the module must import where TensorFlow is not installed

@@ -16,6 +16,7 @@ from Module import (
     ResNeXtUnit,
     attention_block,
 )
+from Module.pooling import MaxPooling2D
 from Module.upsampling import interpolation_matrix
 
 pytestmark = pytest.mark.backends
@@ -270,6 +271,24 @@ def test_upsampling_has_aligned_corners():
         np.testing.assert_allclose(y[b, ..., c], both, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 2), (7, 9, 2), (2, 3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "pool, strides, padding", [(2, 2, "valid"), (3, 2, "same"), (3, 1, "same"), ((1, 2), 1, "valid")]
+)
+def test_pooling_is_keras_own_with_its_gradient(shape, pool, strides, padding):
+    x = images(shape, batch=2)
+    weights = images(MaxPooling2D(pool, strides, padding).compute_output_shape((2, *shape))[1:], batch=2, seed=1)
+    came = []
+    for kind in (MaxPooling2D, keras.layers.MaxPooling2D):
+        scale = keras.layers.Dense(2, use_bias=False, kernel_initializer="identity")
+        model = keras.Sequential([keras.Input(shape), scale, kind(pool, strides, padding)])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.train_on_batch(x, weights)
+        came.append((kind(pool, strides, padding)(x), scale.kernel))
+    for ours, theirs in zip(*came, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
 def test_normalization_trains_as_keras_layer_does(known):
     """Also where the batch's size is not known while the step is traced, as in `fit`."""
@@ -287,6 +306,18 @@ def test_normalization_trains_as_keras_layer_does(known):
         np.testing.assert_allclose(*losses, rtol=1e-5)
     for a, b in zip(ours.weights, theirs.weights):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=a.path)
+
+
+def test_normalization_of_values_far_from_zero():
+    """Sums of squares must not cancel, once the moving mean is near."""
+    layer = BatchNormalization()
+    x = 1_000 + images((16, 16, 2), batch=8)
+    layer.build(x.shape)
+    layer.moving_mean.assign([1_000.0, 999.0])
+    outputs = ops.convert_to_numpy(layer(x, training=True))
+    exact = x.astype("float64")
+    expected = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(outputs, expected, atol=5e-3)
 
 
 def test_normalization_takes_a_single_value():

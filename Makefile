@@ -1,4 +1,4 @@
-# Every target takes ARGS="..."; PYTHON names the interpreter that makes the environment.
+# Every target but setup and clean takes ARGS="..."; PYTHON names the interpreter that makes the environment.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -36,7 +36,7 @@ lint: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
+.venv/installed-dev: requirements-dev.txt requirements-jax.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 

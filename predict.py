@@ -12,7 +12,8 @@ import numpy as np
 
 from Training import pictures
 from Training.console import end, one_line_errors, silent_stderr, start_keras
-from Training.recipe import InputError, Parser
+from Training.errors import InputError, shown
+from Training.flags import Parser
 
 PROGRAM = "predict.py"
 BATCH = 64  # pictures in memory at a time
@@ -43,10 +44,10 @@ def expanded(images):
         raise InputError("a picture or a folder is needed, received ''")
     for path in map(Path, images):
         if not os.path.exists(path):
-            raise InputError(f"{pictures.shown(path)} does not exist")
+            raise InputError(f"{shown(path)} does not exist")
         inside = pictures.in_folder(path) if path.is_dir() else None
         if inside == []:
-            raise InputError(f"{pictures.shown(path)} holds no pictures")
+            raise InputError(f"{shown(path)} holds no pictures")
         found += [(path, Path(path.name))] if inside is None else [(each, each.relative_to(path)) for each in inside]
     return found
 
@@ -90,15 +91,15 @@ def ranked(probabilities, names, count):
 @contextlib.contextmanager
 def table(target, found, top):
     """A function of a path and its classes that writes a row: for a person's eyes, or as CSV to the file `target`."""
-    width = max(len(pictures.shown(path)) for path, _ in found) if len(found) > 1 else 0
+    width = max(len(shown(path)) for path, _ in found) if len(found) > 1 else 0
 
     def line(path, rows):
         if width:
             shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in rows)
-            print(f"{pictures.shown(path):<{width}}  {shares}")
+            print(f"{shown(path):<{width}}  {shares}")
             return
         longest = max(len(name) for name, _ in rows)
-        print("\n".join([pictures.shown(path), *(f"  {name:<{longest}} {100 * share:7.2f} %" for name, share in rows)]))
+        print("\n".join([shown(path), *(f"  {name:<{longest}} {100 * share:7.2f} %" for name, share in rows)]))
 
     if not target:
         yield line
@@ -110,7 +111,7 @@ def table(target, found, top):
     with file as text:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", *(f"{what}_{i}" for i in range(1, top + 1) for what in ("class", "probability"))])
-        yield lambda path, rows: writer.writerow([pictures.shown(path), *(value for row in rows for value in row)])
+        yield lambda path, rows: writer.writerow([shown(path), *(value for row in rows for value in row)])
 
 
 def mask_folder(target, found):
@@ -118,7 +119,7 @@ def mask_folder(target, found):
     names = [name for _, name in found]
     twice = next((name for name, number in Counter(names).items() if number > 1), None)
     if twice:
-        raise InputError(f"two pictures are called {pictures.shown(twice)}: give them --masks folders of their own")
+        raise InputError(f"two pictures are called {shown(twice)}: give them --masks folders of their own")
     try:
         Path(target).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -142,7 +143,7 @@ def class_names(path, count):
     names = saved.classes(path, count)
     if names is None:
         sys.stderr.write(f"{PROGRAM}: no classes.json beside {path}: classes are numbered from 0\n")
-    return [pictures.shown(name) for name in names or range(count)]
+    return [shown(name) for name in names or range(count)]
 
 
 def predict(words):

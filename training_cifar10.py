@@ -3,14 +3,16 @@
 from pathlib import Path
 
 from Training import devices
-from Training import recipe as recipes
 from Training.console import one_line_errors, start_keras, told_how_to_resume
+from Training.errors import InputError
+from Training.flags import parse
+from Training.recipe import is_streamed
 
 
 def build(recipe, data):
     """The recipe's network for this data: raw images in, class probabilities out."""
     from Model import network
-    from Training.fit import mean_subtraction
+    from Training.preprocessing import mean_subtraction
 
     try:
         return network(
@@ -29,7 +31,7 @@ def build(recipe, data):
             preprocessing=mean_subtraction(*data.mean_and_std(recipe.mean)),
         )
     except ValueError as error:  # a depth that these p and t cannot give, or images too small for the masks
-        raise recipes.InputError(str(error)) from None
+        raise InputError(str(error)) from None
 
 
 def read(recipe):
@@ -37,7 +39,7 @@ def read(recipe):
     from Training.data import described, of_recipe
 
     data = of_recipe(recipe)
-    if recipes.is_streamed(recipe.dataset):
+    if is_streamed(recipe.dataset):
         print("\n".join(described(data)), flush=True)
     return data
 
@@ -51,20 +53,20 @@ def train(recipe, resume=None):
     # Only now: wrong flags and missing data are told without the seconds that a framework takes to start.
     keras = start_keras(recipe.distribute)
     with (
-        devices.spread(recipe.distribute, recipe.batch_size) as spread,
-        devices.ended_at_once(spread),
+        devices.spread(recipe.distribute, recipe.batch_size) as hardware,
+        devices.ended_at_once(hardware),
         one_line_errors(),
     ):
-        return train_on(spread, keras, data, recipe, resume)
+        return train_on(hardware, keras, data, recipe, resume)
 
 
-def train_on(spread, keras, data, recipe, resume):
+def train_on(hardware, keras, data, recipe, resume):
     """The run on these devices; of several processes the first alone writes and speaks."""
     from Training import checkpoint, evaluation, events, report, run_folder
     from Training.fine_tuning import freeze, load_weights
     from Training.fit import fit
 
-    say = print if spread.first else (lambda *_, **__: None)
+    say = print if hardware.first else (lambda *_, **__: None)
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(recipe.precision)
     network = build(recipe, data)
@@ -73,19 +75,19 @@ def train_on(spread, keras, data, recipe, resume):
     if recipe.freeze:
         say(freeze(network, recipe.freeze))
 
-    folder, held = open_folder(spread, data, recipe, resume)  # held until the process ends
+    folder, held = open_folder(hardware, data, recipe, resume)  # held until the process ends
     say(f"{recipe.model} on {recipe.dataset}: {len(data.train.labels)} images to train on, {folder}", flush=True)
-    say(f"{recipe.batch_size} images a step on {spread}, learning rate {recipe.learning_rate:g}", flush=True)
+    say(f"{recipe.batch_size} images a step on {hardware}, learning rate {recipe.learning_rate:g}", flush=True)
 
     shown = data.validation if len(data.validation.labels) else data.train
 
     def make_events(again):
-        return events.watchers(folder, network, shown, recipe, again) if spread.first else []
+        return events.event_callbacks(folder, network, shown, recipe, again) if hardware.first else []
 
-    with told_how_to_resume(folder), data.reading(), devices.lost_peers_told(spread):
-        fit(network, data, recipe, folder, make_events, say, spread)
-        figures, predictions = evaluation.evaluate(network, data, recipe.test_flip, spread)
-        if not spread.first:
+    with told_how_to_resume(folder), data.reading(), devices.lost_peers_told(hardware):
+        fit(network, data, recipe, folder, make_events, say, hardware)
+        figures, predictions = evaluation.evaluate(network, data, recipe.test_flip, hardware)
+        if not hardware.first:
             return folder, None
         history = report.read_history(folder / "history.csv")
         result = evaluation.result(figures, recipe, history, network, run_folder.environment())
@@ -99,7 +101,7 @@ def train_on(spread, keras, data, recipe, resume):
     return folder, result
 
 
-def open_folder(spread, data, recipe, resume):
+def open_folder(hardware, data, recipe, resume):
     """The run's folder, made and locked by the first process and known to all, and the lock to hold."""
     from Training import checkpoint, run_folder
 
@@ -111,21 +113,21 @@ def open_folder(spread, data, recipe, resume):
         if resume:
             checkpoint.refuse_to_begin_anew(folder, recipe.checkpoint_epochs)
         run_folder.write(folder, "recipe.json", recipe.to_json())
-        environment = {**run_folder.environment(), "devices": spread.count, "processes": spread.processes}
+        environment = {**run_folder.environment(), "devices": hardware.count, "processes": hardware.processes}
         run_folder.write_json(folder, "environment.json", environment)
         run_folder.write_split(folder, data.held_out, data.identity)
         run_folder.write_json(folder, "classes.json", data.classes)
         return str(folder)
 
     try:
-        return Path(devices.from_first(spread, opened)), held
+        return Path(devices.from_first(hardware, opened)), held
     except OSError as error:
         what = f"{error.filename or resume or recipe.logs} cannot be written: {error.strerror or error}"
-        raise recipes.InputError(what) from None
+        raise InputError(what) from None
 
 
 def main(arguments=None):
-    recipe, resume = recipes.parse(arguments, __doc__)
+    recipe, resume = parse(arguments, __doc__)
     with one_line_errors():
         train(recipe, resume)
 

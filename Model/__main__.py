@@ -4,7 +4,7 @@ import json
 
 from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
 from Training.console import one_line_errors, start_keras
-from Training.recipe import Parser
+from Training.flags import Parser
 
 
 def parse(arguments):

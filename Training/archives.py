@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training.recipe import InputError
+from Training.errors import InputError, one_line
 
 PIXELS = 32 * 32 * 3
 WAIT_S = 8.0  # for the first answer of the server
@@ -122,11 +122,6 @@ class _Unpickler(pickle.Unpickler):
             return self.known[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file holds") from None
-
-
-def one_line(error):
-    """What an exception says, in at most 200 characters of one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _refuse_other_opcodes(raw):

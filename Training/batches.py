@@ -12,7 +12,10 @@ LARGEST_PREDICTED_BATCH = 256
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of raw images as uint8, in an order that is a function of the seed and the epoch alone.
+    """Batches of raw images, in an order that is a function of the seed and the epoch alone.
+
+    A batch is a tuple: images, uint8 `(batch, height, width, channels)`, or their positions on the device, int32
+    `(batch,)`; labels, int `(batch,)`; and where a last batch had to be filled, float32 weights `(batch,)`.
 
     Args:
         examples: `data.Examples`.
@@ -29,6 +32,7 @@ class Batches(keras.utils.PyDataset):
         alternate: bool. Mirrors each image in every second epoch, half of them, drawn from the seed, in the even ones
             (Jordan 2024, https://arxiv.org/abs/2404.00498, "alternating flip"). A position on the device is then
             sent as its complement, `-1 - position`.
+        mirrored: bool, whether every image is mirrored.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Batches(keras.utils.PyDataset):
         shards_at_once=0,
         devices=ONE,
         alternate=False,
+        mirrored=False,
     ):
         super().__init__()
         self.examples = examples
@@ -50,7 +55,7 @@ class Batches(keras.utils.PyDataset):
         self.devices = devices
         self.random_crops = random_crops
         self.shards_at_once = shards_at_once
-        self.mirrored = np.zeros(len(examples.labels), bool)
+        self.mirrored = np.full(len(examples.labels), mirrored)
         if alternate:
             self.mirrored = np.random.default_rng((seed, 0, 0)).random(len(self.mirrored)) < 0.5
         self.alternate = alternate
@@ -107,9 +112,8 @@ class Batches(keras.utils.PyDataset):
         if self.random_crops:
             return images.crops(chosen, (self.seed, self.epoch))
         read = images[chosen]
-        if self.alternate:
-            mirror = self._mirror(chosen)
-            read[mirror] = read[mirror, :, ::-1]
+        mirror = self._mirror(chosen)
+        read[mirror] = read[mirror, :, ::-1]
         return read
 
 

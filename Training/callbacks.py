@@ -15,9 +15,11 @@ PLATEAU_EPOCHS = 10
 class EpochMeter(keras.callbacks.Callback):
     """Adds learning rate, seconds and images/s to each epoch's logs, and the seconds of a process' first step.
 
-    Images/s counts training steps alone, from an epoch's begin, or from the end of the process' first step (which
-    compiles), to the end of the last. `spent` and `compiling`, the seconds of an epoch so far and those of them in
-    the first step of a process, are part of a checkpoint, so that the time of a resumed run adds up.
+    The seconds of an epoch count from the end of the one before, what is written between them included. Images/s
+    counts training steps alone, from an epoch's begin, or from the end of the process' first step (which compiles), to
+    the end of the last. Where Keras runs several steps in a call, the first step is the first call. `spent` and
+    `compiling`, the seconds of an epoch so far and those of them in the first step of a process, are part of a
+    checkpoint, so that the time of a resumed run adds up.
     """
 
     def __init__(self, batches):
@@ -27,9 +29,12 @@ class EpochMeter(keras.callbacks.Callback):
         self.compiling = 0.0
         self.compiled = False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_train_begin(self, logs=None):
         self.clock = time.perf_counter()
-        self.first = (-1, self.clock) if self.compiled else None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        now = self.tick()
+        self.first = (-1, now) if self.compiled else None
 
     def tick(self):
         now = time.perf_counter()
@@ -37,10 +42,9 @@ class EpochMeter(keras.callbacks.Callback):
         return now
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.first is None or batch == len(self.batches) - 1:
-            float(logs["loss"])  # a step is done when its loss is there
         began = self.clock
-        self.last = (batch, self.tick())
+        # Keras waits for the loss before it calls; the last call of an epoch counts as many steps as every other.
+        self.last = (min(batch, len(self.batches) - 1), self.tick())
         self.first = self.first or self.last
         if not self.compiled:
             self.compiling, self.compiled = self.compiling + self.clock - began, True
@@ -93,7 +97,7 @@ class RunProgress(keras.callbacks.ProgbarLogger):
 
     def on_train_batch_end(self, batch, logs=None):
         now = time.perf_counter()
-        done = self.epoch * self.run_steps + self.run_steps - self.target + batch + 1
+        done = self.epoch * self.run_steps + self.run_steps - self.target + min(batch + 1, self.target)
         self.first_end = self.first_end or (now, done)  # the first step compiles: it says nothing of the others
         spent, steps = now - self.first_end[0], done - self.first_end[1]
         if steps:
@@ -132,6 +136,15 @@ def watchers(recipe, folder, network, batches, events, state, validated):
     """All that watches a run, in the order in which it must see the logs; the checkpoints stand last.
 
     Of several processes the first alone writes; what changes the training is in each.
+
+    Args:
+        recipe: `recipe.Recipe`.
+        folder: path of the run's folder.
+        network: the model of which the best is kept, without what is around it in training.
+        batches: `batches.Batches`.
+        events: callbacks that see each epoch's complete logs.
+        state: of the checkpoint to go on from, or None.
+        validated: bool, whether there is a validation set.
     """
     meter = EpochMeter(batches)
     chosen = [EpochOrder(batches), meter]
@@ -150,11 +163,16 @@ def watchers(recipe, folder, network, batches, events, state, validated):
         remembered["stopping"] = (stopping, ("best", "wait"))
     chosen += [keras.callbacks.CSVLogger(folder / "history.csv", append=True), *events]
     chosen.append(RunProgress(recipe.epochs, batches.steps_per_epoch))
-    saved = dataclasses.asdict(recipe)
-    every = recipe.checkpoint_steps
-    due = [*range(0, recipe.epochs, recipe.checkpoint_epochs), recipe.epochs]
     if not batches.devices.first:
         chosen = [each for each in chosen if not isinstance(each, WRITERS)]
-    steps = batches.steps_per_epoch
-    chosen.append(Checkpoints(folder, saved, steps, remembered, every, due, state, batches.devices))
-    return chosen
+    checkpoints = Checkpoints(
+        folder,
+        dataclasses.asdict(recipe),
+        batches.steps_per_epoch,
+        remembered,
+        every=recipe.checkpoint_steps,
+        due=[*range(0, recipe.epochs, recipe.checkpoint_epochs), recipe.epochs],
+        state=state,
+        devices=batches.devices,
+    )
+    return [*chosen, checkpoints]

@@ -5,8 +5,7 @@ import io
 
 import numpy as np
 
-from Training.archives import one_line
-from Training.recipe import InputError
+from Training.errors import InputError, one_line
 from Training.stream import Listing, hash_of
 
 VALIDATION = ("validation", "val")  # names that the catalogue's data sets use

@@ -18,12 +18,11 @@ import keras
 import numpy as np
 
 from Training.devices import ONE, asked_to_stop
-from Training.recipe import InputError, RunError
+from Training.errors import InputError, RunError
 from Training.run_folder import replace_file
 
 MAGIC = b"residual-attention checkpoint 1\n"
 KEPT = 2
-LOOKED_AT = 50  # steps between looks at the loss: a look waits for the device
 NAME = re.compile(r"step-(\d{9})\.checkpoint")
 
 
@@ -239,9 +238,9 @@ class Checkpoints(keras.callbacks.Callback):
         self.seen_before = self.state["metrics"] if self.first_step else []
 
     def on_train_batch_end(self, batch, logs=None):
-        before, self.seen = self.seen, self.first_step + batch + 1
-        if batch == 0 or self.seen % LOOKED_AT == 0 or self.seen == self.steps_per_epoch:
-            self._refuse_non_finite(logs["loss"])
+        # Where a call has several steps, Keras counts as many in the last of an epoch, which may have fewer.
+        before, self.seen = self.seen, min(self.first_step + batch + 1, self.steps_per_epoch)
+        self._refuse_non_finite(logs["loss"])
         self._complete_metrics()
         if asked_to_stop(self.devices, self.epoch * self.steps_per_epoch + self.seen):
             self.asked = signal.SIGTERM
@@ -277,6 +276,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def _refuse_non_finite(self, loss):
         if not np.isfinite(loss):
+            self._sync()
             raise RunError(
                 f"the loss is {float(loss)} at step {self.seen} of epoch {self.epoch + 1}, learning rate "
                 f"{float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)):g}: {self._left()}"

@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from Training import devices
-from Training.recipe import InputError, printable
+from Training.errors import InputError, RunError, printable
 
 PROGRAM = "training_cifar10.py"
 BACKENDS = ("tensorflow", "jax")
@@ -65,7 +65,8 @@ def start_keras(distribute="none"):
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     except ImportError as error:
         raise InputError(
-            f"{error}: install requirements.txt, or set KERAS_BACKEND to the other of {', '.join(BACKENDS)}"
+            f"{error}: install requirements.txt, for JAX requirements-jax.txt, or set KERAS_BACKEND to the other of "
+            f"{', '.join(BACKENDS)}"
         ) from None
     return keras
 
@@ -90,7 +91,7 @@ def one_line_errors(program=PROGRAM, stopped="Stopped before the training began.
 @contextlib.contextmanager
 def told_how_to_resume(folder):
     """End the process in one line when the run is stopped, cannot go on, or its folder cannot be written."""
-    from Training.checkpoint import Interrupted, RunError
+    from Training.checkpoint import Interrupted
 
     go_on = f"python {PROGRAM} --resume {shlex.quote(str(folder))}"
     try:

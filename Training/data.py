@@ -1,4 +1,4 @@
-"""Data sets, their fixed split, and the batches that training reads."""
+"""Data sets, and their fixed split into examples to train on, to validate with and to test with."""
 
 import contextlib
 from typing import NamedTuple
@@ -7,8 +7,8 @@ import numpy as np
 
 from Model.geometries import GEOMETRIES
 from Training import archives
-from Training.pictures import shown
-from Training.recipe import InputError, is_streamed
+from Training.errors import InputError, RunError, shown
+from Training.recipe import is_streamed
 
 SPLIT_SEED = 0  # of the held-out images: the same for every run, so that runs compare
 NOISE_SEED = 1
@@ -58,7 +58,7 @@ class Data(NamedTuple):
             return IMAGENET
         if kind == "pixel" or (kind == "auto" and isinstance(images, np.ndarray)):
             return mean_image(images), 255.0
-        mean, std = channel_statistics(images, spread(count, MEASURED))
+        mean, std = channel_statistics(images, evenly(count, MEASURED))
         return mean, np.maximum(std, 1.0)
 
     @contextlib.contextmanager
@@ -67,8 +67,6 @@ class Data(NamedTuple):
         try:
             yield
         except Exception:
-            from Training.checkpoint import RunError
-
             failures = [f for part in self[:3] if (f := getattr(part.images, "failure", None))]
             if failures:
                 raise RunError(failures[0]) from None
@@ -149,7 +147,7 @@ def with_noise(labels, classes, share):
     return np.where(replaced, other, labels).astype(labels.dtype)
 
 
-def spread(count, limit):
+def evenly(count, limit):
     """Positions of all of `count` examples, or of `limit` spread evenly over them."""
     return np.linspace(0, count - 1, min(count, limit)).astype("int64")
 

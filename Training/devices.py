@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training.archives import one_line
-from Training.recipe import InputError, RunError
+from Training.errors import InputError, RunError, one_line
 
 NEEDS = {"mirrored": "tensorflow", "data": "jax"}
 ADDRESSES = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
@@ -81,7 +80,8 @@ def join(mode):
     Where they are is said by Keras' environment variables, see `keras.distribution.initialize`.
 
     Raises:
-        InputError: the variables say nothing that can be, or the others do not come within five minutes.
+        InputError: the variables say nothing that can be, or JAX refuses them. Where the others do not come within
+            five minutes, JAX itself ends the process.
     """
     if mode != "data" or not os.environ.get(ADDRESSES):
         return

@@ -5,7 +5,7 @@ import numpy as np
 
 from Training.batches import Batches, even_batch
 from Training.console import duration
-from Training.data import Examples, spread
+from Training.data import Examples, evenly
 from Training.devices import ONE
 from Training.training_model import cross_entropy, logits_model
 
@@ -13,13 +13,14 @@ MOST_TRAIN_IMAGES = 50_000  # over which the error on the training set is taken
 TOP_5_ABOVE = 10  # classes above which the error of the five best is given too
 
 
-def scores(model, examples, devices=ONE):
-    """Cross-entropy, accuracy and logits of a model on examples.
+def scores(model, examples, devices=ONE, mirrored=False):
+    """Cross-entropy, accuracy and logits of a model on examples, or on their mirror images.
 
     Args:
         model: from raw images to logits, see `training_model.logits_model`.
         examples: `data.Examples`.
         devices: `devices.Devices`.
+        mirrored: bool.
 
     Returns:
         `(loss, accuracy, logits)`, the loss in nats without penalties, or Nones where there are no examples.
@@ -27,7 +28,7 @@ def scores(model, examples, devices=ONE):
     count = len(examples.labels)
     if not count:
         return None, None, None
-    batches = Batches(examples, even_batch(count, devices.count), devices=devices)
+    batches = Batches(examples, even_batch(count, devices.count), devices=devices, mirrored=mirrored)
     logits = model.predict(batches, verbose=0)[:count]
     loss = np.mean(keras.ops.convert_to_numpy(cross_entropy(examples.labels, logits)))
     return float(loss), accuracy(logits, examples.labels), logits
@@ -49,7 +50,7 @@ def limited(examples, limit):
     """The examples, or `limit` of them, spread evenly."""
     if len(examples.labels) <= limit:
         return examples
-    chosen = spread(len(examples.labels), limit)
+    chosen = evenly(len(examples.labels), limit)
     return Examples(examples.images.take(chosen, axis=0), examples.labels[chosen])
 
 
@@ -87,9 +88,7 @@ def evaluate(network, data, flip=False, devices=ONE):
         "validation_error_percent": _percent(validation),
     }
     if flip:
-        inputs = keras.Input(network.input_shape[1:])
-        mirrored = keras.Model(inputs, model(keras.ops.flip(inputs, axis=2)))
-        twice = logits, scores(mirrored, data.test, devices)[2]
+        twice = logits, scores(model, data.test, devices, mirrored=True)[2]
         both = sum(keras.ops.convert_to_numpy(keras.ops.softmax(z)) for z in twice)
         figures["test_error_flip_percent"] = _percent(accuracy(both, data.test.labels))
     return figures, np.argmax(logits, axis=-1)
@@ -99,15 +98,21 @@ def result(figures, recipe, history, network, environment):
     """Everything that `result.json` holds.
 
     `running_time_s` is the time in epochs, validation included, start and evaluation not; `first_step_s` is the part
-    of it that the first step took, compilation included; `images_per_s` is the median epoch's rate of training alone.
-    All are over all epochs in `history.csv`.
+    of it that the first step took, compilation included (the first call, where a call has several steps);
+    `images_per_s` is the median epoch's rate of training alone. `training_time_s` is the running time without
+    compilation: the steps of first calls at that rate. All are over all epochs in `history.csv`.
     """
     rates = [rate for rate in history["images_per_second"] if np.isfinite(rate)]
+    rate = float(np.median(rates)) if rates else None
+    running, first = sum(history["seconds"]), sum(history["first_step_seconds"])
+    calls = sum(seconds > 0 for seconds in history["first_step_seconds"])
+    images = calls * recipe.steps_per_execution * recipe.batch_size
     return {
         **figures,
-        "running_time_s": round(sum(history["seconds"]), 2),
-        "first_step_s": round(sum(history["first_step_seconds"]), 2),
-        "images_per_s": round(float(np.median(rates)), 2) if rates else None,
+        "running_time_s": round(running, 2),
+        "first_step_s": round(first, 2),
+        "training_time_s": round(running - first + images / rate, 2) if rate else None,
+        "images_per_s": round(rate, 2) if rate else None,
         "parameters": network.count_params(),
         "epochs": len(history["seconds"]),
         "dataset": recipe.dataset,

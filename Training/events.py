@@ -28,7 +28,7 @@ def is_available():
     return importlib.util.find_spec("tensorboard") is not None
 
 
-def watchers(folder, network, examples, recipe, resumed):
+def event_callbacks(folder, network, examples, recipe, resumed):
     """The callbacks that write a run's event files; none, with a warning, without the `tensorboard` package.
 
     Args:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from Training import report
 from Training.console import duration, end, one_line_errors
-from Training.recipe import RECIPES, Parser, Recipe
+from Training.flags import Parser
+from Training.recipe import RECIPES, Recipe
 
 PROGRAM = "Training.experiments"
 SCRIPT = Path(__file__).parent.parent / "training_cifar10.py"
@@ -41,7 +42,6 @@ def networks(*depths):
     return tuple(f"attention_{depth}" for depth in depths)
 
 
-PAPER = {**RECIPES["paper"], "geometry": "paper"}
 # Within 15 minutes on 2 cores: the paper's networks, but few images of CIFAR-10 and few epochs.
 QUICK = {
     **RECIPES["quick"], "geometry": "paper", "samples": 2000, "epochs": 6, "validation_split": 0.02, "masks_every": 3,
@@ -97,7 +97,7 @@ def recipes(name, quick=False, seeds=1, **given):
         InputError: a value that cannot be.
     """
     experiment = EXPERIMENTS[name]
-    common = {**QUICK, **experiment.quick} if quick else PAPER
+    common = {**QUICK, **experiment.quick} if quick else RECIPES["paper"]
     varied = experiment.quick_varied or experiment.varied if quick else experiment.varied
     return [Recipe(**{**common, **each, **given, "seed": seed}) for seed in range(seeds) for each in varied]
 

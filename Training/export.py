@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from Training import saved
-from Training.archives import one_line
 from Training.console import end, one_line_errors, silent_stderr, start_keras
 from Training.data import of_recipe
-from Training.pictures import shown
-from Training.recipe import DATASETS, InputError, Parser, Recipe, is_streamed
+from Training.errors import InputError, one_line, shown
+from Training.flags import Parser
+from Training.recipe import DATASETS, Recipe, is_streamed
 
 PROGRAM = "python -m Training.export"
 LARGEST_DIFFERENCE = 1e-4  # between two probabilities

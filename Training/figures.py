@@ -16,7 +16,8 @@ import numpy as np
 from Training import pictures, saved
 from Training.console import one_line_errors, start_keras
 from Training.data import of_recipe, photographs
-from Training.recipe import InputError, Parser
+from Training.errors import InputError, shown
+from Training.flags import Parser
 
 PROGRAM = "Training.figures"
 MEASURED = 256  # images that responses are averaged over
@@ -60,7 +61,7 @@ def attentive(run, best):
     network = saved.load(path)
     blocks = inspection.blocks(network)
     if not blocks:
-        raise InputError(f"{pictures.shown(path)} has no attention blocks: a network of this project is needed")
+        raise InputError(f"{shown(path)} has no attention blocks: a network of this project is needed")
     return network, blocks
 
 
@@ -116,9 +117,9 @@ def read_predictions(path):
         if min(*labels, *predictions) < 0:
             raise ValueError
     except OSError as error:
-        raise InputError(f"{pictures.shown(path)} cannot be read: {error.strerror}") from None
+        raise InputError(f"{shown(path)} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, csv.Error):
-        raise InputError(f"{pictures.shown(path)} must have a row with label and predicted for each image") from None
+        raise InputError(f"{shown(path)} must have a row with label and predicted for each image") from None
     return labels, predictions
 
 
@@ -130,7 +131,7 @@ def confusion(words):
     if not path.is_file():
         finished = path.with_name("result.json").is_file()
         why = "the run is finished, but without it" if finished else "a finished run's folder is needed"
-        raise InputError(f"{pictures.shown(path)} does not exist: {why}")
+        raise InputError(f"{shown(path)} does not exist: {why}")
     labels, predictions = read_predictions(path)
     count = max(*labels, *predictions) + 1
     classes = saved.classes(path, count, most=10**6) or [str(i) for i in range(count)]

@@ -1,7 +1,7 @@
 """A network that begins with the weights of another run, and that keeps some of them."""
 
 from Training import saved
-from Training.recipe import InputError
+from Training.errors import InputError
 
 CLASSIFIER = "logits"
 

@@ -6,34 +6,19 @@ import sys
 
 import keras
 import numpy as np
-from keras import layers
 
 from Training.augmentation import augmentations
 from Training.batches import Batches, even_batch
 from Training.callbacks import watchers
 from Training.checkpoint import newest, restore, rewind
 from Training.devices import ONE, from_first
+from Training.errors import InputError
 from Training.optimizers import optimizer
-from Training.recipe import InputError, Recipe
+from Training.recipe import Recipe
 from Training.run_folder import save_model
 from Training.training_model import training_model
 
 RESULTS = ("result.json", "predictions.csv")
-
-
-def mean_subtraction(mean, std=255.0):
-    """The layer `(x - mean) / std`, so that a saved model takes raw images.
-
-    Wang et al. 2017, section 4.1, subtract the mean of each pixel; the division by 255 only keeps numbers small (what
-    follows the stem is normalized). Section 4.2 takes mean and deviation of each channel.
-
-    Args:
-        mean: float32 `(height, width, channels)` or `(channels,)`.
-        std: float, or float32 `(channels,)`.
-    """
-    axis = (1, 2, 3) if mean.ndim == 3 else -1
-    variance = np.broadcast_to(np.float32(std) ** 2, mean.shape)
-    return layers.Normalization(axis=axis, mean=mean, variance=variance, dtype="float32", name="mean_subtraction")
 
 
 def compiled(network, recipe, steps_per_epoch, fill=0.0, stored=None):
@@ -45,6 +30,9 @@ def compiled(network, recipe, steps_per_epoch, fill=0.0, stored=None):
         steps_per_epoch: int.
         fill: float, what cutout puts in place of pixels.
         stored: uint8 images to keep on the device, or None.
+
+    Returns:
+        A `training_model.TrainingModel`.
     """
     changes = augmentations(
         recipe.augmentation,
@@ -155,11 +143,16 @@ def batched(data, recipe, devices):
     stored, starts = None, (None, None)
     if recipe.data_on_device:
         stored, starts = np.concatenate([data.train.images, data.validation.images]), (0, len(data.train.labels))
-    crops = recipe.augmentation == "imagenet"
     batches = Batches(
-        data.train, recipe.batch_size, recipe.seed, starts[0], crops, recipe.shards_at_once, devices,
-        flipped(recipe) and recipe.alternate_flip,
-    )  # fmt: skip
+        data.train,
+        recipe.batch_size,
+        recipe.seed,
+        stored_from=starts[0],
+        random_crops=recipe.augmentation == "imagenet",
+        shards_at_once=recipe.shards_at_once,
+        devices=devices,
+        alternate=flipped(recipe) and recipe.alternate_flip,
+    )
     count = len(data.validation.labels)
     if not count:
         return batches, None, stored

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from Training import pictures
-from Training.recipe import InputError, Parser
+from Training.errors import InputError, shown
+from Training.flags import Parser
 from Training.stream import Listing, cores, hash_of, say
 
 # How whole files of the two common formats begin and end.
@@ -69,10 +70,10 @@ def class_folders(folder):
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
-        raise InputError(f"{pictures.shown(folder)} cannot be read: {error.strerror}") from None
+        raise InputError(f"{shown(folder)} cannot be read: {error.strerror}") from None
     if not names:
         raise InputError(
-            f"{pictures.shown(folder)} must have a folder for each class, and has none: move each picture into "
+            f"{shown(folder)} must have a folder for each class, and has none: move each picture into "
             f"{Path(folder).name}/<class>/ (for ImageNet's flat val, by the labels of its development kit)"
         )
     return names
@@ -95,16 +96,16 @@ def listing(folder, classes, broken="skip"):
     names = class_folders(folder)
     unknown = sorted(set(names) - set(classes))
     if unknown:
-        raise InputError(f"{pictures.shown(folder)} has classes that train/ lacks: {', '.join(unknown):.200}")
+        raise InputError(f"{shown(folder)} has classes that train/ lacks: {', '.join(unknown):.200}")
     with ThreadPoolExecutor(2 * cores()) as pool:
         try:
             found = list(pool.map(lambda name: scan(Path(folder) / name, broken == "refuse"), names))
         except OSError as error:
-            raise InputError(f"{pictures.shown(error.filename)} cannot be read: {error.strerror}") from None
+            raise InputError(f"{shown(error.filename)} cannot be read: {error.strerror}") from None
     report_broken(folder, [line for each in found for line in each.broken], broken)
     paths = [f"{folder}/{name}/{file}" for name, each in zip(names, found) for file in each.names]
     if not paths:
-        raise InputError(f"{pictures.shown(folder)} has no picture that can be read")
+        raise InputError(f"{shown(folder)} has no picture that can be read")
     labels = np.repeat([classes.index(name) for name in names], [len(each.names) for each in found]).astype("int32")
     identity = repr([(name, each.names, each.sizes) for name, each in zip(names, found)])
     place = repr((os.path.realpath(folder), [each.times for each in found]))
@@ -115,13 +116,13 @@ def report_broken(folder, lines, broken):
     """Name each picture that cannot be read, or refuse them."""
     if lines and broken == "refuse":
         raise InputError(
-            f"{len(lines)} files in {pictures.shown(folder)} cannot be read: {lines[0]}; mend or remove them, or give "
+            f"{len(lines)} files in {shown(folder)} cannot be read: {lines[0]}; mend or remove them, or give "
             "--broken skip"
         )
     for line in lines:
         say(f"skipped: {line}")
     if lines:
-        say(f"{len(lines)} files in {pictures.shown(folder)} are no pictures that can be read, and were skipped")
+        say(f"{len(lines)} files in {shown(folder)} are no pictures that can be read, and were skipped")
 
 
 def read(data_dir, broken="skip"):
@@ -135,12 +136,12 @@ def read(data_dir, broken="skip"):
     """
     root = Path(data_dir)
     if not (root / "train").is_dir():
-        raise InputError(f"--data-dir {pictures.shown(root)} must have train/<class>/, and has no folder train")
+        raise InputError(f"--data-dir {shown(root)} must have train/<class>/, and has no folder train")
     classes = class_folders(root / "train")
     parts = {name: listing(root / name, classes, broken) for name in ("train", "val", "test") if (root / name).is_dir()}
     empty = [classes[i] for i in np.flatnonzero(np.bincount(parts["train"].labels, minlength=len(classes)) == 0)]
     if empty:
-        raise InputError(f"{pictures.shown(root / 'train')} has classes without a picture: {', '.join(empty):.200}")
+        raise InputError(f"{shown(root / 'train')} has classes without a picture: {', '.join(empty):.200}")
     return parts, tuple(classes)
 
 

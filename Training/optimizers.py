@@ -10,7 +10,13 @@ NOT_DECAYED = ("gamma", "beta", "bias")
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """A rate that rises from 0 to `rate` over `warmup` steps and falls to 0 at `steps`, both linearly."""
+    """`rate * min(step / warmup, (steps - step) / (steps - warmup))`, never below 0: up from 0, then down to 0.
+
+    Args:
+        rate: float, the highest rate.
+        warmup: int, steps of the rise; 0 begins at `rate`.
+        steps: int, steps of the whole run.
+    """
 
     def __init__(self, rate, warmup, steps):
         super().__init__()
@@ -29,7 +35,12 @@ class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def learning_rate(recipe, steps_per_epoch):
-    """A Keras schedule, or a number for the constant rate and for the plateau's first rate."""
+    """The recipe's learning rate: a Keras schedule, or a number for the constant rate and for the plateau's first.
+
+    Args:
+        recipe: `recipe.Recipe`.
+        steps_per_epoch: int.
+    """
     rate, steps = recipe.learning_rate, recipe.epochs * steps_per_epoch
     if recipe.schedule == "step":
         at = [round(share * steps) for share in shares(recipe.step_at)]
@@ -76,7 +87,7 @@ def with_l2(optimizer_class):
 
 
 def optimizer(recipe, steps_per_epoch):
-    """The recipe's optimizer, with its schedule and its kind of weight decay."""
+    """The recipe's optimizer, with its schedule and its kind of weight decay; arguments of `learning_rate`."""
     name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}[recipe.optimizer]
     extra = {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0} if name == "SGD" else {}
     if recipe.ema:

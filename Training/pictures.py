@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from Training.archives import one_line
-from Training.recipe import InputError
+from Training.errors import InputError, one_line, shown
 
 LARGEST_PIXELS = 90_000_000  # of a picture; decoded it takes four bytes each
 DRAFT = 2  # a JPEG is decoded at least so many times larger than what is asked for
@@ -17,12 +16,6 @@ NOT_READ = ("EPS",)  # Pillow would run Ghostscript, a program, on the file
 
 # Once for the process, since `catch_warnings` is not made for threads: what Pillow only warns of, it reads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def shown(path):
-    """A path as it may stand in one line of a message."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
 
 
 def read(path, size=None, raw=None):

@@ -1,27 +1,13 @@
-"""The recipe of a run: every hyper-parameter once, with its flag, its help and its range."""
+"""The recipe of a run: every hyper-parameter once, with its help and its range; and the named recipes."""
 
-import argparse
 import dataclasses
-import difflib
 import json
 import math
 import re
 from dataclasses import dataclass, field
 
 from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
-
-
-class RunError(Exception):
-    """The run cannot go on; the message is one line that says why and what is left."""
-
-
-class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line that says what would be right."""
-
-
-def printable(text):
-    """A text in one line: line breaks and all else that is not printed are escaped, as Python does it."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+from Training.errors import InputError
 
 
 def option(default, text, choices=None, low=None, high=None, check=None):
@@ -257,8 +243,8 @@ def _check(item, value):
 RECIPES = {
     # Wang et al. 2017, section 4.1; 160k steps of 64 images are 204.8 epochs of 50,000.
     "paper": dict(
-        epochs=205, batch_size=64, learning_rate=0.1, schedule="step", warmup_epochs=0.0, weight_decay=1e-4,
-        augmentation="crop", dropout=0.0, classifier_l2=0.0, validation_split=0.0,
+        geometry="paper", epochs=205, batch_size=64, learning_rate=0.1, schedule="step", warmup_epochs=0.0,
+        weight_decay=1e-4, augmentation="crop", dropout=0.0, classifier_l2=0.0, validation_split=0.0,
     ),
     # Wang et al. 2017, section 4.2: 530k steps, the rate divided by 10 at 200k, 400k and 500k. The batch is not stated
     # there; 256 images, our choice, make them 105.9 epochs of 1,281,167.
@@ -275,12 +261,12 @@ RECIPES = {
     ),
     # For one GPU, as fast training on CIFAR-10 is known to go: large batches with a high rate that falls linearly,
     # smoothed labels, no decay of norms and biases, bfloat16, all images on the device. Keras waits for the device at
-    # the end of each execution, and then works for a millisecond or more itself: it gets a quarter epoch at a time.
+    # the end of each execution, and then works for a millisecond or more itself: it gets an epoch at a time.
     "race": dict(
         epochs=40, batch_size=512, learning_rate=0.4, schedule="linear", warmup_epochs=8.0, weight_decay=5e-4,
         decay_all=False, label_smoothing=0.1, augmentation="crop", alternate_flip=True, cutout=8, dropout=0.0,
         classifier_l2=0.0, ema=0.99, test_flip=True, validation_split=0.0, precision="mixed_bfloat16", jit=True,
-        steps_per_execution=24, data_on_device=True, masks_every=0, checkpoint_epochs=1000,
+        steps_per_execution=97, data_on_device=True, masks_every=0, checkpoint_epochs=1000,
     ),
     # The same with time: smaller batches, mixed images, a long cosine.
     "best": dict(
@@ -298,85 +284,3 @@ RECIPES = {
 ASIDE = ("seed", "logs", "data_dir", "checkpoint_steps", "checkpoint_epochs", "masks_every", "histograms", "jit",
          "steps_per_execution", "data_on_device", "test_flip", "broken", "cache", "workers",
          "distribute")  # fmt: skip
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with every refusal in one line and a guess at a misspelt flag."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {printable(message)} (--help lists every flag)\n")
-
-    def parse_args(self, args=None, namespace=None):
-        known, unknown = self.parse_known_args(args, namespace)
-        self.refuse_unknown(unknown)
-        return known
-
-    def refuse_unknown(self, words):
-        if not words:
-            return
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(words[0].split("=")[0], flags, n=1)
-        self.error(f"unknown argument {words[0]!r}" + (f", did you mean {near[0]}?" if near else ""))
-
-
-def _boolean(text):
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"must be true or false, received {text!r}")
-    return words[text.lower()]
-
-
-def add_flags(parser):
-    """Give the parser one flag for each field of `Recipe`; a flag that is not given sets nothing."""
-    for item in dataclasses.fields(Recipe):
-        flag = "--" + item.name.replace("_", "-")
-        text = f"{item.metadata['help']} (default: {item.default!r})".replace("%", "%%")
-        extra = dict(help=text, default=argparse.SUPPRESS, dest=item.name)
-        if item.type is bool:
-            parser.add_argument(flag, nargs="?", const=True, type=_boolean, metavar="true|false", **extra)
-        elif item.metadata["choices"]:
-            parser.add_argument(flag, choices=item.metadata["choices"], **extra)
-        else:
-            parser.add_argument(flag, type=item.type, metavar=item.type.__name__.upper(), **extra)
-
-
-def parse(arguments, description):
-    """Turn command-line words into `(recipe, resume)`; `resume` is a run folder or None.
-
-    With `--resume` the recipe is the folder's own; only `--epochs` may be given beside it. Refusals are one line on
-    the standard error and exit code 2.
-    """
-    parser = Parser(prog="training_cifar10.py", description=description, allow_abbrev=False)
-    parser.add_argument(
-        "--recipe", choices=tuple(RECIPES), help="a named set of values; flags given beside it override it"
-    )
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
-    add_flags(parser)
-    given = vars(parser.parse_args(arguments))
-    name, resume = given.pop("recipe"), given.pop("resume")
-    try:
-        if resume is not None:
-            return _resumed(resume, name, given), resume
-        return Recipe(**{**RECIPES.get(name, {}), **given}), None
-    except InputError as error:
-        parser.error(str(error))
-
-
-def _resumed(folder, name, given):
-    """The recipe of the run in `folder`, with at most more epochs."""
-    if not folder:  # what a shell makes of "$RUN" where RUN is not set: no wish for a run of its own
-        raise InputError("--resume needs a run's folder, received ''")
-    try:
-        with open(f"{folder}/recipe.json", encoding="utf-8") as file:
-            recipe = Recipe.from_json(file.read())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise InputError(f"--resume needs a run's folder, and {folder}/recipe.json cannot be read: {reason}") from None
-    values = {**RECIPES.get(name, {}), **given}
-    other = [f"{key} (run: {getattr(recipe, key)!r}, given: {values[key]!r})"
-             for key in values if key != "epochs" and values[key] != getattr(recipe, key)]  # fmt: skip
-    if other:
-        raise InputError(f"--resume takes the recipe of the run, which differs in {', '.join(other)}")
-    if given.get("epochs", recipe.epochs) < recipe.epochs:
-        raise InputError(f"--epochs may only grow on --resume: the run has {recipe.epochs}, received {given['epochs']}")
-    return dataclasses.replace(recipe, epochs=given.get("epochs", recipe.epochs))

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from Training.console import duration, end, one_line_errors
+from Training.errors import InputError
+from Training.flags import Parser
 from Training.published import SOURCES, published
-from Training.recipe import ASIDE, InputError, Parser, Recipe
+from Training.recipe import ASIDE, Recipe
 
 PROGRAM = "Training.report"
 MOST_NAMED = 3  # values in a legend's line
@@ -92,7 +94,7 @@ def grouped(runs):
     return groups
 
 
-def spread(values, text="{:.2f}"):
+def mean_and_deviation(values, text="{:.2f}"):
     """The mean of values, with their sample standard deviation where there are several; "-" where one is missing."""
     if any(value is None for value in values):
         return "-"
@@ -121,10 +123,10 @@ def run_table(groups):
         rows.append([
             *(_called(name, value) for name, value in key),
             str(len(runs)),
-            *(spread([result.get(name) for result in results]) for name in ERRORS.values()),
+            *(mean_and_deviation([result.get(name) for result in results]) for name in ERRORS.values()),
             duration(np.mean([result["running_time_s"] for result in results])),
             f"{results[0]['parameters']:,}",
-            spread([result.get("images_per_s") for result in results], "{:.0f}"),
+            mean_and_deviation([result.get("images_per_s") for result in results], "{:.0f}"),
             _published(runs[0].recipe),
         ])  # fmt: skip
     return [header, *rows]
@@ -143,7 +145,7 @@ def pivot_table(groups, field):
     cells = {}
     for key, runs in groups.items():
         rest = tuple((name, value) for name, value in key if name != field)
-        error = spread([run.result["test_error_percent"] for run in runs])
+        error = mean_and_deviation([run.result["test_error_percent"] for run in runs])
         cells.setdefault(rest, {})[dict(key)[field]] = (error, _published(runs[0].recipe))
     shown = [_called(field, value) for value in values]
     names = [name for name, _ in next(iter(cells))]

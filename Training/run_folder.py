@@ -8,8 +8,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from Training.pictures import shown
-from Training.recipe import InputError
+from Training.errors import InputError, shown
 
 PACKAGES = ("keras", "tensorflow", "jax", "tensorboard", "numpy", "scikit-learn", "matplotlib", "pillow")
 

@@ -5,9 +5,8 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from Training.archives import one_line
-from Training.pictures import shown
-from Training.recipe import InputError, Recipe
+from Training.errors import InputError, one_line, shown
+from Training.recipe import Recipe
 
 
 def find(where, best=False):

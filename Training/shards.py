@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from Training import folder, pictures
-from Training.archives import one_line
-from Training.recipe import InputError, Parser
+from Training import folder
+from Training.errors import InputError, one_line, shown
+from Training.flags import Parser
 from Training.stream import Listing, hash_of
 
 INDEX = "index.npz"
@@ -95,13 +95,13 @@ def read(data_dir):
         parts = {name: _listing(data_dir, name, index, len(classes), hash_of(raw), place) for name in names}
     except OSError as error:
         raise InputError(
-            f"{pictures.shown(path)} cannot be read ({error.strerror or error}): --data-dir must be a folder that "
+            f"{shown(path)} cannot be read ({error.strerror or error}): --data-dir must be a folder that "
             "python -m Training.shards wrote to its end"
         ) from None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{pictures.shown(path)} is no index of shards: {error}") from None
+        raise InputError(f"{shown(path)} is no index of shards: {error}") from None
     if "train" not in parts:
-        raise InputError(f"{pictures.shown(path)} has no training pictures")
+        raise InputError(f"{shown(path)} has no training pictures")
     return parts, classes
 
 
@@ -115,7 +115,7 @@ def _listing(data_dir, part, index, classes, identity, place):
     np.maximum.at(ends, shard, offset + length)
     for path, end in zip(paths, ends):
         if path.stat().st_size < end:
-            raise InputError(f"{pictures.shown(path)} is truncated: it must have {end} bytes and more")
+            raise InputError(f"{shown(path)} is truncated: it must have {end} bytes and more")
 
     def fetch(i):
         with open(paths[shard[i]], "rb") as file:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from Training import pictures
-from Training.recipe import InputError
+from Training.errors import InputError
 
 TRIES = 10  # pictures of a class that are tried in the place of a broken one
 AREA = (0.08, 1.0)  # of a picture that a random crop takes

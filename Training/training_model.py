@@ -92,6 +92,9 @@ def training_model(network, changes=(), stored=None, label_smoothing=0.0):
         changes: layers of `augmentation.augmentations`, applied to raw images in training.
         stored: uint8 images to keep on the device, or None; with them the model takes indices.
         label_smoothing: see `cross_entropy`.
+
+    Returns:
+        A `TrainingModel`, not compiled.
     """
     if stored is None:
         inputs = x = keras.Input(network.input_shape[1:], name="images")

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from Training.pictures import shown
+from Training.errors import shown
 
 ENLARGED = 4  # times, images with masks over them: 32 pixels are too few to see both
 

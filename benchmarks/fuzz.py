@@ -28,7 +28,8 @@ import tiny  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from Training import archives, pictures  # noqa: E402
-from Training.recipe import InputError, Recipe  # noqa: E402
+from Training.errors import InputError  # noqa: E402
+from Training.recipe import Recipe  # noqa: E402
 
 SLOW_S = 5.0
 LARGEST_GROWTH = 2**30  # bytes that one case may take

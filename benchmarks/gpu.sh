@@ -13,6 +13,7 @@ fi
 cd "$(dirname "$0")/.."
 export KERAS_BACKEND="${KERAS_BACKEND:-jax}"
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/residual-attention-xla}"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 # or hundreds of small functions are compiled anew in each process
 python="${PYTHON:-python3}"
 peak="${PEAK:-790}"
 part="$1"

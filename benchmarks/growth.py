@@ -51,8 +51,8 @@ def watch(found):
             steps = [b - a for a, b in zip(self.ends, self.ends[1:])]
             found.append((resident(), statistics.median(steps)))
 
-    own = events.watchers
-    events.watchers = lambda *arguments: [*own(*arguments), Watch()]
+    own = events.event_callbacks
+    events.event_callbacks = lambda *arguments: [*own(*arguments), Watch()]
 
 
 def quarters(found):

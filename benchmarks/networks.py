@@ -16,7 +16,7 @@ import numpy as np
 
 from Model.geometries import NETWORKS
 from Training.console import one_line_errors, start_keras
-from Training.recipe import Parser
+from Training.flags import Parser
 
 PROGRAM = "benchmarks/networks.py"
 CASES = [(name, "paper", 32) for name in NETWORKS]

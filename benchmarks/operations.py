@@ -17,7 +17,7 @@ import numpy as np
 
 from Model.geometries import NETWORKS
 from Training.console import one_line_errors, start_keras
-from Training.recipe import Parser
+from Training.flags import Parser
 
 PROGRAM = "benchmarks/operations.py"
 STEPS = 10
@@ -27,7 +27,8 @@ SHOWN = 14
 def training_step(name, batch_size):
     """A function that trains one step of the default recipe on random images."""
     from Model import network
-    from Training.fit import compiled, mean_subtraction
+    from Training.fit import compiled
+    from Training.preprocessing import mean_subtraction
     from Training.recipe import Recipe
 
     built = network(name, preprocessing=mean_subtraction(np.full((32, 32, 3), 120.0, "float32")))

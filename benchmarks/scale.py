@@ -7,6 +7,7 @@ Nothing is run: the figures that go in are flags with their source in the help.
 """
 
 import argparse
+import math
 
 TRAIN_IMAGES = 1_281_167
 PAPER_IMAGES = 530_000 * 256  # Wang et al. 2017, section 4.2: 530k steps; 256 images a step is our choice
@@ -45,7 +46,7 @@ def main(arguments=None):
     flags = parser().parse_args(arguments)
     print("| GPUs | MFU | compute, ms | reduce, MB | reduce, ms | images/s | paper's run, days | 90 epochs, days |")
     print("|---|---|---|---|---|---|---|---|")
-    cores = []
+    rates = []
     for gpus in (1, 8, 64):
         for utilization in [flags.utilization] if flags.utilization else (0.15, 0.25, 0.35):
             rate, compute, volume, reduce, paper, long = row(flags, utilization, gpus)
@@ -53,10 +54,11 @@ def main(arguments=None):
                 f"| {gpus} | {utilization:.0%} | {compute:.1f} | {volume:.0f} | {reduce:.2f} | {rate:,.0f} "
                 f"| {paper:.3f} | {long:.3f} |"
             )
-            cores.append((gpus, utilization, rate))
+            rates.append((gpus, utilization, rate))
     if flags.decoded:
-        for gpus, utilization, rate in cores:
-            print(f"{gpus} GPUs at {utilization:.0%}: {rate / flags.decoded:,.0f} cores decode {rate:,.0f} images/s")
+        for gpus, utilization, rate in rates:
+            cores = math.ceil(rate / flags.decoded)
+            print(f"{gpus} GPUs at {utilization:.0%}: {cores:,} cores decode {rate:,.0f} images/s")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import subjects
 
 from Model.geometries import GEOMETRIES
 from Training.console import one_line_errors
-from Training.recipe import InputError
+from Training.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PARTS = ("import", "build", "first step")  # of the time to the first step

@@ -83,6 +83,18 @@ class Subject:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def training_parts():
+    """`compiled`, `Batches` and `mean_subtraction`, which earlier checkouts have all in `fit`."""
+    from Training import fit
+
+    try:
+        from Training.batches import Batches
+        from Training.preprocessing import mean_subtraction
+    except ImportError:
+        return fit.compiled, fit.Batches, fit.mean_subtraction
+    return fit.compiled, Batches, mean_subtraction
+
+
 class Ours(Subject):
     """The project's own training model, driven by Keras' `fit` as a run drives it."""
 
@@ -95,16 +107,16 @@ class Ours(Subject):
         import keras
 
         from Model import network
-        from Training import fit
         from Training.data import Examples
         from Training.recipe import Recipe
 
         self.tick("import")
         keras.config.set_dtype_policy(changes.get("precision", "float32"))
-        mean = fit.mean_subtraction(np.full(self.shape, 120.0, "float32"))
+        compiled, self.make_batches, mean_subtraction = training_parts()
+        mean = mean_subtraction(np.full(self.shape, 120.0, "float32"))
         self.network = network(words.network, geometry=words.geometry, preprocessing=mean)
-        self.model = fit.compiled(self.network, Recipe(batch_size=self.batch_size, **changes), BATCHES)
-        self.batches = fit.Batches(Examples(self.images, self.labels), self.batch_size, 0)
+        self.model = compiled(self.network, Recipe(batch_size=self.batch_size, **changes), BATCHES)
+        self.batches = self.make_batches(Examples(self.images, self.labels), self.batch_size, 0)
         self.tick("build")
         busy = time.thread_time()
         self.first["first step"] = self.fitted(2)[0]  # the second still warms up
@@ -167,9 +179,8 @@ class Ours(Subject):
     def evaluation(self, seconds):
         """Images a second of `predict`, in batches of 256."""
         from Training.data import Examples
-        from Training.fit import Batches  # where earlier checkouts, which are measured too, have it
 
-        batches = Batches(Examples(self.images, self.labels), min(EVALUATED, len(self.images)))
+        batches = self.make_batches(Examples(self.images, self.labels), min(EVALUATED, len(self.images)))
         spent = repeated(lambda: self.model.predict(batches, verbose=0), seconds)
         return len(self.images) / float(np.median(spent))
 
@@ -195,7 +206,7 @@ class Peer(Subject):
 
         self.tick("import")
         torch.manual_seed(0)
-        kind, depth = parse_name(words.network)
+        _, depth = parse_name(words.network)
         mean = np.full(self.shape, 120.0, "float32")
         self.model = peer.Network(depth, words.geometry, self.classes, self.shape[0], mean)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
@@ -256,7 +267,7 @@ def same_network(words):
     import peer
 
     from Model import network
-    from Training.fit import mean_subtraction
+    from Training.preprocessing import mean_subtraction
 
     rows = GEOMETRIES[words.geometry]
     mean = np.full((rows.pixels, rows.pixels, 3), 120.0, "float32")

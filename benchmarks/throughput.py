@@ -1,9 +1,9 @@
 """Images/s of training on one device, for batch sizes and precisions: python benchmarks/throughput.py
 
 Each cell is a training of its own on random images that lie on the device, through Keras' `fit` as a run drives it; the
-device is waited for at its first and last step only. Beside it: the same without augmentation, and the share of the
-device's peak (`--peak`, TFLOP/s) that the network's own operations make, 6 for each multiply-add. Writes
-`throughput.json` and `throughput.md` into `benchmarks/results/<name>`.
+device is waited for at its first and last step only. Beside it: for the largest batch the share of a step that is
+augmentation, and the share of the device's peak (`--peak`, TFLOP/s) that the network's own operations make, 6 for each
+multiply-add. Writes `throughput.json` and `throughput.md` into `benchmarks/results/<name>`, anew after each row.
 """
 
 import argparse
@@ -39,9 +39,10 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
-def race(batch_size, precision, augmentation):
-    """The recipe `race` with other values; without augmentation there is none at all."""
+def race(batch_size, precision, augmentation, steps):
+    """The recipe `race` with other values, all steps in one call; without augmentation there is none at all."""
     changes = {**RECIPES["race"], "batch_size": batch_size, "precision": precision, "augmentation": augmentation}
+    changes["steps_per_execution"] = steps
     return Recipe(**changes | ({"cutout": 0, "alternate_flip": False} if augmentation == "none" else {}))
 
 
@@ -51,15 +52,16 @@ def images_per_second(words, batch_size, precision, augmentation):
 
     from Model import network
     from Model.count import count
-    from Training import fit
+    from Training.fit import compiled
+    from Training.preprocessing import mean_subtraction
 
     keras.utils.clear_session()
     keras.config.set_dtype_policy(precision)
     shape = (GEOMETRIES[words.geometry].pixels,) * 2 + (3,)
     images = np.random.default_rng(0).integers(0, 256, (max(4096, batch_size), *shape), dtype="uint8")
-    mean = fit.mean_subtraction(np.full(shape, 120.0, "float32"))
+    mean = mean_subtraction(np.full(shape, 120.0, "float32"))
     made = network(words.network, geometry=words.geometry, preprocessing=mean)
-    model = fit.compiled(made, race(batch_size, precision, augmentation), words.steps, stored=images)
+    model = compiled(made, race(batch_size, precision, augmentation, words.steps), words.steps, stored=images)
     rng = np.random.default_rng(1)
 
     class Indices(keras.utils.PyDataset):
@@ -76,25 +78,36 @@ def images_per_second(words, batch_size, precision, augmentation):
     return words.steps * batch_size / (ends[2] - ends[1]), count(made)["multiply_adds"]
 
 
-def measure(words):
-    """Rows of figures, one a batch size and precision."""
-    rows = []
+def measured(words):
+    """Rows of figures, one a batch size and precision; each costs a compilation, that of the largest batch two."""
     for precision in words.precisions:
         for batch_size in words.batch_sizes:
             rate, multiply_adds = images_per_second(words, batch_size, precision, "crop")
-            plain, _ = images_per_second(words, batch_size, precision, "none")
+            share = None
+            if batch_size == max(words.batch_sizes):
+                share = round(1 - rate / images_per_second(words, batch_size, precision, "none")[0], 4)
             gc.collect()
             tflops = rate * multiply_adds * FLOP / 1e12
-            rows.append({
+            yield {
                 "precision": precision,
                 "batch_size": batch_size,
                 "images_per_s": round(rate, 1),
-                "share_of_augmentation": round(1 - rate / plain, 4),
+                "share_of_augmentation": share,
                 "tflop_per_s": round(tflops, 3),
                 "share_of_peak": round(tflops / words.peak, 4) if words.peak else None,
-            })  # fmt: skip
-            print(rows[-1], flush=True)
-    return rows
+            }
+
+
+def keep(words, machine, rows):
+    """Write what was measured so far, and return it as a table."""
+    folder = RESULTS / words.name
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"network": words.network, "geometry": words.geometry, "steps": words.steps, "peak_tflops": words.peak}
+    (folder / "throughput.json").write_text(json.dumps({**told, "environment": machine, "rows": rows}, indent=2) + "\n")
+    table = [list(rows[0]), *(["-" if value is None else str(value) for value in row.values()] for row in rows)]
+    on = f"{words.network}, {words.geometry}; {machine['device']}, {machine['backend']}\n\n"
+    (folder / "throughput.md").write_text(on + as_markdown(table))
+    return on + as_console(table)
 
 
 def main(arguments=None):
@@ -103,16 +116,12 @@ def main(arguments=None):
         start_keras()
         from Training.run_folder import environment
 
-        machine = environment()
-        rows = measure(words)
-    folder = RESULTS / words.name
-    folder.mkdir(parents=True, exist_ok=True)
-    told = {"network": words.network, "geometry": words.geometry, "steps": words.steps, "peak_tflops": words.peak}
-    (folder / "throughput.json").write_text(json.dumps({**told, "environment": machine, "rows": rows}, indent=2) + "\n")
-    table = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    on = f"{words.network}, {words.geometry}; {machine['device']}, {machine['backend']}\n\n"
-    (folder / "throughput.md").write_text(on + as_markdown(table))
-    print(on + as_console(table), end="")
+        machine, rows = environment(), []
+        for row in measured(words):
+            rows.append(row)
+            print(row, flush=True)
+            table = keep(words, machine, rows)
+    print(table, end="")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tiny import batch, official_files, pickled, write_folder, write_tar
 
 from Training import archives
 from Training.archives import ARCHIVES
-from Training.recipe import InputError
+from Training.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CIFAR10 = ARCHIVES["cifar10"]

@@ -6,7 +6,7 @@ import pytest
 from Training import data
 from Training.batches import Batches, even_batch
 from Training.data import Examples
-from Training.recipe import InputError
+from Training.errors import InputError
 
 
 def test_digits_are_real_and_split_by_class():

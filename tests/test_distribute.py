@@ -11,7 +11,8 @@ import tiny
 from Training import data
 from Training.batches import Batches, even_batch
 from Training.devices import Devices, possible, refuse
-from Training.recipe import InputError, Recipe
+from Training.errors import InputError
+from Training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))

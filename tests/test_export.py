@@ -10,7 +10,7 @@ import pytest
 
 from Model import Geometry, Stage, residual_attention_network
 from Training import data, export
-from Training.fit import mean_subtraction
+from Training.preprocessing import mean_subtraction
 from Training.recipe import Recipe
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"

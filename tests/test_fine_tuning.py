@@ -8,9 +8,10 @@ import pytest
 import tiny
 
 import training_cifar10
+from Training.errors import InputError
 from Training.fine_tuning import freeze, load_weights
-from Training.fit import mean_subtraction
-from Training.recipe import InputError, Recipe
+from Training.preprocessing import mean_subtraction
+from Training.recipe import Recipe
 
 pytestmark = pytest.mark.backends
 WORDS = ["--dataset=digits", "--samples=32", "--batch-size=16", "--epochs=1", "--warmup-epochs=0", "--masks-every=0",

@@ -2,6 +2,9 @@
 
 import dataclasses
 import gc
+import itertools
+import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -11,12 +14,16 @@ from tiny import tiny_build, tiny_network
 
 from Training import data
 from Training.batches import Batches, even_batch
+from Training.callbacks import EpochMeter
+from Training.checkpoint import Checkpoints
 from Training.console import duration
 from Training.devices import ONE
-from Training.fit import batched, compiled, fit, mean_subtraction
+from Training.errors import InputError, RunError
+from Training.fit import batched, compiled, fit
 from Training.momentum import SGD
 from Training.optimizers import learning_rate, optimizer, with_l2
-from Training.recipe import RECIPES, InputError, Recipe
+from Training.preprocessing import mean_subtraction
+from Training.recipe import RECIPES, Recipe
 from Training.report import read_history
 from Training.training_model import ImagesOnDevice, TrainingModel, training_model
 
@@ -201,6 +208,30 @@ def test_images_on_the_device_and_a_whole_epoch_a_call_change_nothing(tmp_path):
     np.testing.assert_allclose(losses, same, rtol=1e-5)
     for a, b in zip(weights, again):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_steps_are_counted_where_the_last_call_of_an_epoch_has_fewer(tmp_path, monkeypatch):
+    """Keras numbers the last step as if that call had as many as every other."""
+    seconds = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
+    batches = Batches(data.Examples(np.zeros((194, 1, 1, 3), "uint8"), np.zeros(194, "int32")), 2, seed=0)
+    model = SimpleNamespace(optimizer=SimpleNamespace(learning_rate=0.1), jax_state_sync=lambda: None)
+    meter, checkpoints = EpochMeter(batches), Checkpoints(tmp_path, {}, len(batches), {})
+    for each in (meter, checkpoints):
+        each.set_model(model)
+    meter.compiled = True
+    meter.on_train_begin()
+    for epoch in range(2):
+        logs = {}
+        for each in (meter, checkpoints):
+            each.on_epoch_begin(epoch)
+        for step in (23, 47, 71, 95, 119):
+            meter.on_train_batch_end(step, {"loss": 1.0})
+        meter.on_epoch_end(epoch, logs)
+        assert logs["images_per_second"] == 97 * 2 / 5
+        assert logs["seconds"] == 7, "also what came before the epoch"
+    with pytest.raises(RunError, match="step 97 of epoch 2"):
+        checkpoints.on_train_batch_end(119, {"loss": float("nan")})
 
 
 @pytest.mark.backends

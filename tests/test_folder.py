@@ -13,12 +13,15 @@ import training_cifar10
 from Training import data, events, export, figures, folder, shards
 from Training.batches import Batches
 from Training.callbacks import EpochOrder
-from Training.checkpoint import RunError, stored, unpack
+from Training.checkpoint import stored, unpack
 from Training.data import Data, Examples
+from Training.errors import InputError, RunError
 from Training.evaluation import top_5
-from Training.fit import fit, mean_subtraction
+from Training.fit import fit
+from Training.flags import parse
 from Training.optimizers import learning_rate
-from Training.recipe import InputError, Recipe, parse
+from Training.preprocessing import mean_subtraction
+from Training.recipe import Recipe
 from Training.stream import Stream, local_order, scale_crop
 
 CLASSES = ("ant", "bee", "cat")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from Training import pictures
-from Training.recipe import InputError
+from Training.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::Warning:PIL\.")
 

@@ -15,8 +15,8 @@ from tiny import tiny_network
 
 import predict
 from Training import view
-from Training.fit import mean_subtraction
 from Training.inspection import mask_model
+from Training.preprocessing import mean_subtraction
 
 pytestmark = pytest.mark.backends
 

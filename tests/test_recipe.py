@@ -10,7 +10,9 @@ import pytest
 
 from benchmarks import convolutions, networks, operations
 from benchmarks.throughput import race
-from Training.recipe import RECIPES, InputError, Recipe, parse
+from Training.errors import InputError
+from Training.flags import parse
+from Training.recipe import RECIPES, Recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,8 +62,9 @@ def test_named_recipes_are_possible_and_round_trip(name):
 
 @pytest.mark.parametrize("augmentation", ["crop", "none"])
 def test_recipe_of_the_throughput_benchmark_is_possible(augmentation):
-    recipe = race(256, "float32", augmentation)
+    recipe = race(256, "float32", augmentation, 100)
     assert (recipe.batch_size, recipe.precision, recipe.augmentation) == (256, "float32", augmentation)
+    assert recipe.steps_per_execution == 100
     assert bool(recipe.cutout) == (augmentation == "crop")
 
 

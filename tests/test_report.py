@@ -128,7 +128,7 @@ def test_every_experiment_s_runs_are_possible_and_different(name):
 
 
 def test_commands_give_the_recipe_back():
-    from Training.recipe import parse
+    from Training.flags import parse
 
     for name in experiments.EXPERIMENTS:
         for recipe in experiments.recipes(name, quick=True, logs="somewhere", data_dir="here"):

@@ -17,8 +17,8 @@ import tiny
 
 import training_cifar10
 from Training import checkpoint, run_folder
-from Training.checkpoint import RunError, pack, stored, unpack
-from Training.recipe import InputError
+from Training.checkpoint import pack, stored, unpack
+from Training.errors import InputError, RunError
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -158,11 +158,12 @@ def test_folder_lost_half_way_ends_in_one_line(how, tmp_path, monkeypatch, capsy
                 shutil.rmtree(folder / "backup", ignore_errors=True)
                 (folder / "backup").write_text("")
 
-    monkeypatch.setattr(events, "watchers", lambda *_: [Lose()])
+    monkeypatch.setattr(events, "event_callbacks", lambda *_: [Lose()])
     err = refused(monkeypatch, capsys, 1, *WORDS, "--logs", str(tmp_path))
     assert "written" in err
 
 
+@pytest.mark.backends
 def test_loss_that_is_not_finite_names_step_and_rate(tmp_path, monkeypatch, capsys):
     def broken(recipe, data):
         network = tiny.tiny_build(recipe, data)

@@ -27,8 +27,9 @@ ROOT = Path(__file__).parent.parent
 WORDS = ["--dataset=digits", "--samples=64", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--masks-every=1"]
 RESULT = {
     "test_accuracy", "test_loss", "test_error_percent", "train_error_percent", "validation_accuracy",
-    "validation_loss", "validation_error_percent", "running_time_s", "first_step_s", "images_per_s", "parameters",
-    "epochs", "dataset", "model", "learning", "backend", "device", "seed", "test_top_5_error_percent",
+    "validation_loss", "validation_error_percent", "running_time_s", "first_step_s", "training_time_s",
+    "images_per_s", "parameters", "epochs", "dataset", "model", "learning", "backend", "device", "seed",
+    "test_top_5_error_percent",
 }  # fmt: skip
 SCALARS = {f"epoch_{name}" for name in ("loss", "accuracy", "learning_rate", "images_per_second", "seconds")}
 SCALARS.add("epoch_first_step_seconds")
@@ -77,6 +78,7 @@ def test_run_folder_explains_itself(logs):
     assert (result["dataset"], result["epochs"], result["backend"]) == ("digits", 3, keras.backend.backend())
     assert result["test_error_percent"] == pytest.approx(100 * (1 - result["test_accuracy"]), abs=1e-3)
     assert result["images_per_s"] > 0 and result["running_time_s"] > 0
+    assert result["running_time_s"] - result["first_step_s"] < result["training_time_s"] < result["running_time_s"]
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["packages"]["keras"] == keras.__version__ and environment["device"] == result["device"]
     assert len(json.loads((folder / "split.json").read_text())["validation"]) == 144

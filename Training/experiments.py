@@ -16,7 +16,7 @@ from Training.console import duration, end, one_line_errors
 from Training.flags import Parser
 from Training.recipe import RECIPES, Recipe
 
-PROGRAM = "Training.experiments"
+PROGRAM = "python -m Training.experiments"
 SCRIPT = Path(__file__).parent.parent / "training_cifar10.py"
 
 
@@ -174,7 +174,7 @@ def summary(name, planned, logs):
 
 def parse(arguments):
     about = "\n".join(f"  {name:<15} {each.about}" for name, each in EXPERIMENTS.items())
-    parser = Parser(prog=f"python -m {PROGRAM}", description=f"{__doc__}\n{about}", allow_abbrev=False)
+    parser = Parser(prog=PROGRAM, description=f"{__doc__}\n{about}", allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name", choices=tuple(EXPERIMENTS), metavar="NAME", help=", ".join(EXPERIMENTS))
     parser.add_argument("--quick", action="store_true", help="few images and epochs: 15 minutes on 2 cores")

@@ -19,7 +19,7 @@ from Training.data import of_recipe, photographs
 from Training.errors import InputError, shown
 from Training.flags import Parser
 
-PROGRAM = "Training.figures"
+PROGRAM = "python -m Training.figures"
 MEASURED = 256  # images that responses are averaged over
 
 
@@ -139,7 +139,7 @@ def confusion(words):
 
 
 def parse(arguments):
-    parser = Parser(prog=f"python -m {PROGRAM}", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     chosen = parser.add_subparsers(dest="figure", required=True, parser_class=Parser)
     for make in (masks, channels, responses, confusion):

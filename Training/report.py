@@ -15,7 +15,7 @@ from Training.flags import Parser
 from Training.published import SOURCES, published
 from Training.recipe import ASIDE, Recipe
 
-PROGRAM = "Training.report"
+PROGRAM = "python -m Training.report"
 MOST_NAMED = 3  # values in a legend's line
 NAMED = ("dataset", "model", "learning")  # always told of a run
 ERRORS = {"test": "test_error_percent", "validation": "validation_error_percent", "train": "train_error_percent"}
@@ -215,7 +215,7 @@ def save_picture(picture, path):
 
 
 def parse(arguments):
-    parser = Parser(prog=f"python -m {PROGRAM}", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
     parser.add_argument("--format", choices=tuple(FORMATS), default="console", help="of the table (default: console)")
     parser.add_argument("--columns", metavar="FIELD", help="test errors with this field's values side by side")

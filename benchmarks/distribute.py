@@ -8,10 +8,8 @@ step, augmentation and dropout on. The devices are parts of one CPU; the process
 """
 
 import csv
-import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,12 +29,7 @@ TOLERANCE = 1e-3
 
 
 def start(backend, *words, script=kill.SCRIPT, **environment):
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    ours = {"PYTHONPATH": paths, "KERAS_BACKEND": backend, **environment}
-    return subprocess.Popen(
-        [sys.executable, "-u", "-c", script, *words],
-        cwd=ROOT, env={**os.environ, **ours}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    return kill.start(*words, script=script, KERAS_BACKEND=backend, **environment)
 
 
 def start_processes(*words, script=kill.SCRIPT, **environment):

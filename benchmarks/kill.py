@@ -28,12 +28,12 @@ WORDS = ["--dataset=digits", "--samples=128", "--batch-size=16", "--epochs=8", "
          "--dropout=0.3", "--patience=7", "--checkpoint-steps=3"]  # fmt: skip
 
 
-def start(*words):
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+def start(*words, script=SCRIPT, **environment):
+    """A process of the script with these words, in this environment beside its own."""
+    ours = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
     return subprocess.Popen(
-        [sys.executable, "-u", "-c", SCRIPT, *words],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-u", "-c", script, *words],
+        cwd=ROOT, env={**os.environ, **ours}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def compiled(network, recipe, steps_per_epoch, fill=0.0, stored=None):
         mix=recipe.mix,
         seed=recipe.seed,
     )
-    model = training_model(network, changes, stored, recipe.label_smoothing)
+    model = training_model(network, changes, stored, recipe.label_smoothing, recipe.batch_size)
     model.compile(
         optimizer=optimizer(recipe, steps_per_epoch),
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],

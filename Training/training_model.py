@@ -4,6 +4,7 @@ import keras
 from keras import layers, ops
 
 from Module.replicas import replicas
+from Training.graph import lean
 
 
 def logits_model(network):
@@ -64,6 +65,7 @@ class TrainingModel(keras.Model):
     """
 
     label_smoothing = 0.0
+    batch_size = None  # images in each step of `fit`, where it is known
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         logits, share = _pair(y_pred)
@@ -78,13 +80,19 @@ class TrainingModel(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         return super().compute_metrics(x, y, _pair(y_pred)[0], sample_weight)
 
+    def make_train_function(self, force=False):
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            if keras.backend.backend() == "tensorflow":
+                self.train_function = lean(self, self.train_function)
+
 
 def _pair(output):
     """What a training model or a layer gives, as a value and a share, which is None where nothing is mixed."""
     return tuple(output) if isinstance(output, tuple | list) else (output, None)
 
 
-def training_model(network, changes=(), stored=None, label_smoothing=0.0):
+def training_model(network, changes=(), stored=None, label_smoothing=0.0, batch_size=None):
     """What is fitted around a network.
 
     Args:
@@ -92,6 +100,7 @@ def training_model(network, changes=(), stored=None, label_smoothing=0.0):
         changes: layers of `augmentation.augmentations`, applied to raw images in training.
         stored: uint8 images to keep on the device, or None; with them the model takes indices.
         label_smoothing: see `cross_entropy`.
+        batch_size: int, images in each step of `fit`, or None where they vary.
 
     Returns:
         A `TrainingModel`, not compiled.
@@ -108,4 +117,5 @@ def training_model(network, changes=(), stored=None, label_smoothing=0.0):
     outputs = logits if share is None else (logits, share)
     model = TrainingModel(inputs, outputs, name=f"{network.name}_training")
     model.label_smoothing = label_smoothing
+    model.batch_size = batch_size
     return model

@@ -123,6 +123,37 @@ def test_nothing_is_traced_again_and_nothing_grows(tmp_path, monkeypatch):
 
 
 @pytest.mark.backends
+def test_steps_are_keras_own_within_rounding():
+    """One graph of a known batch size, without the graph optimizer, against the functions that it replaces."""
+
+    def losses(own):
+        keras.utils.set_random_seed(0)
+        recipe = Recipe(batch_size=16, learning_rate=0.002, schedule="constant", warmup_epochs=0.0)
+        model = compiled(tiny_network(input_shape=(32, 32, 3), dropout=0.0), recipe, 20)
+        if own:
+            keras.Model.make_train_function(model)
+        draw = np.random.default_rng(0)
+        images = draw.integers(0, 256, (320, 32, 32, 3), dtype="uint8")
+        batches, seen = Batches(data.Examples(images, draw.integers(0, 10, 320)), 16, seed=0), []
+        watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(logs["loss"]))
+        model.fit(batches, shuffle=False, verbose=0, callbacks=[watch])
+        return seen
+
+    ours = losses(own=False)
+    assert len(ours) == 20
+    np.testing.assert_allclose(ours, losses(own=True), rtol=1e-5)
+
+
+def test_a_batch_of_another_size_is_refused_and_the_graph_optimizer_stays_on_elsewhere():
+    tf = pytest.importorskip("tensorflow")
+    model = compiled(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
+    images, labels = np.zeros((10, 32, 32, 3), "uint8"), np.zeros(10, "int32")
+    assert np.isfinite(model.train_on_batch(images, labels)[0]), "of any size where it is no part of fit"
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+        model.fit(Batches(data.Examples(images, labels), 5, seed=0), shuffle=False, verbose=0)
+    assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")
+
+
 def test_decay_spares_norms_and_biases_on_request():
     for kind in ("l2", "decoupled"):
         recipe = dataclasses.replace(

@@ -122,7 +122,6 @@ def test_nothing_is_traced_again_and_nothing_grows(tmp_path, monkeypatch):
     assert living.counts[-1] - living.counts[2] < 50
 
 
-@pytest.mark.backends
 def test_steps_are_keras_own_within_rounding():
     """One graph of a known batch size, without the graph optimizer, against the functions that it replaces."""
 
@@ -145,7 +144,8 @@ def test_steps_are_keras_own_within_rounding():
 
 
 def test_a_batch_of_another_size_is_refused_and_the_graph_optimizer_stays_on_elsewhere():
-    tf = pytest.importorskip("tensorflow")
+    import tensorflow as tf
+
     model = compiled(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
     images, labels = np.zeros((10, 32, 32, 3), "uint8"), np.zeros(10, "int32")
     assert np.isfinite(model.train_on_batch(images, labels)[0]), "of any size where it is no part of fit"
@@ -154,6 +154,22 @@ def test_a_batch_of_another_size_is_refused_and_the_graph_optimizer_stays_on_els
     assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_the_graph_optimizer_is_left_out_of_float32_steps_on_a_cpu(precision, monkeypatch):
+    import tensorflow as tf
+
+    seen, step = [], TrainingModel.train_step
+    switch = tf.config.optimizer.get_experimental_options
+    monkeypatch.setattr(TrainingModel, "train_step", lambda *a: seen.append(switch()) or step(*a))
+    keras.config.set_dtype_policy(precision)
+    model = compiled(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
+    examples = data.Examples(np.zeros((8, 32, 32, 3), "uint8"), np.zeros(8, "int32"))
+    model.fit(Batches(examples, 8, seed=0), shuffle=False, verbose=0)
+    left_out = precision == "float32" and not tf.config.list_physical_devices("GPU")
+    assert [options.get("disable_meta_optimizer", False) for options in seen] == [left_out]
+
+
+@pytest.mark.backends
 def test_decay_spares_norms_and_biases_on_request():
     for kind in ("l2", "decoupled"):
         recipe = dataclasses.replace(

@@ -8,7 +8,7 @@ from Module.replicas import replicas
 def lean(model, function):
     """What `fit` calls for its steps, made ready in less time than Keras' own function, which it replaces.
 
-    On a CPU in float32 TensorFlow's graph optimizer is left out: it takes longer than all of tracing and makes no step
+    On a CPU in float32 TensorFlow's graph optimizer is left out: it takes as long as all of tracing and makes no step
     faster (docs/speed.md). In bfloat16 it fuses what pays, and on a GPU it chooses the layout: there it stays. Where a
     call is one step, that is one graph, `whole_step`, where Keras has one within another.
 

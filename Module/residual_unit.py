@@ -3,14 +3,13 @@
 import keras
 from keras import layers
 
+from Module.convolution import Conv2D
 from Module.normalization import BatchNormalization
 
 
 def convolution(filters, kernel_size, strides=1, **kwargs):
     """A convolution as the authors have them: no bias, He initialization."""
-    return layers.Conv2D(
-        filters, kernel_size, strides=strides, use_bias=False, kernel_initializer="he_normal", **kwargs
-    )
+    return Conv2D(filters, kernel_size, strides=strides, use_bias=False, kernel_initializer="he_normal", **kwargs)
 
 
 def strided_convolution(filters, kernel_size, strides, name, dtype, **kwargs):

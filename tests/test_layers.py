@@ -308,6 +308,33 @@ def test_normalization_trains_as_keras_layer_does(known):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=a.path)
 
 
+@pytest.mark.parametrize("kernel, strides", [(1, 1), (1, 2), (3, 1)])
+def test_convolution_in_bfloat16_is_keras_own_with_its_gradients(kernel, strides):
+    """Within bfloat16's rounding: products may sum in another order."""
+    from Module.convolution import Conv2D
+
+    x = keras.random.normal((4, 6, 5, 16), seed=0)
+    known = keras.layers.Conv2D(24, kernel, strides, dtype="mixed_bfloat16", use_bias=False)
+    ours = Conv2D(24, kernel, strides, dtype="mixed_bfloat16", use_bias=False)
+    results = []
+    for layer in (known, ours):
+        layer.build(x.shape)
+        layer.set_weights(known.get_weights())
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x)
+                loss = tf.reduce_mean(tf.square(tf.cast(y, "float32")))
+            results.append([y, *tape.gradient(loss, [x, layer.kernel.value])])
+        else:
+            results.append([layer(x)])
+    for expected, given in zip(*results):
+        expected, given = (np.asarray(keras.ops.cast(each, "float32")) for each in (expected, given))
+        np.testing.assert_allclose(given, expected, rtol=0.02, atol=0.01 * np.abs(expected).max())
+
+
 def test_normalization_of_values_far_from_zero():
     """Sums of squares must not cancel, once the moving mean is near."""
     layer = BatchNormalization()

@@ -1,10 +1,15 @@
-# Every target but setup and clean takes ARGS="..."; PYTHON names the interpreter that makes the environment.
+# Every target but setup and clean takes ARGS="..."; PYTHON names the interpreter that creates the environment.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# GPU=1: the CUDA packages of KERAS_BACKEND, which is tensorflow by default.
+GPU_STAMP := .venv/installed-$(if $(filter jax,$(KERAS_BACKEND)),jax-gpu,gpu)
 
 .PHONY: setup demo train tensorboard notebooks test lint clean
 
-setup: .venv/installed
+setup: .venv/installed $(if $(filter-out 0,$(GPU)),$(GPU_STAMP))
 
 demo: .venv/installed
 	$(BIN)/python training_cifar10.py --dataset digits --recipe quick $(ARGS)
@@ -18,12 +23,21 @@ tensorboard: .venv/installed
 notebooks: .venv/installed-dev
 	$(BIN)/jupyter execute --inplace --timeout=-1 training_56.ipynb training_92.ipynb $(ARGS)
 
-# The second pass runs what must hold on every backend once more, on JAX. Its time is XLA's: compiled without optimization
-# the tests take 60 % of the processor time.
+# The second pass repeats, on JAX, the tests that must hold on every backend. Its time is XLA's: compiled without
+# optimization, the tests take 60 % of the processor time. Both passes always run; the last line has the counts of both,
+# taken from the JUnit files. With ARGS, the second pass may select no test, which is pytest's exit code 5.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
-	XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" \
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 --dist loadfile -m backends $(ARGS)
+	@rm -f .venv/junit-*.xml; failed=0; \
+	$(TESTS) --junitxml .venv/junit-tensorflow.xml $(ARGS) || failed=1; \
+	XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" KERAS_BACKEND=jax \
+	$(TESTS) --junitxml .venv/junit-jax.xml -m backends $(ARGS) || [ $$? = 5 ] || failed=1; \
+	for pass in tensorflow jax; do \
+		printf '%s: ' "$$pass"; \
+		grep -o '<testsuite [^>]*>' .venv/junit-$$pass.xml 2>/dev/null | \
+		grep -oE '(errors|failures|skipped|tests|time)="[0-9.]+"' | tr -d '"' | tr '\n' ' ' | grep . || printf 'no result '; \
+	done | tr '\n' ' '; \
+	if [ $$failed = 0 ]; then echo "-> ok"; else echo "-> NOT ok"; fi; \
+	exit $$failed
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check $(ARGS) .
@@ -31,13 +45,17 @@ lint: .venv/installed-dev
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	{ echo "Python 3.11 or newer is needed, $$($(PYTHON) --version) is here: make PYTHON=python3.12 ..."; exit 1; }
+	{ echo "Python 3.11 or newer is required, found $$($(PYTHON) --version): make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) -r requirements.txt
 	@touch $@
 
 .venv/installed-dev: requirements-dev.txt requirements-jax.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+.venv/installed-%: requirements-%.txt .venv/installed
+	$(PIP) -r requirements-$*.txt
 	@touch $@
 
 clean:

@@ -1,0 +1,87 @@
+"""The documents agree with the project: links, commands, requirements, the plain Keras example."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])
+PLANNED = {"weights/README.md", "Training.tools.evaluate"}  # documented, and added with the trained weights
+
+
+def requirements(name):
+    """Return the packages that a requirements file lists itself, without those that it includes."""
+    lines = (ROOT / name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith(("#", "-r "))]
+
+
+def can_be_run(module):
+    """Return whether `python -m module` finds a file in the project."""
+    path = ROOT / module.replace(".", "/")
+    return path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1300
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files(path):
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text())
+    missing = {target for target in targets if not (path.parent / target).exists()}
+    assert missing <= PLANNED
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_that_are_run_exist(path):
+    if path.name == "CHANGELOG.md":
+        pytest.skip("names commands of the past")
+    modules = set(re.findall(r"python -m ((?:Training|benchmarks|Model)[\w.]*\w)", path.read_text()))
+    missing = {name for name in modules if not can_be_run(name)}
+    assert missing <= PLANNED
+
+
+def test_requirements_files_are_those_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert requirements("requirements.txt") == project["dependencies"]
+    for extra in ("gpu", "jax", "jax-gpu", "export", "tfds"):
+        assert requirements(f"requirements-{extra}.txt") == project["optional-dependencies"][extra]
+    dev = requirements("requirements-jax.txt") + requirements("requirements-dev.txt")
+    assert dev == project["optional-dependencies"]["dev"]
+
+
+def test_lock_has_a_version_within_each_range():
+    from packaging.requirements import Requirement
+
+    pins = dict(line.split("==") for line in requirements("requirements.lock"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(pins[wanted.name]), text
+
+
+def test_plain_keras_example_of_the_readme_trains(monkeypatch, capsys):
+    random = np.random.default_rng(0)
+
+    def part(count):
+        return random.integers(0, 256, (count, 32, 32, 3), "uint8"), random.integers(0, 10, (count, 1))
+
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: (part(8), part(4)))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    code = next(block for block in blocks if ".fit(" in block)
+    # Narrower layers, and no time spent on tracing and compiling for two steps.
+    lighter = {
+        "epochs=8": "epochs=1",
+        "56(": "56(geometry='paper', ",
+        '["accuracy"])': '["accuracy"], run_eagerly=True)',
+    }
+    for text, replacement in lighter.items():
+        assert text in code
+        code = code.replace(text, replacement)
+    exec(code, {})
+    loss, accuracy = map(float, capsys.readouterr().out.strip().splitlines()[-1].strip("[]").split(","))
+    assert np.isfinite(loss) and 0 <= accuracy <= 1

@@ -36,7 +36,7 @@ def build(recipe, data):
 
 def read(recipe):
     """The recipe's data; what a person should know of streamed pictures is printed."""
-    from Training.data import described, of_recipe
+    from Training.data.datasets import described, of_recipe
 
     data = of_recipe(recipe)
     if is_streamed(recipe.dataset):

@@ -18,7 +18,7 @@ class Batches(keras.utils.PyDataset):
     `(batch,)`; labels, int `(batch,)`; and where a last batch had to be filled, float32 weights `(batch,)`.
 
     Args:
-        examples: `data.Examples`.
+        examples: `datasets.Examples`.
         batch_size: int, images a batch.
         seed: int, or None for the given order with a shorter last batch. With a seed each epoch is shuffled, and
             what does not fill a batch is left out of that epoch, so that every step has one shape.

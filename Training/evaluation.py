@@ -5,7 +5,7 @@ import numpy as np
 
 from Training.batches import Batches, even_batch
 from Training.console import duration
-from Training.data import Examples, evenly
+from Training.data.datasets import Examples, evenly
 from Training.devices import ONE
 from Training.training_model import cross_entropy, logits_model
 
@@ -18,7 +18,7 @@ def scores(model, examples, devices=ONE, mirrored=False):
 
     Args:
         model: from raw images to logits, see `training_model.logits_model`.
-        examples: `data.Examples`.
+        examples: `datasets.Examples`.
         devices: `devices.Devices`.
         mirrored: bool.
 
@@ -65,7 +65,7 @@ def evaluate(network, data, flip=False, devices=ONE):
 
     Args:
         network: the functional model of `Model`.
-        data: `data.Data`.
+        data: `datasets.Data`.
         flip: bool, whether the test set is predicted a second time, with the probabilities of each image and its
             mirror image averaged. Reported beside the plain error, never in its place.
         devices: `devices.Devices`.

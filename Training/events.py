@@ -34,7 +34,7 @@ def event_callbacks(folder, network, examples, recipe, resumed):
     Args:
         folder: path of the run's folder.
         network: the network whose masks are shown.
-        examples: `data.Examples`, whose first images are shown.
+        examples: `datasets.Examples`, whose first images are shown.
         recipe: `recipe.Recipe`.
         resumed: bool, whether what a run writes at its start is already there.
     """

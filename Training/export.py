@@ -14,7 +14,7 @@ import numpy as np
 
 from Training import saved
 from Training.console import end, one_line_errors, silent_stderr, start_keras
-from Training.data import of_recipe
+from Training.data.datasets import of_recipe
 from Training.errors import InputError, one_line, shown
 from Training.flags import Parser
 from Training.recipe import DATASETS, Recipe, is_streamed

@@ -15,7 +15,7 @@ import numpy as np
 
 from Training import pictures, saved
 from Training.console import one_line_errors, start_keras
-from Training.data import of_recipe, photographs
+from Training.data.datasets import of_recipe, photographs
 from Training.errors import InputError, shown
 from Training.flags import Parser
 

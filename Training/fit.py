@@ -63,7 +63,7 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
 
     Args:
         network: the functional model of `Model`, weights and all.
-        data: `data.Data`.
+        data: `datasets.Data`.
         recipe: `recipe.Recipe`.
         folder: path of the run's folder; gets history.csv, best.keras, last.keras, backup/ and event files.
         make_events: function of whether the run is resumed, giving callbacks that see each epoch's complete logs.

@@ -107,7 +107,7 @@ class Ours(Subject):
         import keras
 
         from Model import network
-        from Training.data import Examples
+        from Training.data.datasets import Examples
         from Training.recipe import Recipe
 
         self.tick("import")
@@ -178,7 +178,7 @@ class Ours(Subject):
 
     def evaluation(self, seconds):
         """Images a second of `predict`, in batches of 256."""
-        from Training.data import Examples
+        from Training.data.datasets import Examples
 
         batches = self.make_batches(Examples(self.images, self.labels), min(EVALUATED, len(self.images)))
         spent = repeated(lambda: self.model.predict(batches, verbose=0), seconds)

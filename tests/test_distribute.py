@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from Training import data
+from Training.data.datasets import datasets
 from Training.batches import Batches, even_batch
 from Training.devices import Devices, possible, refuse
 from Training.errors import InputError
@@ -98,7 +98,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_same_end(jax
 
 
 def test_batches_are_shared_without_gap_or_overlap():
-    examples = data.load("digits", samples=50).train
+    examples = datasets.load("digits", samples=50).train
     whole = Batches(examples, 12, seed=3)
     parts = [Batches(examples, 12, seed=3, devices=Devices(4, 2, process)) for process in range(2)]
     for step in range(len(whole)):
@@ -109,7 +109,7 @@ def test_batches_are_shared_without_gap_or_overlap():
 @pytest.mark.parametrize("devices", [1, 2, 7, 64])
 def test_what_fills_up_the_last_batch_has_no_weight(devices):
     """Means over batches, as Keras takes them, are those over the examples."""
-    examples = data.load("digits", samples=50).train
+    examples = datasets.load("digits", samples=50).train
     batches = Batches(examples, even_batch(50, devices), devices=Devices(devices))
     values, counts = [], []
     for images, labels, *weights in (batches[i] for i in range(len(batches))):
@@ -124,7 +124,7 @@ def test_weights_of_images_count_in_loss_and_accuracy():
     from Training.fit import compiled
 
     recipe = Recipe(dataset="digits", batch_size=10, classifier_l2=0.0)
-    examples = data.load("digits", samples=45).train
+    examples = datasets.load("digits", samples=45).train
     model = compiled(tiny.tiny_network(classifier_l2=0.0), recipe, 4)
     plain = model.evaluate(examples.images, examples.labels, batch_size=15, verbose=0)
     filled = Batches(examples, 16, devices=Devices(8))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from Model import Geometry, Stage, residual_attention_network
-from Training import data, export
+from Training import export
+from Training.data.datasets import datasets
 from Training.preprocessing import mean_subtraction
 from Training.recipe import Recipe
 
@@ -23,7 +24,7 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     keras.utils.set_random_seed(3)
     keras.config.set_dtype_policy(request.param)
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     geometry = Geometry(stem_filters=4, stem_kernel=3, stem_pool=2, stages=(Stage(4, 2, 1),), tail=())
     network = residual_attention_network(geometry=geometry, preprocessing=mean_subtraction(digits.mean))
     network.save(folder / "last.keras")

@@ -12,7 +12,7 @@ import pytest
 from keras import ops
 from tiny import tiny_build, tiny_network
 
-from Training import data
+from Training.data.datasets import datasets
 from Training.batches import Batches, even_batch
 from Training.callbacks import EpochMeter
 from Training.checkpoint import Checkpoints
@@ -116,7 +116,7 @@ def test_nothing_is_traced_again_and_nothing_grows(tmp_path, monkeypatch):
     loss = TrainingModel.compute_loss
     monkeypatch.setattr(TrainingModel, "compute_loss", lambda *a, **k: traced.append(1) or loss(*a, **k))
     recipe = dataclasses.replace(QUICK, epochs=6, validation_split=0.0, warmup_epochs=0.0)
-    digits = data.load("digits", samples=32, validation_split=0.0)
+    digits = datasets.load("digits", samples=32, validation_split=0.0)
     fit(tiny_build(recipe, digits), digits, recipe, tmp_path, lambda resumed: [living])
     assert len(traced) == 1
     assert living.counts[-1] - living.counts[2] < 50
@@ -133,7 +133,7 @@ def test_steps_are_keras_own_within_rounding():
             keras.Model.make_train_function(model)
         draw = np.random.default_rng(0)
         images = draw.integers(0, 256, (320, 32, 32, 3), dtype="uint8")
-        batches, seen = Batches(data.Examples(images, draw.integers(0, 10, 320)), 16, seed=0), []
+        batches, seen = Batches(datasets.Examples(images, draw.integers(0, 10, 320)), 16, seed=0), []
         watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(logs["loss"]))
         model.fit(batches, shuffle=False, verbose=0, callbacks=[watch])
         return seen
@@ -150,7 +150,7 @@ def test_a_batch_of_another_size_is_refused_and_the_graph_optimizer_stays_on_els
     images, labels = np.zeros((10, 32, 32, 3), "uint8"), np.zeros(10, "int32")
     assert np.isfinite(model.train_on_batch(images, labels)[0]), "of any size where it is no part of fit"
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
-        model.fit(Batches(data.Examples(images, labels), 5, seed=0), shuffle=False, verbose=0)
+        model.fit(Batches(datasets.Examples(images, labels), 5, seed=0), shuffle=False, verbose=0)
     assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")
 
 
@@ -163,7 +163,7 @@ def test_the_graph_optimizer_is_left_out_of_float32_steps_on_a_cpu(precision, mo
     monkeypatch.setattr(TrainingModel, "train_step", lambda *a: seen.append(switch()) or step(*a))
     keras.config.set_dtype_policy(precision)
     model = compiled(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
-    examples = data.Examples(np.zeros((8, 32, 32, 3), "uint8"), np.zeros(8, "int32"))
+    examples = datasets.Examples(np.zeros((8, 32, 32, 3), "uint8"), np.zeros(8, "int32"))
     model.fit(Batches(examples, 8, seed=0), shuffle=False, verbose=0)
     left_out = precision == "float32" and not tf.config.list_physical_devices("GPU")
     assert [options.get("disable_meta_optimizer", False) for options in seen] == [left_out]
@@ -219,7 +219,7 @@ def test_training_model_shares_weights_and_ends_at_the_logits():
 )
 def test_one_step_under_each_precision(precision):
     keras.config.set_dtype_policy(precision)
-    digits = data.load("digits", samples=64)
+    digits = datasets.load("digits", samples=64)
     recipe = dataclasses.replace(QUICK, precision=precision, augmentation="affine")
     model = compiled(tiny_build(recipe, digits), recipe, 4)
     loss, _ = model.train_on_batch(digits.train.images[:16], digits.train.labels[:16])
@@ -230,7 +230,7 @@ def test_one_step_under_each_precision(precision):
 def run(folder, recipe):
     folder.mkdir(exist_ok=True)
     keras.utils.set_random_seed(recipe.seed)
-    digits = data.load("digits", samples=recipe.samples)
+    digits = datasets.load("digits", samples=recipe.samples)
     network = tiny_build(recipe, digits)
     fit(network, digits, recipe, folder)
     return network.get_weights(), read_history(folder / "history.csv")["loss"]
@@ -261,7 +261,7 @@ def test_steps_are_counted_where_the_last_call_of_an_epoch_has_fewer(tmp_path, m
     """Keras numbers the last step as if that call had as many as every other."""
     seconds = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
-    batches = Batches(data.Examples(np.zeros((194, 1, 1, 3), "uint8"), np.zeros(194, "int32")), 2, seed=0)
+    batches = Batches(datasets.Examples(np.zeros((194, 1, 1, 3), "uint8"), np.zeros(194, "int32")), 2, seed=0)
     model = SimpleNamespace(optimizer=SimpleNamespace(learning_rate=0.1), jax_state_sync=lambda: None)
     meter, checkpoints = EpochMeter(batches), Checkpoints(tmp_path, {}, len(batches), {})
     for each in (meter, checkpoints):
@@ -284,7 +284,7 @@ def test_steps_are_counted_where_the_last_call_of_an_epoch_has_fewer(tmp_path, m
 @pytest.mark.backends
 def test_alternate_flip_shows_each_image_and_its_mirror_image_by_turns():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 3)).astype("uint8")
-    examples = data.Examples(images, np.arange(400, dtype="int32"))
+    examples = datasets.Examples(images, np.arange(400, dtype="int32"))
     on_device = ImagesOnDevice(np.concatenate([images[:7], images]))
     sent = Batches(examples, 100, seed=3, alternate=True)
     positions = Batches(examples, 100, seed=3, stored_from=7, alternate=True)
@@ -302,7 +302,7 @@ def test_alternate_flip_shows_each_image_and_its_mirror_image_by_turns():
 
 
 def test_alternate_flip_replaces_the_random_one_and_digits_have_none():
-    digits = data.load("digits", samples=64)
+    digits = datasets.load("digits", samples=64)
     changes = {"augmentation": "crop", "alternate_flip": True, "epochs": 6}
     assert not batched(digits, Recipe(dataset="digits", **changes), ONE)[0].alternate
     assert batched(digits, Recipe(**changes), ONE)[0].alternate
@@ -336,7 +336,7 @@ def test_average_of_the_weights_is_kept_at_the_end(tmp_path):
     seen = []
     recipe = dataclasses.replace(QUICK, ema=0.8)
     keras.utils.set_random_seed(0)
-    digits = data.load("digits", samples=recipe.samples)
+    digits = datasets.load("digits", samples=recipe.samples)
     network = tiny_build(recipe, digits)
     model = fit(network, digits, recipe, tmp_path, lambda resumed: [Weights()])
     assert len(seen) == 8
@@ -368,13 +368,13 @@ def test_folder_gets_best_last_history_and_backup(tmp_path):
 
 def test_without_validation_there_is_no_best(tmp_path):
     recipe = dataclasses.replace(QUICK, validation_split=0.0)
-    digits = data.load("digits", samples=64, validation_split=0.0)
+    digits = datasets.load("digits", samples=64, validation_split=0.0)
     fit(tiny_build(recipe, digits), digits, recipe, tmp_path)
     assert not (tmp_path / "best.keras").exists() and (tmp_path / "last.keras").exists()
 
 
 def test_batch_larger_than_the_data_is_named(tmp_path):
-    digits = data.load("digits", samples=64)
+    digits = datasets.load("digits", samples=64)
     with pytest.raises(InputError, match="batch_size=100 needs as many images to train on, received 64"):
         fit(tiny_build(QUICK, digits), digits, dataclasses.replace(QUICK, batch_size=100), tmp_path)
 

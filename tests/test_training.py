@@ -21,7 +21,8 @@ import tiny
 from PIL import Image
 
 import training_cifar10
-from Training import data, figures
+from Training import figures
+from Training.data.datasets import datasets
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["--dataset=digits", "--samples=64", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--masks-every=1"]
@@ -88,7 +89,7 @@ def test_run_folder_explains_itself(logs):
 
 @pytest.mark.backends
 def test_saved_model_takes_raw_images_and_scores_as_the_result_says(logs):
-    folder, digits = only_run(logs), data.load("digits")
+    folder, digits = only_run(logs), datasets.load("digits")
     result = json.loads((folder / "result.json").read_text())
     probabilities = keras.models.load_model(folder / "last.keras").predict(digits.test.images, verbose=0)
     assert np.mean(probabilities.argmax(axis=-1) == digits.test.labels) == result["test_accuracy"]

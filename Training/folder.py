@@ -159,7 +159,7 @@ def write(images, labels, classes, folder):
 
 
 def main(arguments=None):
-    from Training import archives
+    from Training.data import archives
     from Training.console import one_line_errors
 
     parser = Parser(prog="python -m Training.folder", description="Write a CIFAR archive as folders of PNG files.")

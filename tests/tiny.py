@@ -7,7 +7,7 @@ import tarfile
 
 import numpy as np
 
-from Training.archives import ARCHIVES
+from Training.data.archives import ARCHIVES
 
 
 def tiny_network(**kwargs):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Model.geometries import GEOMETRIES
-from Training import archives
+from Training.data import archives
 from Training.errors import InputError, RunError, shown
 from Training.recipe import is_streamed
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Training import pictures
+from Training.data import decoding
 from Training.console import end, one_line_errors, silent_stderr, start_keras
 from Training.errors import InputError, shown
 from Training.flags import Parser
@@ -45,7 +45,7 @@ def expanded(images):
     for path in map(Path, images):
         if not os.path.exists(path):
             raise InputError(f"{shown(path)} does not exist")
-        inside = pictures.in_folder(path) if path.is_dir() else None
+        inside = decoding.in_folder(path) if path.is_dir() else None
         if inside == []:
             raise InputError(f"{shown(path)} holds no pictures")
         found += [(path, Path(path.name))] if inside is None else [(each, each.relative_to(path)) for each in inside]
@@ -57,7 +57,7 @@ def batches(found, size):
 
     def attempt(pair):
         try:
-            return pictures.read(pair[0], size)
+            return decoding.read(pair[0], size)
         except InputError as error:
             return error
 

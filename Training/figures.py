@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from Training import pictures, saved
+from Training import saved
+from Training.data import decoding
 from Training.console import one_line_errors, start_keras
 from Training.data.datasets import of_recipe, photographs
 from Training.errors import InputError, shown
@@ -42,7 +43,7 @@ def shown_images(words, size):
     if words.photographs:
         return photographs(size[0]), ["temple", "its roof", "flower", "its middle"]
     if words.images:
-        return np.stack([pictures.read(path, size) for path in words.images]), [Path(p).stem for p in words.images]
+        return np.stack([decoding.read(path, size) for path in words.images]), [Path(p).stem for p in words.images]
     test, classes = test_examples(words.run, words.data_dir)
     _, first = np.unique(test.labels, return_index=True)  # one of each class
     chosen = first[: words.count]

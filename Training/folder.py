@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training import pictures
+from Training.data import decoding
 from Training.errors import InputError, shown
 from Training.flags import Parser
 from Training.stream import Listing, cores, hash_of, say
@@ -50,7 +50,7 @@ def scan(folder, decode):
     for entry in files:
         if decode or not looks_whole(entry.path):
             try:
-                pictures.read(entry.path)
+                decoding.read(entry.path)
             except InputError as error:
                 found.broken.append(str(error))
                 continue

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from Training import pictures
+from Training.data import decoding
 from Training.errors import InputError
 
 TRIES = 10  # pictures of a class that are tried in the place of a broken one
@@ -143,7 +143,7 @@ class Stream:
         for j in self._candidates(i):
             try:
                 name, raw = self.listing.fetch(self.positions[j])
-                return pictures.read(name, size, raw)
+                return decoding.read(name, size, raw)
             except (InputError, OSError) as error:
                 reason = str(error)
                 self._name(j, reason)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from Training.devices import ONE
-from Training.stream import ReadAhead, local_order
+from Training.data.stream import ReadAhead, local_order
 
 LARGEST_PREDICTED_BATCH = 256
 

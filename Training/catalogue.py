@@ -6,7 +6,7 @@ import io
 import numpy as np
 
 from Training.errors import InputError, one_line
-from Training.stream import Listing, hash_of
+from Training.data.stream import Listing, hash_of
 
 VALIDATION = ("validation", "val")  # names that the catalogue's data sets use
 

@@ -11,7 +11,7 @@ import numpy as np
 from Training.data import decoding
 from Training.errors import InputError, shown
 from Training.flags import Parser
-from Training.stream import Listing, cores, hash_of, say
+from Training.data.stream import Listing, cores, hash_of, say
 
 # How whole files of the two common formats begin and end.
 WHOLE = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}

@@ -15,7 +15,7 @@ import numpy as np
 from Training import folder
 from Training.errors import InputError, one_line, shown
 from Training.flags import Parser
-from Training.stream import Listing, hash_of
+from Training.data.stream import Listing, hash_of
 
 INDEX = "index.npz"
 COLUMNS = ("shard", "offset", "length", "label")

@@ -23,7 +23,7 @@ from Training.flags import parse
 from Training.optimizers import learning_rate
 from Training.preprocessing import mean_subtraction
 from Training.recipe import Recipe
-from Training.stream import Stream, local_order, scale_crop
+from Training.data.stream import Stream, local_order, scale_crop
 
 CLASSES = ("ant", "bee", "cat")
 SIZES = {"ant": 14, "bee": 12, "cat": 10}  # training pictures

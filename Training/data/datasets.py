@@ -51,7 +51,7 @@ class Data(NamedTuple):
         Returns:
             Mean float32 `(height, width, channels)` or `(channels,)`; 255.0, or the deviation `(channels,)`.
         """
-        from Training.stream import channel_statistics, mean_image
+        from Training.data.stream import channel_statistics, mean_image
 
         images, count = self.train.images, len(self.train.labels)
         if kind == "imagenet":
@@ -240,7 +240,7 @@ def streamed(
     Raises:
         InputError: see `load`; or there are fewer than two classes, or neither a test set nor a validation set.
     """
-    from Training.stream import Stream, hash_of
+    from Training.data.stream import Stream, hash_of
 
     parts, classes = _source(name, data_dir, broken)
     if len(classes) < 2:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Training import folder
+from Training.data import folder
 from Training.errors import InputError, one_line, shown
 from Training.flags import Parser
 from Training.data.stream import Listing, hash_of

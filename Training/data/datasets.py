@@ -270,7 +270,7 @@ def _source(name, data_dir, broken):
     if name in ("folder", "shards") and not data_dir:
         raise InputError(f"dataset={name} needs its folder: give --data-dir")
     if name == "folder":
-        from Training import folder
+        from Training.data import folder
 
         return folder.read(data_dir, broken)
     if name == "shards":

@@ -1,4 +1,4 @@
-"""Own pictures in folders, one a class; `python -m Training.folder cifar10 OUT` writes CIFAR-10 in that form."""
+"""Own pictures in folders, one a class; `python -m Training.data.folder cifar10 OUT` writes CIFAR-10 in that form."""
 
 import os
 import sys
@@ -162,7 +162,7 @@ def main(arguments=None):
     from Training.data import archives
     from Training.console import one_line_errors
 
-    parser = Parser(prog="python -m Training.folder", description="Write a CIFAR archive as folders of PNG files.")
+    parser = Parser(prog="python -m Training.data.folder", description="Write a CIFAR archive as folders of PNG files.")
     parser.add_argument("dataset", choices=tuple(archives.ARCHIVES))
     parser.add_argument("out", help="folder that gets train/<class>/ and test/<class>/; it must not exist")
     parser.add_argument("--data-dir", default="", help="folder with the official archive or its unpacked folder")

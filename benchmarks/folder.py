@@ -129,7 +129,7 @@ def main():
         broken = generate(folder, words.count)
         source, said = ["folder", str(folder)], ""
         if words.shards:
-            command = [sys.executable, "-m", "Training.shards", str(folder), f"{made}/shards"]
+            command = [sys.executable, "-m", "Training.data.shards", str(folder), f"{made}/shards"]
             said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stderr
             source = ["shards", f"{made}/shards"]
         command = [sys.executable, __file__, "--size", str(words.size), "--measure", *source]

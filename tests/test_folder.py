@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import training_cifar10
-from Training import events, export, figures, shards
+from Training import events, export, figures
+from Training.data import shards
 from Training.data import folder
 from Training.data.datasets import datasets
 from Training.batches import Batches

@@ -274,7 +274,7 @@ def _source(name, data_dir, broken):
 
         return folder.read(data_dir, broken)
     if name == "shards":
-        from Training import shards
+        from Training.data import shards
 
         return shards.read(data_dir)
     from Training import catalogue

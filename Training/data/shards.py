@@ -1,4 +1,4 @@
-"""Pictures by the thousand in one file: `python -m Training.shards DIR OUT` writes TFRecord shards from a folder.
+"""Pictures by the thousand in one file: `python -m Training.data.shards DIR OUT` writes TFRecord shards from a folder.
 
 A record is a `tf.train.Example` with the picture file as it was (`image/encoded`) and its class (`image/class/label`),
 so that TensorFlow's own readers take the shards too. Beside them `index.npz` says where each picture's bytes lie: any
@@ -96,7 +96,7 @@ def read(data_dir):
     except OSError as error:
         raise InputError(
             f"{shown(path)} cannot be read ({error.strerror or error}): --data-dir must be a folder that "
-            "python -m Training.shards wrote to its end"
+            "python -m Training.data.shards wrote to its end"
         ) from None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{shown(path)} is no index of shards: {error}") from None
@@ -128,7 +128,7 @@ def _listing(data_dir, part, index, classes, identity, place):
 def main(arguments=None):
     from Training.console import one_line_errors, start_keras
 
-    parser = Parser(prog="python -m Training.shards", description="Write a folder of pictures as TFRecord shards.")
+    parser = Parser(prog="python -m Training.data.shards", description="Write a folder of pictures as TFRecord shards.")
     parser.add_argument("folder", help="folder with train/<class>/* and, where there are, val/ and test/")
     parser.add_argument("out", help="folder that gets the shards and their index; it must not exist")
     parser.add_argument("--per-shard", type=int, default=1000, metavar="N", help="pictures in a shard (default: 1000)")

@@ -157,7 +157,7 @@ def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, **
 
     Args:
         name: "cifar10", "cifar100", "digits"; "folder", "shards" or "tfds:NAME", whose pictures are streamed.
-        data_dir: see `archives.read`, `folder.read`, `shards.read` and `catalogue.read`; not used for the digits.
+        data_dir: see `archives.read`, `folder.read`, `shards.read` and `tfds.read`; not used for the digits.
         validation_split: share of the training set that is held out; 0 holds out nothing.
         samples: limit of images trained on, the same share of each class; 0 is no limit.
         label_noise: share of the labels trained on that `with_noise` replaces; those held out and tested stay.
@@ -277,9 +277,9 @@ def _source(name, data_dir, broken):
         from Training.data import shards
 
         return shards.read(data_dir)
-    from Training import catalogue
+    from Training.data import tfds
 
-    return catalogue.read(name.removeprefix("tfds:"), data_dir)
+    return tfds.read(name.removeprefix("tfds:"), data_dir)
 
 
 def described(data):

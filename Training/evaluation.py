@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from Training.batches import Batches, even_batch
+from Training.data.batches import Batches, even_batch
 from Training.console import duration
 from Training.data.datasets import Examples, evenly
 from Training.devices import ONE

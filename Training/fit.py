@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from Training.augmentation import augmentations
-from Training.batches import Batches, even_batch
+from Training.data.batches import Batches, even_batch
 from Training.callbacks import watchers
 from Training.checkpoint import newest, restore, rewind
 from Training.devices import ONE, from_first

@@ -76,7 +76,7 @@ def measure(dataset, data_dir, size):
     from Training.recipe import RECIPES, Recipe
 
     keras = start_keras()
-    from Training.batches import Batches
+    from Training.data.batches import Batches
     from Training.evaluation import evaluate
     from Training.fit import fit
 

@@ -88,7 +88,7 @@ def training_parts():
     from Training import fit
 
     try:
-        from Training.batches import Batches
+        from Training.data.batches import Batches
         from Training.preprocessing import mean_subtraction
     except ImportError:
         return fit.compiled, fit.Batches, fit.mean_subtraction

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from Training.data.datasets import datasets
-from Training.batches import Batches, even_batch
+from Training.data.batches import Batches, even_batch
 from Training.data.datasets import Examples
 from Training.errors import InputError
 

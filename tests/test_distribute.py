@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from Training.data.datasets import datasets
-from Training.batches import Batches, even_batch
+from Training.data.batches import Batches, even_batch
 from Training.devices import Devices, possible, refuse
 from Training.errors import InputError
 from Training.recipe import Recipe

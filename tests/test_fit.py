@@ -13,7 +13,7 @@ from keras import ops
 from tiny import tiny_build, tiny_network
 
 from Training.data.datasets import datasets
-from Training.batches import Batches, even_batch
+from Training.data.batches import Batches, even_batch
 from Training.callbacks import EpochMeter
 from Training.checkpoint import Checkpoints
 from Training.console import duration

@@ -14,7 +14,7 @@ from Training import events, export, figures
 from Training.data import shards
 from Training.data import folder
 from Training.data.datasets import datasets
-from Training.batches import Batches
+from Training.data.batches import Batches
 from Training.callbacks import EpochOrder
 from Training.checkpoint import stored, unpack
 from Training.data.datasets import Data, Examples

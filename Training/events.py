@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from Training import inspection, view
-from Training.augmentation import Augmentation
+from Training.engine.augmentation import Augmentation
 from Training.devices import alone, own_copy
 from Training.recipe import ASIDE
 

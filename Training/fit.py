@@ -7,7 +7,7 @@ import sys
 import keras
 import numpy as np
 
-from Training.augmentation import augmentations
+from Training.engine.augmentation import augmentations
 from Training.data.batches import Batches, even_batch
 from Training.callbacks import watchers
 from Training.checkpoint import newest, restore, rewind

@@ -156,7 +156,7 @@ class Ours(Subject):
         """Seconds of a batch's augmentation alone, compiled, its images on the device."""
         import keras
 
-        from Training.augmentation import RandomAffine, RandomCrop
+        from Training.engine.augmentation import RandomAffine, RandomCrop
 
         layer = {"affine": RandomAffine, "crop": RandomCrop}[kind]()
         model = keras.Sequential([keras.Input(self.shape, dtype="uint8"), layer])

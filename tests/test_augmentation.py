@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from Training.augmentation import (
+from Training.engine.augmentation import (
     COLOUR_COMPONENTS,
     COLOUR_EIGENVALUES,
     Cutout,

@@ -34,7 +34,7 @@ WORDS = [*(word for word in distribute.WORDS if "masks" not in word), "--masks-e
 # What is drawn for each image, by every layer that draws: on two replicas as on one device.
 SAME_DRAWS = """
 import keras, numpy as np, tensorflow as tf
-from Training import augmentation
+from Training.engine import augmentation
 images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype("float32")
 strategy = tf.distribute.MirroredStrategy()
 halves = strategy.experimental_distribute_values_from_function(

@@ -85,7 +85,7 @@ def test_confusion_picture_of_few_and_many_classes():
 
 
 def test_augmented_pixels_beyond_white_stay_white(tmp_path):
-    from Training.augmentation import RandomLighting
+    from Training.engine.augmentation import RandomLighting
     from Training.events import Pictures
 
     shown = Pictures(tmp_path, tiny_network(), np.full((8, 32, 32, 3), 254, "uint8"), None, False)

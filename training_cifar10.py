@@ -12,7 +12,7 @@ from Training.recipe import is_streamed
 def build(recipe, data):
     """The recipe's network for this data: raw images in, class probabilities out."""
     from Model import network
-    from Training.preprocessing import mean_subtraction
+    from Training.engine.preprocessing import mean_subtraction
 
     try:
         return network(

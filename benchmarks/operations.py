@@ -30,7 +30,7 @@ def training_step(name, batch_size):
 
     from Model import network
     from Training.fit import compiled
-    from Training.preprocessing import mean_subtraction
+    from Training.engine.preprocessing import mean_subtraction
     from Training.recipe import Recipe
 
     built = network(name, preprocessing=mean_subtraction(np.full((32, 32, 3), 120.0, "float32")))

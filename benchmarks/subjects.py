@@ -89,7 +89,7 @@ def training_parts():
 
     try:
         from Training.data.batches import Batches
-        from Training.preprocessing import mean_subtraction
+        from Training.engine.preprocessing import mean_subtraction
     except ImportError:
         return fit.compiled, fit.Batches, fit.mean_subtraction
     return fit.compiled, Batches, mean_subtraction
@@ -267,7 +267,7 @@ def same_network(words):
     import peer
 
     from Model import network
-    from Training.preprocessing import mean_subtraction
+    from Training.engine.preprocessing import mean_subtraction
 
     rows = GEOMETRIES[words.geometry]
     mean = np.full((rows.pixels, rows.pixels, 3), 120.0, "float32")

@@ -53,7 +53,7 @@ def images_per_second(words, batch_size, precision, augmentation):
     from Model import network
     from Model.count import count
     from Training.fit import compiled
-    from Training.preprocessing import mean_subtraction
+    from Training.engine.preprocessing import mean_subtraction
 
     keras.utils.clear_session()
     keras.config.set_dtype_policy(precision)

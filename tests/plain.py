@@ -5,7 +5,7 @@ from keras import layers
 
 from Module import AttentionBlock, BatchNormalization, Dropout, Unit
 from Module.residual_unit import build_chain, convolution, norm_relu, run_chain
-from Training.preprocessing import mean_subtraction
+from Training.engine.preprocessing import mean_subtraction
 
 
 @keras.saving.register_keras_serializable(package="tests")

@@ -11,7 +11,7 @@ import pytest
 from Model import Geometry, Stage, residual_attention_network
 from Training import export
 from Training.data.datasets import datasets
-from Training.preprocessing import mean_subtraction
+from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import Recipe
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"

@@ -10,7 +10,7 @@ import tiny
 import training_cifar10
 from Training.errors import InputError
 from Training.fine_tuning import freeze, load_weights
-from Training.preprocessing import mean_subtraction
+from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import Recipe
 
 pytestmark = pytest.mark.backends

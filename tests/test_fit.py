@@ -22,7 +22,7 @@ from Training.errors import InputError, RunError
 from Training.fit import batched, compiled, fit
 from Training.momentum import SGD
 from Training.optimizers import learning_rate, optimizer, with_l2
-from Training.preprocessing import mean_subtraction
+from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import RECIPES, Recipe
 from Training.report import read_history
 from Training.training_model import ImagesOnDevice, TrainingModel, training_model

@@ -23,7 +23,7 @@ from Training.evaluation import top_5
 from Training.fit import fit
 from Training.flags import parse
 from Training.optimizers import learning_rate
-from Training.preprocessing import mean_subtraction
+from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import Recipe
 from Training.data.stream import Stream, local_order, scale_crop
 

@@ -7,7 +7,7 @@ from Training.data.batches import Batches, even_batch
 from Training.console import duration
 from Training.data.datasets import Examples, evenly
 from Training.devices import ONE
-from Training.training_model import cross_entropy, logits_model
+from Training.engine.training_model import cross_entropy, logits_model
 
 MOST_TRAIN_IMAGES = 50_000  # over which the error on the training set is taken
 TOP_5_ABOVE = 10  # classes above which the error of the five best is given too

@@ -16,7 +16,7 @@ from Training.errors import InputError
 from Training.optimizers import optimizer
 from Training.recipe import Recipe
 from Training.run_folder import save_model
-from Training.training_model import training_model
+from Training.engine.training_model import training_model
 
 RESULTS = ("result.json", "predictions.csv")
 

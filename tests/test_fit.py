@@ -25,7 +25,7 @@ from Training.optimizers import learning_rate, optimizer, with_l2
 from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import RECIPES, Recipe
 from Training.report import read_history
-from Training.training_model import ImagesOnDevice, TrainingModel, training_model
+from Training.engine.training_model import ImagesOnDevice, TrainingModel, training_model
 
 QUICK = Recipe(
     dataset="digits", samples=64, epochs=2, batch_size=16, warmup_epochs=1.0, masks_every=0, augmentation="none"

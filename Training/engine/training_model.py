@@ -4,7 +4,7 @@ import keras
 from keras import layers, ops
 
 from Module.replicas import replicas
-from Training.graph import lean
+from Training.engine.graph import lean
 
 
 def logits_model(network):

@@ -2,7 +2,7 @@
 
 import keras
 
-from Training.momentum import SGD
+from Training.engine.momentum import SGD
 from Training.recipe import shares
 
 NOT_DECAYED = ("gamma", "beta", "bias")

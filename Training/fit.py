@@ -13,7 +13,7 @@ from Training.callbacks import watchers
 from Training.checkpoint import newest, restore, rewind
 from Training.devices import ONE, from_first
 from Training.errors import InputError
-from Training.optimizers import optimizer
+from Training.engine.optimizers import optimizer
 from Training.recipe import Recipe
 from Training.run_folder import save_model
 from Training.engine.training_model import training_model

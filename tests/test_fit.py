@@ -21,7 +21,7 @@ from Training.devices import ONE
 from Training.errors import InputError, RunError
 from Training.fit import batched, compiled, fit
 from Training.engine.momentum import SGD
-from Training.optimizers import learning_rate, optimizer, with_l2
+from Training.engine.optimizers import learning_rate, optimizer, with_l2
 from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import RECIPES, Recipe
 from Training.report import read_history

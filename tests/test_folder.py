@@ -22,7 +22,7 @@ from Training.errors import InputError, RunError
 from Training.evaluation import top_5
 from Training.fit import fit
 from Training.flags import parse
-from Training.optimizers import learning_rate
+from Training.engine.optimizers import learning_rate
 from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import Recipe
 from Training.data.stream import Stream, local_order, scale_crop

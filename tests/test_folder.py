@@ -15,7 +15,7 @@ from Training.data import shards
 from Training.data import folder
 from Training.data.datasets import datasets
 from Training.data.batches import Batches
-from Training.callbacks import EpochOrder
+from Training.engine.callbacks import EpochOrder
 from Training.checkpoint import stored, unpack
 from Training.data.datasets import Data, Examples
 from Training.errors import InputError, RunError

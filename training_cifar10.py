@@ -62,7 +62,8 @@ def train(recipe, resume=None):
 
 def train_on(hardware, keras, data, recipe, resume):
     """The run on these devices; of several processes the first alone writes and speaks."""
-    from Training import checkpoint, evaluation, events, report, run_folder
+    from Training import checkpoint, evaluation, report, run_folder
+    from Training.engine import event_callbacks
     from Training.fine_tuning import freeze, load_weights
     from Training.fit import fit
 
@@ -82,7 +83,7 @@ def train_on(hardware, keras, data, recipe, resume):
     shown = data.validation if len(data.validation.labels) else data.train
 
     def make_events(again):
-        return events.event_callbacks(folder, network, shown, recipe, again) if hardware.first else []
+        return event_callbacks.event_callbacks(folder, network, shown, recipe, again) if hardware.first else []
 
     with told_how_to_resume(folder), data.reading(), devices.lost_peers_told(hardware):
         fit(network, data, recipe, folder, make_events, say, hardware)
@@ -93,7 +94,7 @@ def train_on(hardware, keras, data, recipe, resume):
         result = evaluation.result(figures, recipe, history, network, run_folder.environment())
         run_folder.write_json(folder, "result.json", result)
         run_folder.write(folder, "predictions.csv", evaluation.predictions_csv(data.test.labels, predictions))
-        events.finish(folder, recipe, figures, data.test.labels, predictions, data.classes)
+        event_callbacks.finish(folder, recipe, figures, data.test.labels, predictions, data.classes)
     print(evaluation.table(result))
     if data.broken:
         print(f"  broken pictures   {data.broken}, the next of its class took the place of each")

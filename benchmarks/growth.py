@@ -38,7 +38,7 @@ def resident():
 def watch(found):
     """Have every run append to `found`, at each epoch's end, `(MB, seconds of the median step)`."""
     keras = start_keras()
-    from Training import events
+    from Training.engine import event_callbacks
 
     class Watch(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -51,8 +51,8 @@ def watch(found):
             steps = [b - a for a, b in zip(self.ends, self.ends[1:])]
             found.append((resident(), statistics.median(steps)))
 
-    own = events.event_callbacks
-    events.event_callbacks = lambda *arguments: [*own(*arguments), Watch()]
+    own = event_callbacks.event_callbacks
+    event_callbacks.event_callbacks = lambda *arguments: [*own(*arguments), Watch()]
 
 
 def quarters(found):

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import training_cifar10
-from Training import events, export, figures
+from Training import export, figures
+from Training.engine import event_callbacks
 from Training.data import shards
 from Training.data import folder
 from Training.data.datasets import datasets
@@ -261,7 +262,7 @@ def test_a_folder_of_png_files_trains_as_the_same_images_in_memory(tmp_path):
 def main(monkeypatch):
     """The training script with one dense layer, and without event files, whose masks that has not."""
     monkeypatch.setattr(training_cifar10, "build", dense)
-    monkeypatch.setattr(events, "is_available", lambda: False)
+    monkeypatch.setattr(event_callbacks, "is_available", lambda: False)
     return lambda *words: training_cifar10.main([str(word) for word in words])
 
 

@@ -147,7 +147,7 @@ def test_no_space_left_at_the_start_is_one_line(name, tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize("how", ["gone", "read-only"])
 def test_folder_lost_half_way_ends_in_one_line(how, tmp_path, monkeypatch, capsys):
-    from Training import events
+    from Training.engine import event_callbacks
 
     class Lose(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -158,7 +158,7 @@ def test_folder_lost_half_way_ends_in_one_line(how, tmp_path, monkeypatch, capsy
                 shutil.rmtree(folder / "backup", ignore_errors=True)
                 (folder / "backup").write_text("")
 
-    monkeypatch.setattr(events, "event_callbacks", lambda *_: [Lose()])
+    monkeypatch.setattr(event_callbacks, "event_callbacks", lambda *_: [Lose()])
     err = refused(monkeypatch, capsys, 1, *WORDS, "--logs", str(tmp_path))
     assert "written" in err
 

@@ -86,7 +86,7 @@ def test_confusion_picture_of_few_and_many_classes():
 
 def test_augmented_pixels_beyond_white_stay_white(tmp_path):
     from Training.engine.augmentation import RandomLighting
-    from Training.events import Pictures
+    from Training.engine.event_callbacks import Pictures
 
     shown = Pictures(tmp_path, tiny_network(), np.full((8, 32, 32, 3), 254, "uint8"), None, False)
     shown.set_model(keras.Sequential([keras.Input((32, 32, 3)), RandomLighting(seed=1)]))
@@ -116,7 +116,7 @@ def test_png_is_lossless():
 
 
 def test_graph_has_the_branches_and_says_nothing(capsys):
-    from Training.events import _graph
+    from Training.engine.event_callbacks import _graph
 
     keras.config.set_dtype_policy("mixed_bfloat16")
     nodes = {node.name: list(node.input) for node in _graph(tiny_network()).node}

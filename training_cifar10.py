@@ -65,7 +65,7 @@ def train_on(hardware, keras, data, recipe, resume):
     from Training import checkpoint, evaluation, report, run_folder
     from Training.engine import event_callbacks
     from Training.fine_tuning import freeze, load_weights
-    from Training.fit import fit
+    from Training.engine.fit import fit
 
     say = print if hardware.first else (lambda *_, **__: None)
     keras.utils.set_random_seed(recipe.seed)

@@ -29,7 +29,7 @@ def training_step(name, batch_size):
     import tensorflow as tf
 
     from Model import network
-    from Training.fit import compiled
+    from Training.engine.fit import compiled
     from Training.engine.preprocessing import mean_subtraction
     from Training.recipe import Recipe
 

@@ -85,7 +85,7 @@ class Subject:
 
 def training_parts():
     """`compiled`, `Batches` and `mean_subtraction`, which earlier checkouts have all in `fit`."""
-    from Training import fit
+    from Training.engine import fit
 
     try:
         from Training.data.batches import Batches

@@ -52,7 +52,7 @@ def images_per_second(words, batch_size, precision, augmentation):
 
     from Model import network
     from Model.count import count
-    from Training.fit import compiled
+    from Training.engine.fit import compiled
     from Training.engine.preprocessing import mean_subtraction
 
     keras.utils.clear_session()

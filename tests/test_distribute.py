@@ -121,7 +121,7 @@ def test_what_fills_up_the_last_batch_has_no_weight(devices):
 
 @pytest.mark.backends
 def test_weights_of_images_count_in_loss_and_accuracy():
-    from Training.fit import compiled
+    from Training.engine.fit import compiled
 
     recipe = Recipe(dataset="digits", batch_size=10, classifier_l2=0.0)
     examples = datasets.load("digits", samples=45).train

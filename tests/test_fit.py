@@ -19,7 +19,7 @@ from Training.checkpoint import Checkpoints
 from Training.console import duration
 from Training.devices import ONE
 from Training.errors import InputError, RunError
-from Training.fit import batched, compiled, fit
+from Training.engine.fit import batched, compiled, fit
 from Training.engine.momentum import SGD
 from Training.engine.optimizers import learning_rate, optimizer, with_l2
 from Training.engine.preprocessing import mean_subtraction

@@ -21,7 +21,7 @@ from Training.checkpoint import stored, unpack
 from Training.data.datasets import Data, Examples
 from Training.errors import InputError, RunError
 from Training.evaluation import top_5
-from Training.fit import fit
+from Training.engine.fit import fit
 from Training.flags import parse
 from Training.engine.optimizers import learning_rate
 from Training.engine.preprocessing import mean_subtraction

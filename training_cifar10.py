@@ -62,7 +62,8 @@ def train(recipe, resume=None):
 
 def train_on(hardware, keras, data, recipe, resume):
     """The run on these devices; of several processes the first alone writes and speaks."""
-    from Training import checkpoint, evaluation, report, run_folder
+    from Training import checkpoint, report, run_folder
+    from Training.engine import evaluation
     from Training.engine import event_callbacks
     from Training.fine_tuning import freeze, load_weights
     from Training.engine.fit import fit

@@ -77,7 +77,7 @@ def measure(dataset, data_dir, size):
 
     keras = start_keras()
     from Training.data.batches import Batches
-    from Training.evaluation import evaluate
+    from Training.engine.evaluation import evaluate
     from Training.engine.fit import fit
 
     recipe = Recipe(**{**RECIPES["imagenet"], "dataset": dataset, "data_dir": data_dir, "epochs": 1, "batch_size": 64})

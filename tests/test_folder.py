@@ -20,7 +20,7 @@ from Training.engine.callbacks import EpochOrder
 from Training.checkpoint import stored, unpack
 from Training.data.datasets import Data, Examples
 from Training.errors import InputError, RunError
-from Training.evaluation import top_5
+from Training.engine.evaluation import top_5
 from Training.engine.fit import fit
 from Training.flags import parse
 from Training.engine.optimizers import learning_rate

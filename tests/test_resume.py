@@ -234,7 +234,7 @@ def test_a_finished_run_that_goes_on_is_finished_no_more(run, monkeypatch, capsy
     def stopped(*_):
         raise RunError("stopped before the end")
 
-    monkeypatch.setattr("Training.evaluation.evaluate", stopped)
+    monkeypatch.setattr("Training.engine.evaluation.evaluate", stopped)
     assert "stopped before the end" in refused(monkeypatch, capsys, 1, "--resume", str(run), "--epochs", "4")
     assert not (run / "result.json").exists() and not (run / "predictions.csv").exists()
 

@@ -65,7 +65,7 @@ def train_on(hardware, keras, data, recipe, resume):
     from Training import checkpoint, report, run_folder
     from Training.engine import evaluation
     from Training.engine import event_callbacks
-    from Training.fine_tuning import freeze, load_weights
+    from Training.engine.fine_tuning import freeze, load_weights
     from Training.engine.fit import fit
 
     say = print if hardware.first else (lambda *_, **__: None)

@@ -9,7 +9,7 @@ import tiny
 
 import training_cifar10
 from Training.errors import InputError
-from Training.fine_tuning import freeze, load_weights
+from Training.engine.fine_tuning import freeze, load_weights
 from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import Recipe
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from Training.devices import ONE, asked_to_stop
 from Training.errors import InputError, RunError
-from Training.run_folder import replace_file
+from Training.runs.run_folder import replace_file
 
 MAGIC = b"residual-attention checkpoint 1\n"
 KEPT = 2

@@ -58,7 +58,7 @@ def start_keras(distribute="none"):
             import keras
         devices.join(distribute)
         with silent_stderr():
-            from Training import run_folder
+            from Training.runs import run_folder
 
             run_folder.device()
         # Many models in one process, as in a notebook, are no mistake of which TensorFlow need warn.

@@ -191,7 +191,7 @@ class Ours(Subject):
 
     def environment(self):
         from Model.count import count
-        from Training import run_folder
+        from Training.runs import run_folder
 
         return {**run_folder.environment(), "multiply_adds": count(self.network)["multiply_adds"]}
 

@@ -16,7 +16,8 @@ import pytest
 import tiny
 
 import training_cifar10
-from Training import checkpoint, run_folder
+from Training import checkpoint
+from Training.runs import run_folder
 from Training.checkpoint import pack, stored, unpack
 from Training.errors import InputError, RunError
 

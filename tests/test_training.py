@@ -244,7 +244,7 @@ def test_a_path_of_two_lines_is_told_in_one(words, capsys):
 
 
 def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):
-    from Training import run_folder
+    from Training.runs import run_folder
 
     monkeypatch.setattr(time, "strftime", lambda form: "20260101-120000")
     made = [run_folder.create(tmp_path).name for _ in range(3)]

@@ -7,7 +7,7 @@ import keras
 
 from Training.checkpoint import Checkpoints
 from Training.console import duration
-from Training.run_folder import save_model
+from Training.runs.run_folder import save_model
 
 PLATEAU_EPOCHS = 10
 

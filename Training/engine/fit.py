@@ -15,7 +15,7 @@ from Training.devices import ONE, from_first
 from Training.errors import InputError
 from Training.engine.optimizers import optimizer
 from Training.recipe import Recipe
-from Training.run_folder import save_model
+from Training.runs.run_folder import save_model
 from Training.engine.training_model import training_model
 
 RESULTS = ("result.json", "predictions.csv")

@@ -62,7 +62,8 @@ def train(recipe, resume=None):
 
 def train_on(hardware, keras, data, recipe, resume):
     """The run on these devices; of several processes the first alone writes and speaks."""
-    from Training import checkpoint, report
+    from Training import report
+    from Training.runs import checkpoint
     from Training.runs import run_folder
     from Training.engine import evaluation
     from Training.engine import event_callbacks
@@ -106,7 +107,7 @@ def train_on(hardware, keras, data, recipe, resume):
 
 def open_folder(hardware, data, recipe, resume):
     """The run's folder, made and locked by the first process and known to all, and the lock to hold."""
-    from Training import checkpoint
+    from Training.runs import checkpoint
     from Training.runs import run_folder
 
     held = []

@@ -91,7 +91,7 @@ def one_line_errors(program=PROGRAM, stopped="Stopped before the training began.
 @contextlib.contextmanager
 def told_how_to_resume(folder):
     """End the process in one line when the run is stopped, cannot go on, or its folder cannot be written."""
-    from Training.checkpoint import Interrupted
+    from Training.runs.checkpoint import Interrupted
 
     go_on = f"python {PROGRAM} --resume {shlex.quote(str(folder))}"
     try:

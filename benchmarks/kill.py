@@ -103,7 +103,7 @@ def points(folder):
 
 def differences(one, two):
     """What differs between two finished runs, in words."""
-    from Training.checkpoint import stored, unpack
+    from Training.runs.checkpoint import stored, unpack
 
     found = []
     (_, a), (_, b) = (unpack(stored(folder)[0].read_bytes()) for folder in (one, two))

@@ -15,7 +15,7 @@ from tiny import tiny_build, tiny_network
 from Training.data.datasets import datasets
 from Training.data.batches import Batches, even_batch
 from Training.engine.callbacks import EpochMeter
-from Training.checkpoint import Checkpoints
+from Training.runs.checkpoint import Checkpoints
 from Training.console import duration
 from Training.devices import ONE
 from Training.errors import InputError, RunError

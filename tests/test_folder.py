@@ -17,7 +17,7 @@ from Training.data import folder
 from Training.data.datasets import datasets
 from Training.data.batches import Batches
 from Training.engine.callbacks import EpochOrder
-from Training.checkpoint import stored, unpack
+from Training.runs.checkpoint import stored, unpack
 from Training.data.datasets import Data, Examples
 from Training.errors import InputError, RunError
 from Training.engine.evaluation import top_5

@@ -16,9 +16,9 @@ import pytest
 import tiny
 
 import training_cifar10
-from Training import checkpoint
+from Training.runs import checkpoint
 from Training.runs import run_folder
-from Training.checkpoint import pack, stored, unpack
+from Training.runs.checkpoint import pack, stored, unpack
 from Training.errors import InputError, RunError
 
 ROOT = Path(__file__).parent.parent

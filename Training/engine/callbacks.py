@@ -5,7 +5,7 @@ import time
 
 import keras
 
-from Training.checkpoint import Checkpoints
+from Training.runs.checkpoint import Checkpoints
 from Training.console import duration
 from Training.runs.run_folder import save_model
 

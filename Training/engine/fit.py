@@ -10,7 +10,7 @@ import numpy as np
 from Training.engine.augmentation import augmentations
 from Training.data.batches import Batches, even_batch
 from Training.engine.callbacks import watchers
-from Training.checkpoint import newest, restore, rewind
+from Training.runs.checkpoint import newest, restore, rewind
 from Training.devices import ONE, from_first
 from Training.errors import InputError
 from Training.engine.optimizers import optimizer

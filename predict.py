@@ -138,7 +138,7 @@ def write_masks(path, image, masks):
 
 def class_names(path, count):
     """The names that the run has written beside its network, or numbers, which is said."""
-    from Training import saved
+    from Training.runs import saved
 
     names = saved.classes(path, count)
     if names is None:
@@ -148,7 +148,7 @@ def class_names(path, count):
 
 def predict(words):
     """Predict all pictures; returns how many could not be read, and how many there are."""
-    from Training import saved
+    from Training.runs import saved
 
     found = expanded(words.images)
     masks_to = mask_folder(words.masks, found) if words.masks else None

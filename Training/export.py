@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training import saved
+from Training.runs import saved
 from Training.console import end, one_line_errors, silent_stderr, start_keras
 from Training.data.datasets import of_recipe
 from Training.errors import InputError, one_line, shown

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Training import saved
+from Training.runs import saved
 from Training.data import decoding
 from Training.console import one_line_errors, start_keras
 from Training.data.datasets import of_recipe, photographs

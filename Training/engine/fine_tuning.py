@@ -1,6 +1,6 @@
 """A network that begins with the weights of another run, and that keeps some of them."""
 
-from Training import saved
+from Training.runs import saved
 from Training.errors import InputError
 
 CLASSIFIER = "logits"

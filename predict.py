@@ -154,7 +154,7 @@ def predict(words):
     masks_to = mask_folder(words.masks, found) if words.masks else None
     path = saved.find(words.model, words.best)
     start_keras()
-    from Training.inspection import blocks, mask_model
+    from Training.visual.inspection import blocks, mask_model
 
     network = saved.load(path)
     if masks_to and not blocks(network):

@@ -56,7 +56,7 @@ def attentive(run, best):
     Raises:
         InputError: see `saved`; or it has none.
     """
-    from Training import inspection
+    from Training.visual import inspection
 
     path = saved.find(run, best)
     network = saved.load(path)
@@ -68,7 +68,8 @@ def attentive(run, best):
 
 def masks(words):
     """The figure of masks, as pixels."""
-    from Training import inspection, view
+    from Training import view
+    from Training.visual import inspection
 
     network, _ = attentive(words.run, words.best)
     images, names = shown_images(words, network.input_shape[1:3])
@@ -77,7 +78,8 @@ def masks(words):
 
 def channels(words):
     """The figure of one image's features in one block, as pixels."""
-    from Training import inspection, view
+    from Training import view
+    from Training.visual import inspection
 
     network, blocks = attentive(words.run, words.best)
     images, _ = shown_images(words, network.input_shape[1:3])
@@ -94,7 +96,8 @@ def channels(words):
 
 def responses(words):
     """The figure of responses of all runs, as pixels; prints the numbers."""
-    from Training import inspection, view
+    from Training import view
+    from Training.visual import inspection
 
     measured = {}
     for run in words.runs:

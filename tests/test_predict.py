@@ -15,7 +15,7 @@ from tiny import tiny_network
 
 import predict
 from Training import view
-from Training.inspection import mask_model
+from Training.visual.inspection import mask_model
 from Training.engine.preprocessing import mean_subtraction
 
 pytestmark = pytest.mark.backends

@@ -9,7 +9,8 @@ from PIL import Image
 from tiny import tiny_network
 
 from Module import AttentionBlock
-from Training import inspection, view
+from Training import view
+from Training.visual import inspection
 
 pytestmark = pytest.mark.backends
 

@@ -14,7 +14,8 @@ import warnings
 import keras
 import numpy as np
 
-from Training import inspection, view
+from Training import view
+from Training.visual import inspection
 from Training.engine.augmentation import Augmentation
 from Training.devices import alone, own_copy
 from Training.recipe import ASIDE

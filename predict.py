@@ -129,11 +129,11 @@ def mask_folder(target, found):
 
 def write_masks(path, image, masks):
     """The picture beside the heat of each block's mask, as a PNG file."""
-    from Training import view
+    from Training.visual import plots
 
-    figure = view.masks_figure(image[None], {block: mask[None] for block, mask in masks.items()}, [path.name])
+    figure = plots.masks_figure(image[None], {block: mask[None] for block, mask in masks.items()}, [path.name])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(f"{path.name}.masks.png").write_bytes(view.png(figure))
+    path.with_name(f"{path.name}.masks.png").write_bytes(plots.png(figure))
 
 
 def class_names(path, count):

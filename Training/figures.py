@@ -68,17 +68,17 @@ def attentive(run, best):
 
 def masks(words):
     """The figure of masks, as pixels."""
-    from Training import view
+    from Training.visual import plots
     from Training.visual import inspection
 
     network, _ = attentive(words.run, words.best)
     images, names = shown_images(words, network.input_shape[1:3])
-    return view.masks_figure(images, inspection.mask_model(network).predict(images, verbose=0), names)
+    return plots.masks_figure(images, inspection.mask_model(network).predict(images, verbose=0), names)
 
 
 def channels(words):
     """The figure of one image's features in one block, as pixels."""
-    from Training import view
+    from Training.visual import plots
     from Training.visual import inspection
 
     network, blocks = attentive(words.run, words.best)
@@ -91,12 +91,12 @@ def channels(words):
     if name not in known:
         raise InputError(f"--block must be one of {', '.join(known)}, received {name!r:.80}")
     both = inspection.branch_model(network).predict(image[None], verbose=0)[name]
-    return view.channels_figure(image, both["trunk"][0], both["mask"][0], known[name].learning, words.count)
+    return plots.channels_figure(image, both["trunk"][0], both["mask"][0], known[name].learning, words.count)
 
 
 def responses(words):
     """The figure of responses of all runs, as pixels; prints the numbers."""
-    from Training import view
+    from Training.visual import plots
     from Training.visual import inspection
 
     measured = {}
@@ -106,7 +106,7 @@ def responses(words):
         label = f"{Path(run).name}, {blocks[0].learning.upper()}"
         measured[label] = inspection.responses(network, test.images[:MEASURED])
         print(f"{label}: " + ", ".join(f"{name} {value:.3g}" for name, value in measured[label].items()))
-    return view.responses_figure(measured)
+    return plots.responses_figure(measured)
 
 
 def read_predictions(path):
@@ -129,7 +129,7 @@ def read_predictions(path):
 
 def confusion(words):
     """The confusion matrix in a run's predictions of the test set, as pixels."""
-    from Training import view
+    from Training.visual import plots
 
     path = Path(words.run) / "predictions.csv"
     if not path.is_file():
@@ -139,7 +139,7 @@ def confusion(words):
     labels, predictions = read_predictions(path)
     count = max(*labels, *predictions) + 1
     classes = saved.classes(path, count, most=10**6) or [str(i) for i in range(count)]
-    return view.confusion_picture(labels, predictions, tuple(classes))
+    return plots.confusion_picture(labels, predictions, tuple(classes))
 
 
 def parse(arguments):

@@ -193,10 +193,10 @@ def labels(groups):
 
 def write_curves(groups, path):
     """Training loss and errors of each group as a PNG file."""
-    from Training import view
+    from Training.visual import plots
 
     histories = {label: [run.history for run in runs] for label, runs in zip(labels(groups), groups.values())}
-    save_picture(view.curves_figure(histories), path)
+    save_picture(plots.curves_figure(histories), path)
 
 
 def save_picture(picture, path):
@@ -205,11 +205,11 @@ def save_picture(picture, path):
     Raises:
         InputError: it cannot be written there.
     """
-    from Training import view
+    from Training.visual import plots
 
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(view.png(picture))
+        Path(path).write_bytes(plots.png(picture))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import tiny_network
 
 import predict
-from Training import view
+from Training.visual import plots
 from Training.visual.inspection import mask_model
 from Training.engine.preprocessing import mean_subtraction
 
@@ -103,7 +103,7 @@ def test_masks_are_written_for_each_picture(run, tmp_path):
     assert written == {f"{i:02}.png.masks.png" for i in range(1, 20, 3)}
     image = run.images[4:5]
     masks = mask_model(run.network)([image])
-    expected = view.masks_figure(image, {block: np.asarray(mask) for block, mask in masks.items()}, ["04.png"])
+    expected = plots.masks_figure(image, {block: np.asarray(mask) for block, mask in masks.items()}, ["04.png"])
     given = np.asarray(Image.open(tmp_path / "masks" / "04.png.masks.png")).astype(int)
     assert given.shape == expected.shape and abs(given - expected.astype(int)).mean() < 0.5
 

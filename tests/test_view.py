@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import tiny_network
 
 from Module import AttentionBlock
-from Training import view
+from Training.visual import plots
 from Training.visual import inspection
 
 pytestmark = pytest.mark.backends
@@ -30,8 +30,8 @@ def test_mask_picture_has_images_above_heat_from_dark_to_bright():
     images = np.full((2, 8, 8, 3), 200, "uint8")
     mask = np.full((2, 4, 4, 5), 0.5)
     mask[1, 0, 0] = 0.51
-    picture = view.mask_picture(images, mask)
-    side = 8 * view.ENLARGED
+    picture = plots.mask_picture(images, mask)
+    side = 8 * plots.ENLARGED
     assert picture.shape == (2 * (side + 4), 2 * (side + 4), 3) and picture.dtype == np.uint8
     assert (picture[2 : 2 + side, 2 : 2 + side] == 200).all()
     below = picture[side + 6 : -2, side + 6 : -2].astype(int)  # the second image's heat
@@ -40,7 +40,7 @@ def test_mask_picture_has_images_above_heat_from_dark_to_bright():
 
 
 def test_heat_is_upsampled_to_the_image():
-    heat = view.over(np.zeros((16, 16, 3), "uint8"), np.array([[0.0, 1.0], [0.0, 1.0]])).sum(axis=-1)
+    heat = plots.over(np.zeros((16, 16, 3), "uint8"), np.array([[0.0, 1.0], [0.0, 1.0]])).sum(axis=-1)
     assert heat.shape == (16, 16)
     assert (np.diff(heat[8].astype(int)) >= 0).all() and len(set(heat[8])) > 6  # smooth, from dark to bright
 
@@ -48,7 +48,7 @@ def test_heat_is_upsampled_to_the_image():
 def test_strongest_channels_have_the_highest_mean():
     mask = np.zeros((3, 3, 5))
     mask[..., 2], mask[..., 4], mask[0, 0, 1] = 0.5, 0.7, 1.0
-    assert view.strongest(mask, 3).tolist() == [4, 2, 1]
+    assert plots.strongest(mask, 3).tolist() == [4, 2, 1]
 
 
 def test_figures_are_pictures():
@@ -60,13 +60,13 @@ def test_figures_are_pictures():
     measured = {"one": {"a": 1.0, "b": 2.0}, "two": {"a": 2.0}}
     history = {"loss": [2.0, 1.0], "accuracy": [0.2, 0.5], "val_accuracy": [0.1, 0.4]}
     for picture in (
-        view.masks_figure(images, masks, ("cat", "dog")),
-        view.channels_figure(images[0], both[name]["trunk"][0], both[name]["mask"][0], "arl"),
-        view.responses_figure(measured),
-        view.curves_figure({"one": [history, history], "two": [{"loss": [1.0], "accuracy": [0.3]}]}),
+        plots.masks_figure(images, masks, ("cat", "dog")),
+        plots.channels_figure(images[0], both[name]["trunk"][0], both[name]["mask"][0], "arl"),
+        plots.responses_figure(measured),
+        plots.curves_figure({"one": [history, history], "two": [{"loss": [1.0], "accuracy": [0.3]}]}),
     ):
         assert picture.dtype == np.uint8 and picture.shape[2] == 3 and picture.std() > 10
-    assert view.block_title("stage_2_attention_1", (8, 8, 4)) == "stage 2, block 1: 8x8"
+    assert plots.block_title("stage_2_attention_1", (8, 8, 4)) == "stage 2, block 1: 8x8"
 
 
 def test_responses_are_mean_absolute_features():
@@ -81,7 +81,7 @@ def test_responses_are_mean_absolute_features():
 def test_confusion_picture_of_few_and_many_classes():
     labels = np.arange(40) % 4
     for classes in ("abcd", [str(i) for i in range(100)]):
-        picture = view.confusion_picture(labels, labels, tuple(classes))
+        picture = plots.confusion_picture(labels, labels, tuple(classes))
         assert picture.shape[2] == 3 and picture.dtype == np.uint8 and picture.std() > 10
 
 
@@ -97,23 +97,23 @@ def test_augmented_pixels_beyond_white_stay_white(tmp_path):
 @pytest.mark.parametrize("name", ["a$^$.png", "$_$", r"\$_$ \$", "caf\udce9", "two\nlines"])
 def test_any_name_is_drawn(name):
     image = np.zeros((1, 8, 8, 3), "uint8")
-    view.masks_figure(image, {}, [name])
-    view.confusion_picture([0, 1], [0, 1], (name, "b"))
-    view.responses_figure({name: {"a": 1.0}})
-    view.curves_figure({name: [{"loss": [1.0], "accuracy": [0.5]}]})
+    plots.masks_figure(image, {}, [name])
+    plots.confusion_picture([0, 1], [0, 1], (name, "b"))
+    plots.responses_figure({name: {"a": 1.0}})
+    plots.curves_figure({name: [{"loss": [1.0], "accuracy": [0.5]}]})
 
 
 def test_responses_of_networks_with_different_rows_are_one_figure():
     networks = [["unit", "block", "tail_1", "tail_2"], ["unit", "block", "closing"], ["first", "unit", "tail_2"]]
-    names = view._united(networks)
+    names = plots._united(networks)
     assert sorted(names) == sorted({name for each in networks for name in each})
     assert all(sorted(each, key=names.index) == each for each in networks)
-    view.responses_figure({str(i): dict.fromkeys(each, 1.0) for i, each in enumerate(networks)})
+    plots.responses_figure({str(i): dict.fromkeys(each, 1.0) for i, each in enumerate(networks)})
 
 
 def test_png_is_lossless():
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype("uint8")
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(view.png(picture)))), picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(plots.png(picture)))), picture)
 
 
 def test_graph_has_the_branches_and_says_nothing(capsys):

@@ -14,7 +14,7 @@ import warnings
 import keras
 import numpy as np
 
-from Training import view
+from Training.visual import plots
 from Training.visual import inspection
 from Training.engine.augmentation import Augmentation
 from Training.devices import alone, own_copy
@@ -82,7 +82,7 @@ class EventFile:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         height, width, _ = picture.shape
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=view.png(picture))
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=plots.png(picture))
         self.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def text(self, tag, text):
@@ -196,7 +196,7 @@ class Pictures(keras.callbacks.Callback):
                     changed = type(layer).from_config(layer.get_config())(changed, training=True)
                     changed = changed[0] if isinstance(changed, tuple) else changed
         changed = keras.ops.convert_to_numpy(changed).round().clip(0, 255).astype("uint8")  # colours may go beyond
-        return np.concatenate([view.row(batch) for batch in (self.images, changed)])
+        return np.concatenate([plots.row(batch) for batch in (self.images, changed)])
 
     def on_epoch_end(self, epoch, logs=None):
         if not self.recipe.masks_every or (epoch + 1) % self.recipe.masks_every:
@@ -206,7 +206,7 @@ class Pictures(keras.callbacks.Callback):
         with alone():
             masks = self.masks.predict(self.images, verbose=0)
         for name, mask in masks.items():
-            self.file.image(f"masks/{name}", view.mask_picture(self.images, mask), epoch)
+            self.file.image(f"masks/{name}", plots.mask_picture(self.images, mask), epoch)
         self.file.writer.flush()
 
     def on_train_end(self, logs=None):
@@ -221,7 +221,7 @@ def finish(folder, recipe, figures, labels, predictions, classes):
     for key, value in figures.items():
         if value is not None:
             file.scalar(f"final/{key}", value, recipe.epochs)
-    file.image("confusion_matrix", view.confusion_picture(labels, predictions, classes), recipe.epochs)
+    file.image("confusion_matrix", plots.confusion_picture(labels, predictions, classes), recipe.epochs)
     metrics = ("final/test_error_percent", "final/validation_error_percent", "final/train_error_percent")
     told = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in ASIDE or name == "seed"}
     file.hparams(told, metrics, folder.name)

@@ -12,7 +12,7 @@ import numpy as np
 from Training.console import duration, end, one_line_errors
 from Training.errors import InputError
 from Training.flags import Parser
-from Training.published import SOURCES, published
+from Training.visual.published import SOURCES, published
 from Training.recipe import ASIDE, Recipe
 
 PROGRAM = "python -m Training.report"

@@ -15,7 +15,7 @@ import pytest
 from tiny import tiny_network
 
 from Training import experiments, figures, report
-from Training.published import PUBLISHED, published
+from Training.visual.published import PUBLISHED, published
 from Training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -62,7 +62,7 @@ def train(recipe, resume=None):
 
 def train_on(hardware, keras, data, recipe, resume):
     """The run on these devices; of several processes the first alone writes and speaks."""
-    from Training import report
+    from Training.tools import report
     from Training.runs import checkpoint
     from Training.runs import run_folder
     from Training.engine import evaluation

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from Training import report
+from Training.tools import report
 from Training.console import duration, end, one_line_errors
 from Training.flags import Parser
 from Training.recipe import RECIPES, Recipe

@@ -48,4 +48,4 @@ case "$part" in
     all) throughput; race; best; best_92 ;;
     *) echo "benchmarks/gpu.sh: throughput, race, best, best-92 or all, received $part" >&2; exit 2 ;;
 esac
-[ "$part" = throughput ] || "$python" -m Training.report "$logs"
+[ "$part" = throughput ] || "$python" -m Training.tools.report "$logs"

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from Model.geometries import GEOMETRIES
 from Training.console import one_line_errors, start_keras
 from Training.recipe import RECIPES, Recipe
-from Training.report import as_console, as_markdown
+from Training.tools.report import as_console, as_markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PRECISIONS = Recipe.__dataclass_fields__["precision"].metadata["choices"]

@@ -24,7 +24,7 @@ from Training.engine.momentum import SGD
 from Training.engine.optimizers import learning_rate, optimizer, with_l2
 from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import RECIPES, Recipe
-from Training.report import read_history
+from Training.tools.report import read_history
 from Training.engine.training_model import ImagesOnDevice, TrainingModel, training_model
 
 QUICK = Recipe(

@@ -1,4 +1,4 @@
-"""Tables and curves of any set of runs, beside the published errors: `python -m Training.report Logs/...`."""
+"""Tables and curves of any set of runs, beside the published errors: `python -m Training.tools.report Logs/...`."""
 
 import csv
 import dataclasses
@@ -15,7 +15,7 @@ from Training.flags import Parser
 from Training.visual.published import SOURCES, published
 from Training.recipe import ASIDE, Recipe
 
-PROGRAM = "python -m Training.report"
+PROGRAM = "python -m Training.tools.report"
 MOST_NAMED = 3  # values in a legend's line
 NAMED = ("dataset", "model", "learning")  # always told of a run
 ERRORS = {"test": "test_error_percent", "validation": "validation_error_percent", "train": "train_error_percent"}

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from tiny import tiny_network
 
-from Training import experiments, figures
+from Training import figures
+from Training.tools import experiments
 from Training.tools import report
 from Training.visual.published import PUBLISHED, published
 from Training.recipe import Recipe

@@ -1,4 +1,4 @@
-"""The paper's comparisons as named sets of runs, one command each: `python -m Training.experiments NAME`.
+"""The paper's comparisons as named sets of runs, one command each: `python -m Training.tools.experiments NAME`.
 
 What is finished is skipped, what was interrupted is resumed: the same command, given again, goes on.
 """
@@ -16,7 +16,7 @@ from Training.console import duration, end, one_line_errors
 from Training.flags import Parser
 from Training.recipe import RECIPES, Recipe
 
-PROGRAM = "python -m Training.experiments"
+PROGRAM = "python -m Training.tools.experiments"
 SCRIPT = Path(__file__).parent.parent / "training_cifar10.py"
 
 

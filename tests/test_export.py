@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from Model import Geometry, Stage, residual_attention_network
-from Training import export
+from Training.tools import export
 from Training.data.datasets import datasets
 from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import Recipe
@@ -139,7 +139,7 @@ def test_what_cannot_be_exported_says_so_in_one_line(run, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             export.main(words)
         out, err = capsys.readouterr()
-        assert stop.value.code == 2 and out == "" and err.startswith("python -m Training.export: error: ")
+        assert stop.value.code == 2 and out == "" and err.startswith("python -m Training.tools.export: error: ")
         assert said in err and err.count("\n") == 1, err
 
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import training_cifar10
-from Training import export, figures
+from Training import figures
+from Training.tools import export
 from Training.engine import event_callbacks
 from Training.data import shards
 from Training.data import folder

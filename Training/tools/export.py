@@ -1,6 +1,6 @@
 """Export a saved network, raw images in and probabilities out, and check what came of it against Keras on real images.
 
-python -m Training.export Logs/<run> --to savedmodel|onnx|tflite
+python -m Training.tools.export Logs/<run> --to savedmodel|onnx|tflite
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from Training.errors import InputError, one_line, shown
 from Training.flags import Parser
 from Training.recipe import DATASETS, Recipe, is_streamed
 
-PROGRAM = "python -m Training.export"
+PROGRAM = "python -m Training.tools.export"
 LARGEST_DIFFERENCE = 1e-4  # between two probabilities
 BATCH = 64
 

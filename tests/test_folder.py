@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import training_cifar10
-from Training import figures
+from Training.tools import figures
 from Training.tools import export
 from Training.engine import event_callbacks
 from Training.data import shards

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny import tiny_network
 
-from Training import figures
+from Training.tools import figures
 from Training.tools import experiments
 from Training.tools import report
 from Training.visual.published import PUBLISHED, published

@@ -21,7 +21,7 @@ import tiny
 from PIL import Image
 
 import training_cifar10
-from Training import figures
+from Training.tools import figures
 from Training.data.datasets import datasets
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""Figures of finished runs as PNG files: `python -m Training.figures masks|channels|responses|confusion ...`.
+"""Figures of finished runs as PNG files: `python -m Training.tools.figures masks|channels|responses|confusion ...`.
 
 - masks: the soft mask of each attention block as heat over images;
 - channels: features before a mask, the mask, and features after it (the paper's figure 1);
@@ -20,7 +20,7 @@ from Training.data.datasets import of_recipe, photographs
 from Training.errors import InputError, shown
 from Training.flags import Parser
 
-PROGRAM = "python -m Training.figures"
+PROGRAM = "python -m Training.tools.figures"
 MEASURED = 256  # images that responses are averaged over
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.data import decoding
 from Training.console import end, one_line_errors, silent_stderr, start_keras
+from Training.data import decoding
 from Training.errors import InputError, shown
 from Training.flags import Parser
 

@@ -62,13 +62,11 @@ def train(recipe, resume=None):
 
 def train_on(hardware, keras, data, recipe, resume):
     """The run on these devices; of several processes the first alone writes and speaks."""
-    from Training.tools import report
-    from Training.runs import checkpoint
-    from Training.runs import run_folder
-    from Training.engine import evaluation
-    from Training.engine import event_callbacks
+    from Training.engine import evaluation, event_callbacks
     from Training.engine.fine_tuning import freeze, load_weights
     from Training.engine.fit import fit
+    from Training.runs import checkpoint, run_folder
+    from Training.tools import report
 
     say = print if hardware.first else (lambda *_, **__: None)
     keras.utils.set_random_seed(recipe.seed)
@@ -107,8 +105,7 @@ def train_on(hardware, keras, data, recipe, resume):
 
 def open_folder(hardware, data, recipe, resume):
     """The run's folder, made and locked by the first process and known to all, and the lock to hold."""
-    from Training.runs import checkpoint
-    from Training.runs import run_folder
+    from Training.runs import checkpoint, run_folder
 
     held = []
 

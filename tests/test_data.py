@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from Training.data.datasets import datasets
 from Training.data.batches import Batches, even_batch
-from Training.data.datasets import Examples
+from Training.data.datasets import Examples, datasets
 from Training.errors import InputError
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from Training.data.datasets import datasets
 from Training.data.batches import Batches, even_batch
+from Training.data import datasets
 from Training.devices import Devices, possible, refuse
 from Training.errors import InputError
 from Training.recipe import Recipe

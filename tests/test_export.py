@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from Model import Geometry, Stage, residual_attention_network
-from Training.tools import export
-from Training.data.datasets import datasets
+from Training.data import datasets
 from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import Recipe
+from Training.tools import export
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 on_tensorflow = pytest.mark.skipif(not TENSORFLOW, reason="Keras exports to this format on TensorFlow only")

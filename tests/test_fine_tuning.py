@@ -8,9 +8,9 @@ import pytest
 import tiny
 
 import training_cifar10
-from Training.errors import InputError
 from Training.engine.fine_tuning import freeze, load_weights
 from Training.engine.preprocessing import mean_subtraction
+from Training.errors import InputError
 from Training.recipe import Recipe
 
 pytestmark = pytest.mark.backends

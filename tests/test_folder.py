@@ -10,24 +10,21 @@ import pytest
 from PIL import Image
 
 import training_cifar10
-from Training.tools import figures
-from Training.tools import export
-from Training.engine import event_callbacks
-from Training.data import shards
-from Training.data import folder
-from Training.data.datasets import datasets
+from Training.data import folder, shards
 from Training.data.batches import Batches
+from Training.data.datasets import Data, Examples, datasets
+from Training.data.stream import Stream, local_order, scale_crop
+from Training.engine import event_callbacks
 from Training.engine.callbacks import EpochOrder
-from Training.runs.checkpoint import stored, unpack
-from Training.data.datasets import Data, Examples
-from Training.errors import InputError, RunError
 from Training.engine.evaluation import top_5
 from Training.engine.fit import fit
-from Training.flags import parse
 from Training.engine.optimizers import learning_rate
 from Training.engine.preprocessing import mean_subtraction
+from Training.errors import InputError, RunError
+from Training.flags import parse
 from Training.recipe import Recipe
-from Training.data.stream import Stream, local_order, scale_crop
+from Training.runs.checkpoint import stored, unpack
+from Training.tools import export, figures
 
 CLASSES = ("ant", "bee", "cat")
 SIZES = {"ant": 14, "bee": 12, "cat": 10}  # training pictures

@@ -138,8 +138,8 @@ def test_large_jpegs_are_decoded_small_and_look_the_same(tmp_path, monkeypatch):
     waves = np.stack([np.sin(x / 90), np.cos(y / 70), np.sin((x + y) / 110)], -1) * 100 + 128
     image = Image.fromarray(waves.astype(np.uint8))
     exact = decoding.read(written(tmp_path / "a.png", image), (32, 32)).astype(int)
-    fit, decoded = pictures.ImageOps.fit, []
-    monkeypatch.setattr(pictures.ImageOps, "fit", lambda image, size: decoded.append(image.size) or fit(image, size))
+    fit, decoded = decoding.ImageOps.fit, []
+    monkeypatch.setattr(decoding.ImageOps, "fit", lambda image, size: decoded.append(image.size) or fit(image, size))
     drafted = decoding.read(written(tmp_path / "a.jpg", image, quality=95), (32, 32))
     assert decoded == [(150, 113)]
     assert abs(exact - drafted).max() <= 8 and abs(exact - drafted).mean() < 2

@@ -14,9 +14,9 @@ from PIL import Image
 from tiny import tiny_network
 
 import predict
+from Training.engine.preprocessing import mean_subtraction
 from Training.visual import plots
 from Training.visual.inspection import mask_model
-from Training.engine.preprocessing import mean_subtraction
 
 pytestmark = pytest.mark.backends
 

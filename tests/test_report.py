@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 from tiny import tiny_network
 
-from Training.tools import figures
-from Training.tools import experiments
-from Training.tools import report
-from Training.visual.published import PUBLISHED, published
 from Training.recipe import Recipe
+from Training.tools import experiments, figures, report
+from Training.visual.published import PUBLISHED, published
 
 ROOT = Path(__file__).resolve().parent.parent
 

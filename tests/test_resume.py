@@ -16,10 +16,9 @@ import pytest
 import tiny
 
 import training_cifar10
-from Training.runs import checkpoint
-from Training.runs import run_folder
-from Training.runs.checkpoint import pack, stored, unpack
 from Training.errors import InputError, RunError
+from Training.runs import checkpoint, run_folder
+from Training.runs.checkpoint import pack, stored, unpack
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))

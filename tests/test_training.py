@@ -21,8 +21,8 @@ import tiny
 from PIL import Image
 
 import training_cifar10
+from Training.data import datasets
 from Training.tools import figures
-from Training.data.datasets import datasets
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["--dataset=digits", "--samples=64", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--masks-every=1"]

@@ -9,8 +9,7 @@ from PIL import Image
 from tiny import tiny_network
 
 from Module import AttentionBlock
-from Training.visual import plots
-from Training.visual import inspection
+from Training.visual import inspection, plots
 
 pytestmark = pytest.mark.backends
 

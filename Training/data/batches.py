@@ -5,8 +5,8 @@ import math
 import keras
 import numpy as np
 
-from Training.devices import ONE
 from Training.data.stream import ReadAhead, local_order
+from Training.devices import ONE
 
 LARGEST_PREDICTED_BATCH = 256
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from Training.data import decoding
+from Training.data.stream import Listing, cores, hash_of, say
 from Training.errors import InputError, shown
 from Training.flags import Parser
-from Training.data.stream import Listing, cores, hash_of, say
 
 # How whole files of the two common formats begin and end.
 WHOLE = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
@@ -159,8 +159,8 @@ def write(images, labels, classes, folder):
 
 
 def main(arguments=None):
-    from Training.data import archives
     from Training.console import one_line_errors
+    from Training.data import archives
 
     parser = Parser(prog="python -m Training.data.folder", description="Write a CIFAR archive as folders of PNG files.")
     parser.add_argument("dataset", choices=tuple(archives.ARCHIVES))

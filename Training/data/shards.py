@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from Training.data import folder
+from Training.data.stream import Listing, hash_of
 from Training.errors import InputError, one_line, shown
 from Training.flags import Parser
-from Training.data.stream import Listing, hash_of
 
 INDEX = "index.npz"
 COLUMNS = ("shard", "offset", "length", "label")

@@ -5,8 +5,8 @@ import io
 
 import numpy as np
 
-from Training.errors import InputError, one_line
 from Training.data.stream import Listing, hash_of
+from Training.errors import InputError, one_line
 
 VALIDATION = ("validation", "val")  # names that the catalogue's data sets use
 

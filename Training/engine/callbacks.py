@@ -5,8 +5,8 @@ import time
 
 import keras
 
-from Training.runs.checkpoint import Checkpoints
 from Training.console import duration
+from Training.runs.checkpoint import Checkpoints
 from Training.runs.run_folder import save_model
 
 PLATEAU_EPOCHS = 10

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from Training.data.batches import Batches, even_batch
 from Training.console import duration
+from Training.data.batches import Batches, even_batch
 from Training.data.datasets import Examples, evenly
 from Training.devices import ONE
 from Training.engine.training_model import cross_entropy, logits_model

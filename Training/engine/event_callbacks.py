@@ -14,11 +14,10 @@ import warnings
 import keras
 import numpy as np
 
-from Training.visual import plots
-from Training.visual import inspection
-from Training.engine.augmentation import Augmentation
 from Training.devices import alone, own_copy
+from Training.engine.augmentation import Augmentation
 from Training.recipe import ASIDE
+from Training.visual import inspection, plots
 
 SHOWN = 8  # images in a picture
 COMPARED = ("dataset", "learning", "learning_rate", "model", "optimizer")  # the HPARAMS page shows five at first

@@ -1,7 +1,7 @@
 """A network that begins with the weights of another run, and that keeps some of them."""
 
-from Training.runs import saved
 from Training.errors import InputError
+from Training.runs import saved
 
 CLASSIFIER = "logits"
 

@@ -7,16 +7,16 @@ import sys
 import keras
 import numpy as np
 
-from Training.engine.augmentation import augmentations
 from Training.data.batches import Batches, even_batch
-from Training.engine.callbacks import watchers
-from Training.runs.checkpoint import newest, restore, rewind
 from Training.devices import ONE, from_first
-from Training.errors import InputError
+from Training.engine.augmentation import augmentations
+from Training.engine.callbacks import watchers
 from Training.engine.optimizers import optimizer
-from Training.recipe import Recipe
-from Training.runs.run_folder import save_model
 from Training.engine.training_model import training_model
+from Training.errors import InputError
+from Training.recipe import Recipe
+from Training.runs.checkpoint import newest, restore, rewind
+from Training.runs.run_folder import save_model
 
 RESULTS = ("result.json", "predictions.csv")
 

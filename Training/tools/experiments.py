@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from Training.tools import report
 from Training.console import duration, end, one_line_errors
 from Training.flags import Parser
 from Training.recipe import RECIPES, Recipe
+from Training.tools import report
 
 PROGRAM = "python -m Training.tools.experiments"
-SCRIPT = Path(__file__).parent.parent / "training_cifar10.py"
+SCRIPT = Path(__file__).parents[2] / "training_cifar10.py"
 
 
 class Experiment(NamedTuple):

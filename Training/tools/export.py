@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training.runs import saved
 from Training.console import end, one_line_errors, silent_stderr, start_keras
 from Training.data.datasets import of_recipe
 from Training.errors import InputError, one_line, shown
 from Training.flags import Parser
 from Training.recipe import DATASETS, Recipe, is_streamed
+from Training.runs import saved
 
 PROGRAM = "python -m Training.tools.export"
 LARGEST_DIFFERENCE = 1e-4  # between two probabilities

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.runs import saved
-from Training.data import decoding
 from Training.console import one_line_errors, start_keras
+from Training.data import decoding
 from Training.data.datasets import of_recipe, photographs
 from Training.errors import InputError, shown
 from Training.flags import Parser
+from Training.runs import saved
 
 PROGRAM = "python -m Training.tools.figures"
 MEASURED = 256  # images that responses are averaged over
@@ -68,8 +68,7 @@ def attentive(run, best):
 
 def masks(words):
     """The figure of masks, as pixels."""
-    from Training.visual import plots
-    from Training.visual import inspection
+    from Training.visual import inspection, plots
 
     network, _ = attentive(words.run, words.best)
     images, names = shown_images(words, network.input_shape[1:3])
@@ -78,8 +77,7 @@ def masks(words):
 
 def channels(words):
     """The figure of one image's features in one block, as pixels."""
-    from Training.visual import plots
-    from Training.visual import inspection
+    from Training.visual import inspection, plots
 
     network, blocks = attentive(words.run, words.best)
     images, _ = shown_images(words, network.input_shape[1:3])
@@ -96,8 +94,7 @@ def channels(words):
 
 def responses(words):
     """The figure of responses of all runs, as pixels; prints the numbers."""
-    from Training.visual import plots
-    from Training.visual import inspection
+    from Training.visual import inspection, plots
 
     measured = {}
     for run in words.runs:

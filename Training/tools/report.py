@@ -12,8 +12,8 @@ import numpy as np
 from Training.console import duration, end, one_line_errors
 from Training.errors import InputError
 from Training.flags import Parser
-from Training.visual.published import SOURCES, published
 from Training.recipe import ASIDE, Recipe
+from Training.visual.published import SOURCES, published
 
 PROGRAM = "python -m Training.tools.report"
 MOST_NAMED = 3  # values in a legend's line

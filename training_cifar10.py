@@ -44,8 +44,17 @@ def read(recipe):
     return data
 
 
-def train(recipe, resume=None):
-    """One run from recipe to result; returns the run's folder and what its `result.json` holds."""
+def train(recipe, resume=None, build=build):
+    """Train one recipe, from its data to its result.
+
+    Args:
+        recipe: `recipe.Recipe`.
+        resume: folder of the run to resume, or None for a new run.
+        build: function of `(recipe, data)` that returns the network.
+
+    Returns:
+        `(folder, result)`: the run's folder and the content of its `result.json`.
+    """
     recipe = devices.possible(recipe)
     data = read(recipe)
     data.refuse_batch(recipe.batch_size)
@@ -57,10 +66,10 @@ def train(recipe, resume=None):
         devices.ended_at_once(hardware),
         one_line_errors(),
     ):
-        return train_on(hardware, keras, data, recipe, resume)
+        return train_on(hardware, keras, data, recipe, resume, build)
 
 
-def train_on(hardware, keras, data, recipe, resume):
+def train_on(hardware, keras, data, recipe, resume, build):
     """The run on these devices; of several processes the first alone writes and speaks."""
     from Training.engine import evaluation, event_callbacks
     from Training.engine.fine_tuning import freeze, load_weights
@@ -128,10 +137,10 @@ def open_folder(hardware, data, recipe, resume):
         raise InputError(what) from None
 
 
-def main(arguments=None):
+def main(arguments=None, build=build):
     recipe, resume = parse(arguments, __doc__)
     with one_line_errors():
-        train(recipe, resume)
+        train(recipe, resume, build)
 
 
 if __name__ == "__main__":

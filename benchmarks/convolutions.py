@@ -1,4 +1,4 @@
-"""How fast convolutions are by themselves on TensorFlow: python benchmarks/convolutions.py [NETWORK] [BATCH SIZE]
+"""How fast convolutions are by themselves on TensorFlow: python -m benchmarks.convolutions [NETWORK] [BATCH SIZE]
 
 Each shape of convolution in the network runs alone: forward, gradient of the input, gradient of the kernel; a 1x1
 convolution as a product of matrices, too, which it is. Prints GFLOP/s (two operations a multiply-add) beside those of a
@@ -9,11 +9,7 @@ import collections
 import math
 import os
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.operations import parse
 from Training.console import one_line_errors, start_keras

@@ -35,7 +35,7 @@ train() { # the run of these flags: a new one, or the one that was stopped
     fi
 }
 
-throughput() { "$python" benchmarks/throughput.py --peak "$peak" --name gpu-throughput ${STEPS:+--steps "$STEPS"}; }
+throughput() { "$python" -m benchmarks.throughput --peak "$peak" --name gpu-throughput ${STEPS:+--steps "$STEPS"}; }
 race() { for seed in 0 1 2; do train "race-$seed" --recipe race --seed "$seed"; done; }
 best() { train best-56 --recipe best; }
 best_92() { train best-92 --recipe best --model attention_92 --geometry full; }

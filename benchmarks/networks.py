@@ -1,4 +1,4 @@
-"""Build, save, load and train one step of every network of the family: python benchmarks/networks.py [NAME ...]
+"""Build, save, load and train one step of every network of the family: python -m benchmarks.networks [NAME ...]
 
 Runs on the backend that KERAS_BACKEND names. The step runs eagerly, on two images; ImageNet's networks take 64 pixels.
 Prints a row of a Markdown table for each; exit code 1 if a loaded network answers differently or a loss is not finite.
@@ -9,8 +9,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Where a training step's time goes on TensorFlow: python benchmarks/operations.py [NETWORK] [BATCH SIZE]
+"""Where a training step's time goes on TensorFlow: python -m benchmarks.operations [NETWORK] [BATCH SIZE]
 
 Prints a Markdown table of the kinds of operations: how many run in a step, their milliseconds from begin to end, and
 their share of all. Taken by TensorFlow's profiler over ten steps; operations that run side by side count both.
@@ -7,11 +7,8 @@ their share of all. Taken by TensorFlow's profiler over ten steps; operations th
 import argparse
 import collections
 import os
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 

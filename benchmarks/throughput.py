@@ -1,4 +1,4 @@
-"""Images/s of training on one device, for batch sizes and precisions: python benchmarks/throughput.py
+"""Images/s of training on one device, for batch sizes and precisions: python -m benchmarks.throughput
 
 Each cell is a training of its own on random images that lie on the device, through Keras' `fit` as a run drives it; the
 device is waited for at its first and last step only. Beside it: for the largest batch the share of a step that is
@@ -9,13 +9,10 @@ multiply-add. Writes `throughput.json` and `throughput.md` into `benchmarks/resu
 import argparse
 import gc
 import json
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from Model.geometries import GEOMETRIES
 from Training.console import one_line_errors, start_keras

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from Training.data import datasets
 from Training.data.batches import Batches, even_batch
-from Training.data.datasets import Examples, datasets
+from Training.data.datasets import Examples
 from Training.errors import InputError
 
 

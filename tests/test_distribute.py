@@ -1,33 +1,29 @@
 """Several devices and several processes: the result of one device, refusals, and the end of one process."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
-from Training.data.batches import Batches, even_batch
+from benchmarks import distribute, kill
+from tests.support import tiny
 from Training.data import datasets
+from Training.data.batches import Batches, even_batch
 from Training.devices import Devices, possible, refuse
 from Training.errors import InputError
 from Training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import distribute  # noqa: E402
-import kill  # noqa: E402
 
 # What takes time here is compiling: not even the tiny network.
 SMALL = """
 import training_cifar10
 def build(*given):
-    import plain
+    from tests.support import plain
     return plain.build(*given)
-training_cifar10.build = build
 """
-MAIN = SMALL + "training_cifar10.main()"
+MAIN = SMALL + "training_cifar10.main(build=build)"
 WORDS = [*(word for word in distribute.WORDS if "masks" not in word), "--masks-every=0", "--validation-split=0.02"]
 
 
@@ -53,7 +49,7 @@ def both(mode, logs):
     runs = ((f"{logs}/one", "none"), (f"{logs}/two", mode))
     words = [*WORDS, "--checkpoint-epochs=20"]
     return SMALL + "".join(
-        f"training_cifar10.main({[*words, f'--logs={place}', f'--distribute={each}']})\n" for place, each in runs
+        f"training_cifar10.main({[*words, f'--logs={place}', f'--distribute={each}']}, build)\n" for place, each in runs
     )
 
 

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tiny import tiny_build, tiny_network
 
+from tests.support.tiny import tiny_build, tiny_network
 from Training.console import duration
-from Training.data.batches import Batches, even_batch
 from Training.data import datasets
+from Training.data.batches import Batches, even_batch
 from Training.devices import ONE
 from Training.engine.callbacks import EpochMeter
 from Training.engine.fit import batched, compiled, fit

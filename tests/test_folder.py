@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import training_cifar10
-from Training.data import folder, shards
+from Training.data import datasets, folder, shards
 from Training.data.batches import Batches
-from Training.data.datasets import Data, Examples, datasets
+from Training.data.datasets import Data, Examples
 from Training.data.stream import Stream, local_order, scale_crop
 from Training.engine import event_callbacks
 from Training.engine.callbacks import EpochOrder
@@ -259,9 +259,8 @@ def test_a_folder_of_png_files_trains_as_the_same_images_in_memory(tmp_path):
 @pytest.fixture
 def main(monkeypatch):
     """The training script with one dense layer, and without event files, whose masks that has not."""
-    monkeypatch.setattr(training_cifar10, "build", dense)
     monkeypatch.setattr(event_callbacks, "is_available", lambda: False)
-    return lambda *words: training_cifar10.main([str(word) for word in words])
+    return lambda *words: training_cifar10.main([str(word) for word in words], dense)
 
 
 @pytest.mark.backends

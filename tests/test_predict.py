@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_network
 
 import predict
+from tests.support.tiny import tiny_network
 from Training.engine.preprocessing import mean_subtraction
 from Training.visual import plots
 from Training.visual.inspection import mask_model

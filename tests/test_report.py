@@ -12,8 +12,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from tiny import tiny_network
 
+from tests.support.tiny import tiny_network
 from Training.recipe import Recipe
 from Training.tools import experiments, figures, report
 from Training.visual.published import PUBLISHED, published
@@ -181,7 +181,7 @@ time.sleep(60)
 """
     words = ["mask", "--quick", "--logs", str(tmp_path)]
     script = (
-        "import sys; from Training import experiments; "
+        "import sys; from Training.tools import experiments; "
         f"experiments.command = lambda *_: [sys.executable, '-c', {run!r}]; experiments.main({words!r})"
     )
     experiment = subprocess.Popen(

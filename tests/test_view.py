@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_network
 
 from Module import AttentionBlock
+from tests.support.tiny import tiny_network
 from Training.visual import inspection, plots
 
 pytestmark = pytest.mark.backends

@@ -74,8 +74,8 @@ def train_on(hardware, keras, data, recipe, resume, build):
     from Training.engine import evaluation, event_callbacks
     from Training.engine.fine_tuning import freeze, load_weights
     from Training.engine.fit import fit
-    from Training.runs import checkpoint, run_folder
-    from Training.tools import report
+    from Training.runs import checkpoint, history, run_folder
+    from Training.runs.environment import environment
 
     say = print if hardware.first else (lambda *_, **__: None)
     keras.utils.set_random_seed(recipe.seed)
@@ -100,8 +100,8 @@ def train_on(hardware, keras, data, recipe, resume, build):
         figures, predictions = evaluation.evaluate(network, data, recipe.test_flip, hardware)
         if not hardware.first:
             return folder, None
-        history = report.read_history(folder / "history.csv")
-        result = evaluation.result(figures, recipe, history, network, run_folder.environment())
+        history = history.read_history(folder / "history.csv")
+        result = evaluation.result(figures, recipe, history, network, environment())
         run_folder.write_json(folder, "result.json", result)
         run_folder.write(folder, "predictions.csv", evaluation.predictions_csv(data.test.labels, predictions))
         event_callbacks.finish(folder, recipe, figures, data.test.labels, predictions, data.classes)
@@ -114,18 +114,19 @@ def train_on(hardware, keras, data, recipe, resume, build):
 
 def open_folder(hardware, data, recipe, resume):
     """The run's folder, made and locked by the first process and known to all, and the lock to hold."""
-    from Training.runs import checkpoint, run_folder
+    from Training.runs import run_folder
+    from Training.runs.environment import environment
 
     held = []
 
     def opened():
         folder = run_folder.open_again(resume) if resume else run_folder.create(recipe.logs)
-        held.append(checkpoint.lock(folder))
+        held.append(run_folder.lock(folder))
         if resume:
-            checkpoint.refuse_to_begin_anew(folder, recipe.checkpoint_epochs)
+            run_folder.refuse_to_start_over(folder, recipe.checkpoint_epochs)
         run_folder.write(folder, "recipe.json", recipe.to_json())
-        environment = {**run_folder.environment(), "devices": hardware.count, "processes": hardware.processes}
-        run_folder.write_json(folder, "environment.json", environment)
+        parts = {"devices": hardware.count, "processes": hardware.processes}
+        run_folder.write_json(folder, "environment.json", {**environment(), **parts})
         run_folder.write_split(folder, data.held_out, data.identity)
         run_folder.write_json(folder, "classes.json", data.classes)
         return str(folder)

@@ -7,10 +7,15 @@ import shlex
 import sys
 
 from Training import devices
-from Training.errors import InputError, RunError, printable
+from Training.errors import InputError, Interrupted, RunError, printable
 
 PROGRAM = "training_cifar10.py"
 BACKENDS = ("tensorflow", "jax")
+
+
+def warn(line):
+    """Write one line to the standard error."""
+    sys.stderr.write(line + "\n")
 
 
 def duration(seconds):
@@ -58,9 +63,7 @@ def start_keras(distribute="none"):
             import keras
         devices.join(distribute)
         with silent_stderr():
-            from Training.runs import run_folder
-
-            run_folder.device()
+            devices.device_name()
         # Many models in one process, as in a notebook, are no mistake of which TensorFlow need warn.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     except ImportError as error:
@@ -91,8 +94,6 @@ def one_line_errors(program=PROGRAM, stopped="Stopped before the training began.
 @contextlib.contextmanager
 def told_how_to_resume(folder):
     """End the process in one line when the run is stopped, cannot go on, or its folder cannot be written."""
-    from Training.runs.checkpoint import Interrupted
-
     go_on = f"python {PROGRAM} --resume {shlex.quote(str(folder))}"
     try:
         yield

@@ -7,10 +7,12 @@ process runs this same program and reads its part of each batch; the first alone
 import contextlib
 import dataclasses
 import os
+import platform
 import re
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +49,41 @@ class Devices(NamedTuple):
 
 
 ONE = Devices()
+
+
+def count_cores():
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor_name():
+    """The processor's name, as Linux tells it, or what Python knows."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device_name():
+    """What the backend trains on: the GPU's name, or the processor's and its number of cores."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        first = jax.devices()[0]
+        if first.platform != "cpu":
+            return first.device_kind
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:
+            return tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
+    return f"{_processor_name()}, {count_cores()} cores"
 
 
 def refuse(mode, backend):

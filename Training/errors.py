@@ -1,5 +1,7 @@
 """What ends a run or refuses an input, and the texts of such lines."""
 
+import signal
+
 
 class RunError(Exception):
     """The run cannot go on; the message is one line that says why and what is left."""
@@ -7,6 +9,14 @@ class RunError(Exception):
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line that says what would be right."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and its state is saved."""
+
+    def __init__(self, number):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
 
 
 def printable(text):

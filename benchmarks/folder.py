@@ -94,7 +94,7 @@ def measure(dataset, data_dir, size):
         fit(dense, data, recipe, Path(folder))
         trained = time.perf_counter()
         evaluate(dense, data)
-        from Training.tools.report import read_history
+        from Training.runs.history import read_history
 
         trained_rate = read_history(Path(folder) / "history.csv")["images_per_second"][-1]
     evaluated = len(data.train.labels) + 2 * len(data.test.labels)

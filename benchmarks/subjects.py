@@ -191,9 +191,9 @@ class Ours(Subject):
 
     def environment(self):
         from Model.count import count
-        from Training.runs import run_folder
+        from Training.runs import environment
 
-        return {**run_folder.environment(), "multiply_adds": count(self.network)["multiply_adds"]}
+        return {**environment.environment(), "multiply_adds": count(self.network)["multiply_adds"]}
 
 
 class Peer(Subject):

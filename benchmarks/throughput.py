@@ -111,7 +111,7 @@ def main(arguments=None):
     words = parse(arguments)
     with one_line_errors("benchmarks/throughput.py", "Stopped."):
         start_keras()
-        from Training.runs.run_folder import environment
+        from Training.runs.environment import environment
 
         machine, rows = environment(), []
         for row in measured(words):

@@ -17,15 +17,14 @@ from Training.data import datasets
 from Training.data.batches import Batches, even_batch
 from Training.devices import ONE
 from Training.engine.callbacks import EpochMeter
+from Training.engine.checkpointing import Checkpoints
 from Training.engine.fit import batched, compiled, fit
-from Training.engine.momentum import SGD
-from Training.engine.optimizers import learning_rate, optimizer, with_l2
+from Training.engine.optimizers import SGD, learning_rate, optimizer, with_l2
 from Training.engine.preprocessing import mean_subtraction
 from Training.engine.training_model import ImagesOnDevice, TrainingModel, training_model
 from Training.errors import InputError, RunError
 from Training.recipe import RECIPES, Recipe
-from Training.runs.checkpoint import Checkpoints
-from Training.tools.report import read_history
+from Training.runs.history import read_history
 
 QUICK = Recipe(
     dataset="digits", samples=64, epochs=2, batch_size=16, warmup_epochs=1.0, masks_every=0, augmentation="none"

@@ -25,6 +25,8 @@ from Training.flags import parse
 from Training.recipe import Recipe
 from Training.runs.checkpoint import stored, unpack
 from Training.tools import export, figures
+from Training.tools import folder as folder_tool
+from Training.tools import shards as shards_tool
 
 CLASSES = ("ant", "bee", "cat")
 SIZES = {"ant": 14, "bee": 12, "cat": 10}  # training pictures
@@ -239,8 +241,8 @@ def test_a_folder_of_png_files_trains_as_the_same_images_in_memory(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.sort(rng.integers(0, 3, 60)).astype("int32")
     images = np.stack([colours(rng, label, 16, 16) for label in labels])
-    folder.write(images[:48], labels[:48], CLASSES, tmp_path / "pictures" / "train")
-    folder.write(images[48:], labels[48:], CLASSES, tmp_path / "pictures" / "val")
+    folder_tool.write(images[:48], labels[:48], CLASSES, tmp_path / "pictures" / "train")
+    folder_tool.write(images[48:], labels[48:], CLASSES, tmp_path / "pictures" / "val")
     held = Examples(images[48:], labels[48:])
     recipe = Recipe(dataset="digits", epochs=2, warmup_epochs=0.0, batch_size=8, augmentation="none", mean="pixel")
     in_memory = Data(Examples(images[:48], labels[:48]), held, held, CLASSES, np.arange(0))
@@ -314,7 +316,7 @@ def test_a_cache_keeps_parts_and_data_sets_of_one_size_apart(tmp_path, kind):
                 path.parent.mkdir(parents=True)
                 Image.new("RGB", (8, 8), (colour,) * 3).save(path)
         if kind == "shards":
-            shards.main([str(tmp_path / name), str(tmp_path / f"{name} as shards")])
+            shards_tool.main([str(tmp_path / name), str(tmp_path / f"{name} as shards")])
         return str(tmp_path / (f"{name} as shards" if kind == "shards" else name))
 
     for name, colours in (("one", (10, 20, 30)), ("two", (40, 50, 60))):
@@ -392,7 +394,7 @@ def test_imagenet_recipe_is_the_paper_s():
 
 def test_shards_hold_the_same_pictures_in_an_order_of_their_own(root, tmp_path):
     out = tmp_path / "shards"
-    shards.main([str(root), str(out), "--per-shard", "10"])
+    shards_tool.main([str(root), str(out), "--per-shard", "10"])
     assert [path.name for path in sorted(out.iterdir())][:3] == ["index.npz", *(
         f"train-0000{i}-of-00004.tfrecord" for i in (0, 1)
     )]  # fmt: skip
@@ -410,14 +412,14 @@ def test_a_full_disk_is_one_line_for_shards_too(root, tmp_path, monkeypatch):
     def full(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "/a/shard; No space left on device")
 
-    monkeypatch.setattr(shards, "write_part", full)
+    monkeypatch.setattr(shards_tool, "write_part", full)
     with pytest.raises(InputError, match="out cannot be written: .*No space left on device$"):
-        shards.write(str(root), str(tmp_path / "out"))
+        shards_tool.write(str(root), str(tmp_path / "out"))
 
 
 def test_tensorflow_reads_the_shards_too(root, tmp_path):
     tf = pytest.importorskip("tensorflow")
-    shards.write(root, tmp_path / "shards", per_shard=100)
+    shards_tool.write(root, tmp_path / "shards", per_shard=100)
     form = {
         "image/encoded": tf.io.FixedLenFeature([], tf.string),
         "image/class/label": tf.io.FixedLenFeature([], "int64"),
@@ -432,9 +434,9 @@ def test_tensorflow_reads_the_shards_too(root, tmp_path):
 
 def test_shards_that_cannot_be_used_are_refused_in_one_line(root, tmp_path, capsys):
     out = tmp_path / "shards"
-    shards.write(root, out, per_shard=20)
+    shards_tool.write(root, out, per_shard=20)
     with pytest.raises(SystemExit) as stop:
-        shards.main([str(root), str(out)])
+        shards_tool.main([str(root), str(out)])
     assert stop.value.code == 2 and f"{out} is already there" in capsys.readouterr().err
     first = out / "train-00000-of-00002.tfrecord"
     first.write_bytes(first.read_bytes()[:-500])

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.tiny import tiny_network
 from Training.recipe import Recipe
+from Training.runs import history
 from Training.tools import experiments, figures, report
 from Training.visual.published import PUBLISHED, published
 
@@ -67,15 +68,15 @@ def test_columns_put_a_field_s_errors_side_by_side(tmp_path, capsys):
 def test_a_legend_names_what_differs_or_the_table_s_row(tmp_path):
     write_run(tmp_path / "a", optimizer="adam", dropout=0.1)
     write_run(tmp_path / "b", optimizer="sgd", dropout=0.2)
-    assert sorted(report.labels(report.grouped(report.find([tmp_path])[0]))) == ["0.1, adam", "0.2, sgd"]
+    assert sorted(report.labels(report.grouped(history.find([tmp_path])[0]))) == ["0.1, adam", "0.2, sgd"]
     write_run(tmp_path / "c", batch_size=32, epochs=7)
-    assert report.labels(report.grouped(report.find([tmp_path])[0])) == ["row 1", "row 2", "row 3"]
+    assert report.labels(report.grouped(history.find([tmp_path])[0])) == ["row 1", "row 2", "row 3"]
 
 
 def test_what_differs_is_told_and_what_is_aside_is_not(tmp_path):
     write_run(tmp_path / "a", optimizer="adam", logs="x", seed=1)
     write_run(tmp_path / "b", optimizer="sgd", logs="y", seed=2)
-    header = report.run_table(report.grouped(report.find([tmp_path])[0]))[0]
+    header = report.run_table(report.grouped(history.find([tmp_path])[0]))[0]
     assert "optimizer" in header and not {"logs", "seed", "epochs"} & set(header)
 
 
@@ -254,4 +255,4 @@ def test_figures_refuse_in_one_line(runs, monkeypatch, capsys, words, message):
 
 def test_histories_are_read_as_numbers(tmp_path):
     folder = write_run(tmp_path / "run")
-    np.testing.assert_array_equal(report.read_history(folder / "history.csv")["loss"], [2.0, 1.0])
+    np.testing.assert_array_equal(history.read_history(folder / "history.csv")["loss"], [2.0, 1.0])

@@ -16,8 +16,9 @@ import pytest
 import training_cifar10
 from benchmarks import fuzz, kill
 from tests.support import tiny
+from Training.engine import checkpointing
 from Training.errors import InputError, RunError
-from Training.runs import checkpoint, run_folder
+from Training.runs import checkpoint, files, run_folder
 from Training.runs.checkpoint import pack, stored, unpack
 
 ROOT = Path(__file__).parent.parent
@@ -128,14 +129,14 @@ def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("name", ["recipe.json", "split.json"])
 def test_no_space_left_at_the_start_is_one_line(name, tmp_path, monkeypatch, capsys):
-    write = run_folder.replace_file
+    write = files.replace_file
 
     def full(path, raw):
         if path.name == name:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, raw)
 
-    monkeypatch.setattr(run_folder, "replace_file", full)
+    monkeypatch.setattr(files, "replace_file", full)
     err = refused(capsys, 2, *WORDS, "--logs", str(tmp_path))
     assert f"{name} cannot be written: No space left on device" in err
 
@@ -174,7 +175,7 @@ def test_loss_that_is_not_finite_names_step_and_rate(tmp_path, capsys):
 
 
 def test_second_process_on_one_folder_is_refused(run, capsys):
-    held = checkpoint.lock(run)
+    held = run_folder.lock(run)
     assert "another process trains in" in refused(capsys, 2, "--resume", str(run))
     held.close()
 
@@ -207,9 +208,9 @@ def test_a_run_without_a_checkpoint_that_can_be_used_is_refused_and_left_as_it_w
 
 def test_a_run_that_was_ended_before_its_first_checkpoint_begins_anew(tmp_path):
     (tmp_path / "history.csv").write_text("epoch,loss\n0,1.0\n1,1.0\n")
-    checkpoint.refuse_to_begin_anew(tmp_path, epochs_between=2)
+    run_folder.refuse_to_start_over(tmp_path, epochs_between=2)
     with pytest.raises(InputError, match="to begin anew would lose its history"):
-        checkpoint.refuse_to_begin_anew(tmp_path, epochs_between=1)
+        run_folder.refuse_to_start_over(tmp_path, epochs_between=1)
 
 
 def test_a_run_older_than_a_field_of_the_recipe_goes_on(run):
@@ -281,7 +282,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     model.optimizer.build(model.trainable_variables)
-    saver = checkpoint.Checkpoints(tmp_path, {}, 4, {})
+    saver = checkpointing.Checkpoints(tmp_path, {}, 4, {})
     saver.set_model(model)
     saver.epoch = 0
     model.layers[0].bias.assign([np.nan])
@@ -295,7 +296,7 @@ def test_other_network_s_checkpoint_is_refused():
     model.compile("sgd", "mse")
     model.optimizer.build(model.trainable_variables)
     with pytest.raises(RunError, match="another network's"):
-        checkpoint.restore(model, [np.zeros(3)])
+        checkpointing.restore(model, [np.zeros(3)])
 
 
 def test_fuzzed_archives_recipes_and_pictures_raise_one_line_or_nothing():
@@ -306,9 +307,9 @@ def test_fuzzed_archives_recipes_and_pictures_raise_one_line_or_nothing():
 
 
 def test_lock_is_freed_with_the_file(tmp_path):
-    held = checkpoint.lock(tmp_path)
+    held = run_folder.lock(tmp_path)
     with pytest.raises(InputError, match="another process trains in"):
-        checkpoint.lock(tmp_path)
+        run_folder.lock(tmp_path)
     held.close()
-    checkpoint.lock(tmp_path).close()
+    run_folder.lock(tmp_path).close()
     assert os.path.exists(tmp_path / "lock")

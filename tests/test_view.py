@@ -116,7 +116,7 @@ def test_png_is_lossless():
 
 
 def test_graph_has_the_branches_and_says_nothing(capsys):
-    from Training.engine.event_callbacks import _graph
+    from Training.runs.event_file import _graph
 
     keras.config.set_dtype_policy("mixed_bfloat16")
     nodes = {node.name: list(node.input) for node in _graph(tiny_network()).node}

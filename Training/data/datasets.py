@@ -240,7 +240,8 @@ def streamed(
     Raises:
         InputError: see `load`; or there are fewer than two classes, or neither a test set nor a validation set.
     """
-    from Training.data.stream import Stream, hash_of
+    from Training.data.listing import digest_of
+    from Training.data.stream import Stream
 
     parts, classes = _source(name, data_dir, broken)
     if len(classes) < 2:
@@ -261,7 +262,7 @@ def streamed(
     examples = Examples(train, with_noise(train.labels, len(classes), label_noise))
     others = (Examples(stream, stream.labels) for stream in (validation, test))
     return Data(
-        examples, *others, classes, held_out, hash_of(repr([part.identity for part in parts.values()]).encode())
+        examples, *others, classes, held_out, digest_of(repr([part.identity for part in parts.values()]).encode())
     )
 
 

@@ -1,17 +1,17 @@
-"""Own pictures in folders, one a class; `python -m Training.data.folder cifar10 OUT` writes CIFAR-10 in that form."""
+"""Own pictures in folders, one a class."""
 
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from Training.console import warn
 from Training.data import decoding
-from Training.data.stream import Listing, cores, hash_of, say
+from Training.data.listing import Listing, digest_of
+from Training.devices import count_cores
 from Training.errors import InputError, shown
-from Training.flags import Parser
 
 # How whole files of the two common formats begin and end.
 WHOLE = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
@@ -88,7 +88,7 @@ def listing(folder, classes, broken="skip"):
         broken: "skip" names on the standard error what cannot be read; "refuse" decodes every file at once.
 
     Returns:
-        `stream.Listing`.
+        `listing.Listing`.
 
     Raises:
         InputError: a class that is not in `classes` or cannot be read, no picture at all, or a broken one to refuse.
@@ -97,7 +97,7 @@ def listing(folder, classes, broken="skip"):
     unknown = sorted(set(names) - set(classes))
     if unknown:
         raise InputError(f"{shown(folder)} has classes that train/ lacks: {', '.join(unknown):.200}")
-    with ThreadPoolExecutor(2 * cores()) as pool:
+    with ThreadPoolExecutor(2 * count_cores()) as pool:
         try:
             found = list(pool.map(lambda name: scan(Path(folder) / name, broken == "refuse"), names))
         except OSError as error:
@@ -109,7 +109,9 @@ def listing(folder, classes, broken="skip"):
     labels = np.repeat([classes.index(name) for name in names], [len(each.names) for each in found]).astype("int32")
     identity = repr([(name, each.names, each.sizes) for name, each in zip(names, found)])
     place = repr((os.path.realpath(folder), [each.times for each in found]))
-    return Listing(lambda i: (paths[i], None), labels, hash_of(identity.encode(errors="surrogateescape")), place=place)
+    return Listing(
+        lambda i: (paths[i], None), labels, digest_of(identity.encode(errors="surrogateescape")), place=place
+    )
 
 
 def report_broken(folder, lines, broken):
@@ -120,9 +122,9 @@ def report_broken(folder, lines, broken):
             "--broken skip"
         )
     for line in lines:
-        say(f"skipped: {line}")
+        warn(f"skipped: {line}")
     if lines:
-        say(f"{len(lines)} files in {shown(folder)} are no pictures that can be read, and were skipped")
+        warn(f"{len(lines)} files in {shown(folder)} are no pictures that can be read, and were skipped")
 
 
 def read(data_dir, broken="skip"):
@@ -143,41 +145,3 @@ def read(data_dir, broken="skip"):
     if empty:
         raise InputError(f"{shown(root / 'train')} has classes without a picture: {', '.join(empty):.200}")
     return parts, tuple(classes)
-
-
-def write(images, labels, classes, folder):
-    """Write images uint8 `(n, height, width, 3)` as `<folder>/<class>/<position>.png`.
-
-    Sorted by class and name they keep their order within a class.
-    """
-    from PIL import Image
-
-    for name in classes:
-        (Path(folder) / name).mkdir(parents=True, exist_ok=True)
-    for i, (image, label) in enumerate(zip(images, labels)):
-        Image.fromarray(image).save(Path(folder) / classes[label] / f"{i:05d}.png")
-
-
-def main(arguments=None):
-    from Training.console import one_line_errors
-    from Training.data import archives
-
-    parser = Parser(prog="python -m Training.data.folder", description="Write a CIFAR archive as folders of PNG files.")
-    parser.add_argument("dataset", choices=tuple(archives.ARCHIVES))
-    parser.add_argument("out", help="folder that gets train/<class>/ and test/<class>/; it must not exist")
-    parser.add_argument("--data-dir", default="", help="folder with the official archive or its unpacked folder")
-    words = parser.parse_args(arguments)
-    with one_line_errors(parser.prog, "Stopped."):
-        if Path(words.out).exists():
-            raise InputError(f"{words.out} is already there: name a folder that is not")
-        images, labels, test_images, test_labels, classes = archives.read(words.dataset, words.data_dir)
-        try:
-            write(images, labels, classes, Path(words.out) / "train")
-            write(test_images, test_labels, classes, Path(words.out) / "test")
-        except OSError as error:
-            raise InputError(f"{words.out} cannot be written: {error.strerror or error}") from None
-    print(f"{len(labels) + len(test_labels):,} pictures in {words.out}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,43 +1,22 @@
 """Pictures that are decoded when they are asked for, in place of an array that holds them all."""
 
-import hashlib
 import os
-import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from Training.console import warn
 from Training.data import decoding
+from Training.data.listing import digest_of
+from Training.devices import count_cores
 from Training.errors import InputError
 
 TRIES = 10  # pictures of a class that are tried in the place of a broken one
 AREA = (0.08, 1.0)  # of a picture that a random crop takes
 ASPECT = (3 / 4, 4 / 3)  # width to height of a random crop
-
-
-class Listing(NamedTuple):
-    """What is known of a set of pictures before any is decoded."""
-
-    fetch: Callable  # from a position to `(name, raw)`; raw is None where the name is a file's path
-    labels: np.ndarray  # int32 (n,)
-    identity: str  # a digest that changes when pictures are added, removed or resized
-    shard: np.ndarray | None = None  # (n,), the file that holds each picture, where one holds many
-    place: str = ""  # where the pictures lie, and since when: what a cache keeps of them is no other's
-
-
-def say(line):
-    """One line on the standard error."""
-    sys.stderr.write(line + "\n")
-
-
-def cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def scale_crop(rng, height, width):
@@ -81,7 +60,7 @@ class Stream:
         self.listing = listing
         self.size = size
         self.margin = margin
-        self.workers = workers or max(cores(), 2)
+        self.workers = workers or max(count_cores(), 2)
         self.positions = np.arange(len(listing.labels)) if positions is None else np.asarray(positions)
         self.labels = listing.labels[self.positions]
         self.shape = (len(self.positions), size, size, 3)
@@ -162,7 +141,7 @@ class Stream:
             new = self.positions[i] not in self.broken
             self.broken.add(self.positions[i])
         if new:
-            say(f"skipped: {reason}")
+            warn(f"skipped: {reason}")
 
     def cache_in(self, folder):
         """Keep what is decoded in a file of this folder from now on, `len * size * size * 3` bytes, mapped to memory.
@@ -174,9 +153,9 @@ class Stream:
         Raises:
             InputError: the folder cannot be written, or the disk has not the space.
         """
-        positions = hash_of(self.positions.tobytes())
+        positions = digest_of(self.positions.tobytes())
         what = (self.listing.identity, self.listing.place, self.size, self.margin, len(self), positions)
-        path = Path(folder) / f"{hash_of(repr(what).encode())[:16]}.pixels"
+        path = Path(folder) / f"{digest_of(repr(what).encode())[:16]}.pixels"
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.pixels = _mapped(path, self.shape)
@@ -193,11 +172,6 @@ def _mapped(path, shape):
         else:
             file.truncate(int(np.prod(shape)))
     return np.memmap(path, "uint8", "r+", shape=shape)
-
-
-def hash_of(raw):
-    """SHA-256 of bytes, in hexadecimal digits."""
-    return hashlib.sha256(raw).hexdigest()
 
 
 class ReadAhead:

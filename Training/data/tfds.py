@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 
-from Training.data.stream import Listing, hash_of
+from Training.data.listing import Listing, digest_of
 from Training.errors import InputError, one_line
 
 VALIDATION = ("validation", "val")  # names that the catalogue's data sets use
@@ -58,4 +58,4 @@ def _listing(name, split, source):
     def fetch(i):
         return f"tfds:{name} {split} {i}", source[int(i)]["image"]
 
-    return Listing(fetch, labels, hash_of(f"{name} {split}".encode() + labels.tobytes()))
+    return Listing(fetch, labels, digest_of(f"{name} {split}".encode() + labels.tobytes()))

@@ -6,7 +6,7 @@ import time
 import keras
 
 from Training.console import duration
-from Training.runs.checkpoint import Checkpoints
+from Training.engine.checkpointing import Checkpoints
 from Training.runs.run_folder import save_model
 
 PLATEAU_EPOCHS = 10

@@ -11,12 +11,13 @@ from Training.data.batches import Batches, even_batch
 from Training.devices import ONE, from_first
 from Training.engine.augmentation import augmentations
 from Training.engine.callbacks import watchers
+from Training.engine.checkpointing import restore
 from Training.engine.optimizers import optimizer
 from Training.engine.training_model import training_model
 from Training.errors import InputError
 from Training.recipe import Recipe
-from Training.runs.checkpoint import newest, restore, rewind
-from Training.runs.run_folder import save_model
+from Training.runs.checkpoint import newest
+from Training.runs.run_folder import rewind, save_model
 
 RESULTS = ("result.json", "predictions.csv")
 

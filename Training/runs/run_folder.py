@@ -2,15 +2,12 @@
 
 import json
 import os
-import platform
-import subprocess
 import time
-from importlib import metadata
 from pathlib import Path
 
 from Training.errors import InputError, shown
-
-PACKAGES = ("keras", "tensorflow", "jax", "tensorboard", "numpy", "scikit-learn", "matplotlib", "pillow")
+from Training.runs import checkpoint
+from Training.runs.files import replace_file
 
 
 def create(logs):
@@ -39,92 +36,6 @@ def open_again(folder):
     if not os.access(folder, os.W_OK):
         raise InputError(f"--resume {folder} cannot be written")
     return folder
-
-
-def _version(package):
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit():
-    """The commit of this code, with a + where files differ from it, or None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return commit.stdout.strip() + ("+" if status.stdout.strip() else "") or None
-
-
-def _processor():
-    """The processor's name, as Linux tells it, or what Python knows."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def device():
-    """What the backend trains on: the GPU's name, or the processor's and its number of cores."""
-    import keras
-
-    if keras.backend.backend() == "jax":
-        import jax
-
-        first = jax.devices()[0]
-        if first.platform != "cpu":
-            return first.device_kind
-    elif keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        gpus = tf.config.list_physical_devices("GPU")
-        if gpus:
-            return tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
-    return (
-        f"{_processor()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
-    )
-
-
-def environment():
-    """Versions, backend, device, processor and git commit, as plain data."""
-    import keras
-
-    return {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "backend": keras.backend.backend(),
-        "device": device(),
-        "git_commit": _git_commit(),
-    }
-
-
-def replace_file(path, raw):
-    """Write bytes beside the file, sync them, and put them in its place: it is whole at every moment."""
-    beside = Path(f"{path}.new")
-    try:
-        with open(beside, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the name, too, must be on the disk
-        folder = os.open(Path(path).parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save_model(model, path):
@@ -163,3 +74,82 @@ def write_split(folder, held_out, identity):
     if before != identity:
         raise InputError("the pictures are not those that the run began with: files were added, removed or changed")
     write_json(folder, path.name, {"validation": held_out.tolist(), "identity": identity})
+
+
+def refuse_to_start_over(folder, epochs_between):
+    """Raise `InputError` where a run has no checkpoint to go on from, but a history or a result that would be lost.
+
+    A run that was ended before its first checkpoint was due begins anew.
+
+    Args:
+        folder: path of the run's folder.
+        epochs_between: int, epochs between the run's checkpoints.
+    """
+    folder, reasons = Path(folder), []
+    backup = folder / "backup"
+    if backup.is_dir() and not os.access(backup, os.R_OK | os.W_OK | os.X_OK):
+        raise InputError(f"{backup} cannot be read and written: mend its permissions")
+    if checkpoint.newest(folder, reasons.append):
+        return
+    history = folder / "history.csv"
+    epochs = len(history.read_text(errors="replace").splitlines()) - 1 if history.exists() else 0
+    if reasons or epochs > epochs_between or (folder / "result.json").exists():
+        why = "no checkpoint that can be used" if reasons else "no checkpoint"
+        raise InputError(f"{folder} has {why} in backup/, and to begin anew would lose its history: start another run")
+
+
+def event_files(folder):
+    """TensorBoard's files of a run, as paths relative to its folder."""
+    return sorted(path.relative_to(folder) for path in Path(folder).rglob("events.out.tfevents*"))
+
+
+def rewind(folder, state):
+    """Make history and event files what they were at the checkpoint; without one (None), what they were at the start.
+
+    What was written behind the checkpoint is written again by the resumed run: no point is doubled.
+    """
+    folder = Path(folder)
+    history, sizes = (state["history"], state["events"]) if state else (None, {})
+    for path in event_files(folder):
+        size = sizes.get(path.as_posix())
+        if size is None:
+            (folder / path).unlink()
+        else:
+            os.truncate(folder / path, min(size, (folder / path).stat().st_size))
+    if history is None:
+        (folder / "history.csv").unlink(missing_ok=True)
+    else:
+        replace_file(folder / "history.csv", history.encode())
+
+
+def lock(folder):
+    """Hold the run's folder until this process ends.
+
+    Raises:
+        InputError: another process holds it, or it cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such lock on Windows
+        return None
+    path = Path(folder) / "lock"
+    try:
+        file = open(path, "w")  # noqa: SIM115  it is held, not read
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise InputError(f"another process trains in {folder}: wait for it, or start a run of its own") from None
+    return file
+
+
+def sync_event_files(folder):
+    """Sizes of the event files, all bytes of them on the disk."""
+    sizes = {}
+    for path in event_files(folder):
+        with open(folder / path, "rb") as file:
+            os.fsync(file.fileno())
+            sizes[path.as_posix()] = os.fstat(file.fileno()).st_size
+    return sizes

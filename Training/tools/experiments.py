@@ -14,6 +14,7 @@ from typing import NamedTuple
 from Training.console import duration, end, one_line_errors
 from Training.flags import Parser
 from Training.recipe import RECIPES, Recipe
+from Training.runs import history
 from Training.tools import report
 
 PROGRAM = "python -m Training.tools.experiments"
@@ -160,7 +161,7 @@ def run_all(planned, logs):
 
 def summary(name, planned, logs):
     """The experiment's table as text; written beside the runs, with the curves."""
-    runs = [report.read_run(started(logs, recipe)) for recipe in planned]
+    runs = [history.read_run(started(logs, recipe)) for recipe in planned]
     groups = report.grouped(runs)
     columns = EXPERIMENTS[name].columns
     tables = [report.pivot_table(groups, columns)] if columns else []

@@ -172,7 +172,7 @@ def main(arguments=None):
     words = parse(arguments)
     with one_line_errors(PROGRAM, "Stopped."):
         start_keras()
-        from Training.tools.report import save_picture
+        from Training.visual.plots import save_picture
 
         save_picture(words.make(words), words.output)
     print(f"{words.output} written")

@@ -1,82 +1,21 @@
 """Tables and curves of any set of runs, beside the published errors: `python -m Training.tools.report Logs/...`."""
 
 import csv
-import dataclasses
 import io
-import json
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from Training.console import duration, end, one_line_errors
 from Training.errors import InputError
 from Training.flags import Parser
-from Training.recipe import ASIDE, Recipe
+from Training.recipe import ASIDE
+from Training.runs import history
 from Training.visual.published import SOURCES, published
 
 PROGRAM = "python -m Training.tools.report"
 MOST_NAMED = 3  # values in a legend's line
 NAMED = ("dataset", "model", "learning")  # always told of a run
 ERRORS = {"test": "test_error_percent", "validation": "validation_error_percent", "train": "train_error_percent"}
-
-
-class Run(NamedTuple):
-    """A finished run: its folder, and its recipe, result and history as plain data."""
-
-    folder: Path
-    recipe: dict
-    result: dict
-    history: dict
-
-
-def read_history(path):
-    """The columns of a history.csv as lists of numbers.
-
-    An epoch that was repeated after an interruption counts with its last row. Without validation Keras' `CSVLogger`
-    still writes its columns, full of NA: they are left out.
-    """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = {int(row["epoch"]): row for row in csv.DictReader(file)}
-    columns = {key: [rows[epoch][key] for epoch in sorted(rows)] for key in next(iter(rows.values()))}
-    return {key: list(map(float, values)) for key, values in columns.items() if "NA" not in values}
-
-
-def read_run(folder):
-    """The run in a folder; what its recipe does not say, from an older version, takes its default.
-
-    Raises:
-        InputError: a file is missing or is not what a run writes.
-    """
-    folder = Path(folder)
-    defaults = {item.name: item.default for item in dataclasses.fields(Recipe)}
-    try:
-        recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        run = Run(folder, {**defaults, **recipe}, {**result}, read_history(folder / "history.csv"))
-        sum(run.result[name] for name in ("test_error_percent", "running_time_s", "parameters"))  # three numbers
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise InputError(f"{folder} is no finished run: {type(error).__name__}: {str(error):.200}") from None
-    return run
-
-
-def find(paths):
-    """Finished and unfinished runs in and below the paths, as `(runs, folders)`, by their folders' names.
-
-    Raises:
-        InputError: a path does not exist, or holds no run.
-    """
-    runs, unfinished = {}, {}
-    for path in map(Path, paths):
-        if not path.is_dir():
-            raise InputError(f"{path} is no folder: a run's folder, or one above it, is needed")
-        folders = sorted(each.parent for each in path.rglob("recipe.json"))
-        if not folders:
-            raise InputError(f"{path} holds no run: there is no recipe.json in it or below it")
-        for folder in folders:
-            finished = (folder / "result.json").exists()
-            (runs if finished else unfinished)[folder.resolve()] = read_run(folder) if finished else folder
-    return list(runs.values()), list(unfinished.values())
 
 
 def grouped(runs):
@@ -196,22 +135,7 @@ def write_curves(groups, path):
     from Training.visual import plots
 
     histories = {label: [run.history for run in runs] for label, runs in zip(labels(groups), groups.values())}
-    save_picture(plots.curves_figure(histories), path)
-
-
-def save_picture(picture, path):
-    """Write a uint8 picture as a PNG file.
-
-    Raises:
-        InputError: it cannot be written there.
-    """
-    from Training.visual import plots
-
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(plots.png(picture))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    plots.save_picture(plots.curves_figure(histories), path)
 
 
 def parse(arguments):
@@ -225,7 +149,7 @@ def parse(arguments):
 
 def report(words):
     """The table that the words ask for, as text; writes the curves."""
-    runs, unfinished = find(words.runs)
+    runs, unfinished = history.find(words.runs)
     if not runs:
         raise InputError(f"no run is finished; {len(unfinished)} are not: {', '.join(map(str, unfinished)):.200}")
     groups = grouped(runs)

@@ -1,10 +1,11 @@
 """Pictures: images side by side, soft masks over images, features, responses, curves, the confusion matrix."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 
-from Training.errors import shown
+from Training.errors import InputError, shown
 
 ENLARGED = 4  # times, images with masks over them: 32 pixels are too few to see both
 
@@ -180,7 +181,7 @@ def curves_figure(histories):
     """Training loss, and errors in per cent, over the epochs.
 
     Args:
-        histories: `{label: [history, ...]}`, see `report.read_history`; the mean of a label's runs is drawn.
+        histories: `{label: [history, ...]}`, see `history.read_history`; the mean of a label's runs is drawn.
     """
     figure, axes = _figure(1, 2, 5, 4)
     panels = (("loss", "training loss"), ("accuracy", "training error, %"), ("val_accuracy", "validation error, %"))
@@ -220,3 +221,16 @@ def png(picture):
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def save_picture(picture, path):
+    """Write a uint8 picture as a PNG file.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(png(picture))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None

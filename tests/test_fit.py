@@ -19,7 +19,7 @@ from Training.devices import ONE
 from Training.engine.callbacks import EpochMeter
 from Training.engine.checkpointing import Checkpoints
 from Training.engine.fit import batched, compiled, fit
-from Training.engine.optimizers import SGD, learning_rate, optimizer, with_l2
+from Training.engine.optimizers import SGD, learning_rate, make_optimizer, with_l2
 from Training.engine.preprocessing import mean_subtraction
 from Training.engine.training_model import ImagesOnDevice, TrainingModel, training_model
 from Training.errors import InputError, RunError
@@ -174,7 +174,7 @@ def test_decay_spares_norms_and_biases_on_request():
         recipe = dataclasses.replace(
             QUICK, decay_all=False, weight_decay=0.5, weight_decay_kind=kind, schedule="constant", warmup_epochs=0.0
         )
-        made = optimizer(recipe, 4)
+        made = make_optimizer(recipe, 4)
         names = ("kernel", "gamma", "beta", "bias")
         variables = [keras.Variable(np.ones(2, "float32"), name=name) for name in names]
         made.build(variables)
@@ -186,7 +186,7 @@ def test_decay_spares_norms_and_biases_on_request():
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
 def test_optimizers_by_name(name):
     recipe = dataclasses.replace(QUICK, optimizer=name, weight_decay_kind="decoupled", weight_decay=0.01)
-    made = optimizer(recipe, 4)
+    made = make_optimizer(recipe, 4)
     assert type(made).__name__.lower() == name and made.weight_decay == 0.01
     if name == "sgd":
         assert made.nesterov and made.momentum == 0.9

@@ -441,13 +441,13 @@ def test_shards_that_cannot_be_used_are_refused_in_one_line(root, tmp_path, caps
     first = out / "train-00000-of-00002.tfrecord"
     first.write_bytes(first.read_bytes()[:-500])
     with pytest.raises(InputError, match="train-00000-of-00002.tfrecord is truncated"):
-        shards.read(out)
+        shards.read("shards", out)
     first.unlink()
     with pytest.raises(InputError, match="cannot be read"):
-        shards.read(out)
+        shards.read("shards", out)
     (out / "index.npz").write_bytes(b"PK no index")
     with pytest.raises(InputError, match="no index of shards"):
-        shards.read(out)
+        shards.read("shards", out)
 
 
 def test_local_order_is_a_permutation_that_reads_few_shards_at_a_time():

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from Model.geometries import GEOMETRIES
-from Training.data import archives
 from Training.errors import InputError, RunError, shown
-from Training.recipe import is_streamed
+from Training.recipe import find_dataset, is_streamed
+from Training.recipe.choices import load_object
 
 SPLIT_SEED = 0  # of the held-out images: the same for every run, so that runs compare
 NOISE_SEED = 1
@@ -85,7 +85,7 @@ class Data(NamedTuple):
             raise InputError(f"batch_size={batch_size} needs as many images to train on, received {count}")
 
 
-def digits():
+def read_digits(name="digits", data_dir=""):
     """scikit-learn's handwritten digits: 1,797 real images of 8x8, enlarged to 32x32 in three channels."""
     from sklearn.datasets import load_digits
 
@@ -166,10 +166,10 @@ def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, **
     Raises:
         InputError: the data cannot be had or is not what it should be, or the split leaves a class empty.
     """
-    if is_streamed(name):
+    row = find_dataset(name)
+    if row.streamed:
         return streamed(name, data_dir, validation_split, samples, label_noise, **reading)
-    source = digits() if name == "digits" else archives.read(name, data_dir)
-    images, labels, test_images, test_labels, classes = source
+    images, labels, test_images, test_labels, classes = load_object(row.reader)(name, data_dir)
     kept, held_out = _split(labels, validation_split, samples)
     return Data(
         train=Examples(images[kept], with_noise(labels[kept], len(classes), label_noise)),
@@ -192,7 +192,7 @@ def of_recipe(recipe):
     return load(
         *what,
         size=recipe.image_size or GEOMETRIES[recipe.geometry].pixels,
-        random_crops=recipe.augmentation == "imagenet",
+        random_crops=recipe.random_crops,
         broken=recipe.broken,
         cache=recipe.cache,
         workers=recipe.workers,
@@ -243,7 +243,7 @@ def streamed(
     from Training.data.listing import digest_of
     from Training.data.stream import Stream
 
-    parts, classes = _source(name, data_dir, broken)
+    parts, classes = load_object(find_dataset(name).reader)(name, data_dir, broken)
     if len(classes) < 2:
         raise InputError(f"dataset={name} must have two classes or more, it has {len(classes)}")
     streams = {
@@ -264,23 +264,6 @@ def streamed(
     return Data(
         examples, *others, classes, held_out, digest_of(repr([part.identity for part in parts.values()]).encode())
     )
-
-
-def _source(name, data_dir, broken):
-    """The parts and classes of a streamed data set."""
-    if name in ("folder", "shards") and not data_dir:
-        raise InputError(f"dataset={name} needs its folder: give --data-dir")
-    if name == "folder":
-        from Training.data import folder
-
-        return folder.read(data_dir, broken)
-    if name == "shards":
-        from Training.data import shards
-
-        return shards.read(data_dir)
-    from Training.data import tfds
-
-    return tfds.read(name.removeprefix("tfds:"), data_dir)
 
 
 def described(data):

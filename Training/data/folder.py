@@ -9,7 +9,7 @@ import numpy as np
 
 from Training.console import warn
 from Training.data import decoding
-from Training.data.listing import Listing, digest_of
+from Training.data.listing import Listing, digest_of, refuse_missing
 from Training.devices import count_cores
 from Training.errors import InputError, shown
 
@@ -127,7 +127,7 @@ def report_broken(folder, lines, broken):
         warn(f"{len(lines)} files in {shown(folder)} are no pictures that can be read, and were skipped")
 
 
-def read(data_dir, broken="skip"):
+def read(name, data_dir, broken="skip"):
     """The parts of a folder with `train/<class>/*` and, where they are there, `val/<class>/*` and `test/<class>/*`.
 
     Returns:
@@ -136,11 +136,12 @@ def read(data_dir, broken="skip"):
     Raises:
         InputError: see `listing`; or no train/, or a class there without a picture.
     """
+    refuse_missing(name, data_dir)
     root = Path(data_dir)
     if not (root / "train").is_dir():
         raise InputError(f"--data-dir {shown(root)} must have train/<class>/, and has no folder train")
     classes = class_folders(root / "train")
-    parts = {name: listing(root / name, classes, broken) for name in ("train", "val", "test") if (root / name).is_dir()}
+    parts = {part: listing(root / part, classes, broken) for part in ("train", "val", "test") if (root / part).is_dir()}
     empty = [classes[i] for i in np.flatnonzero(np.bincount(parts["train"].labels, minlength=len(classes)) == 0)]
     if empty:
         raise InputError(f"{shown(root / 'train')} has classes without a picture: {', '.join(empty):.200}")

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from Training.errors import InputError
+
 
 class Listing(NamedTuple):
     """What is known of a set of pictures before any is decoded."""
@@ -20,3 +22,9 @@ class Listing(NamedTuple):
 def digest_of(raw):
     """SHA-256 of bytes, in hexadecimal digits."""
     return hashlib.sha256(raw).hexdigest()
+
+
+def refuse_missing(name, data_dir):
+    """Raise `InputError` if a data set that lies in a folder was given none."""
+    if not data_dir:
+        raise InputError(f"dataset={name} needs its folder: give --data-dir")

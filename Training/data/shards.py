@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.data.listing import Listing, digest_of
+from Training.data.listing import Listing, digest_of, refuse_missing
 from Training.errors import InputError, shown
 
 INDEX = "index.npz"
@@ -22,21 +22,22 @@ def shard_name(part, number, count):
     return f"{part}-{number:05d}-of-{count:05d}.tfrecord"
 
 
-def read(data_dir):
+def read(name, data_dir, broken="skip"):
     """The parts of a folder of shards, as `folder.read` gives them.
 
     Raises:
         InputError: no index, a broken one, or a shard that is missing or too short.
     """
+    refuse_missing(name, data_dir)
     path = Path(data_dir) / INDEX
     try:
         raw = path.read_bytes()
         with np.load(path, allow_pickle=False) as file:
             index = dict(file)
         classes = tuple(str(name) for name in index["classes"])
-        names = [name for name in ("train", "val", "test") if f"{name}_label" in index]
+        names = [part for part in ("train", "val", "test") if f"{part}_label" in index]
         place = f"{os.path.realpath(path)} {path.stat().st_mtime_ns}"
-        parts = {name: _listing(data_dir, name, index, len(classes), digest_of(raw), place) for name in names}
+        parts = {part: _listing(data_dir, part, index, len(classes), digest_of(raw), place) for part in names}
     except OSError as error:
         raise InputError(
             f"{shown(path)} cannot be read ({error.strerror or error}): --data-dir must be a folder that "

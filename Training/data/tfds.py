@@ -11,13 +11,13 @@ from Training.errors import InputError, one_line
 VALIDATION = ("validation", "val")  # names that the catalogue's data sets use
 
 
-def read(name, data_dir=""):
+def read(name, data_dir="", broken="skip"):
     """The parts of a data set for classification, prepared (and downloaded) where it is not yet.
 
     It is kept as ArrayRecord files, which give any example at once; pictures stay encoded until they are asked for.
 
     Args:
-        name: as `tensorflow_datasets.builder` takes it, such as "imagenette/160px-v2".
+        name: "tfds:" and a name as `tensorflow_datasets.builder` takes it, such as "tfds:imagenette/160px-v2".
         data_dir: folder with the prepared data; "" is the package's own, `~/tensorflow_datasets`.
 
     Returns:
@@ -26,6 +26,7 @@ def read(name, data_dir=""):
     Raises:
         InputError: the package is not there, the data set cannot be had, or has no pictures with one class each.
     """
+    name = name.removeprefix("tfds:")
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from keras import layers, ops
 
 from Module.replicas import draw
+from Training.recipe.choices import AUGMENTATIONS, load_object
 
 # Of the covariance of ImageNet's colours, pixels from 0 to 1: its eigenvalues, and its eigenvectors as columns.
 COLOUR_EIGENVALUES = np.float32([0.2175, 0.0188, 0.0045])
@@ -277,25 +278,24 @@ class Mix(Augmentation):
         return {**super().get_config(), "kind": self.kind}
 
 
-def augmentations(kind, *, rotation, shift, flip, cutout, fill, mix, seed):
-    """The layers for a recipe's augmentation, in their order; `Mix`, whose output is a pair, is the last.
+def augmentations(kind, recipe, flip, fill):
+    """Make the layers of a recipe's augmentation; `Mix`, whose output is a pair, is the last.
 
     Args:
-        kind: "affine", "crop", "imagenet" or "none".
-        rotation, shift, flip: see `RandomAffine`; `flip` is `RandomCrop`'s and `RandomLighting`'s too.
-        cutout, fill: size and value of `Cutout`; 0 pixels is none.
-        mix: "mixup", "cutmix" or "none".
-        seed: int.
+        kind: a name in `choices.AUGMENTATIONS`.
+        recipe: `recipe.Recipe`, whose fields are the layers' arguments.
+        flip: bool, whether the layer mirrors images at random.
+        fill: float, what cutout puts in the place of pixels.
+
+    Returns:
+        List of layers.
     """
-    chosen = []
-    if kind == "affine":
-        chosen.append(RandomAffine(rotation, shift, flip, seed, name="augmentation"))
-    if kind == "crop":
-        chosen.append(RandomCrop(4, flip, seed, name="augmentation"))
-    if kind == "imagenet":
-        chosen.append(RandomLighting(flip, seed, name="augmentation"))
-    if cutout:
-        chosen.append(Cutout(cutout, fill, seed + 1, name="cutout"))
-    if mix != "none":
-        chosen.append(Mix(mix, seed + 2, name="mix"))
+    chosen, row = [], AUGMENTATIONS[kind]
+    if row.layer:
+        given = {name: flip if name == "flip" else getattr(recipe, name) for name in row.fields}
+        chosen.append(load_object(row.layer)(**given, seed=recipe.seed, name="augmentation"))
+    if recipe.cutout:
+        chosen.append(Cutout(recipe.cutout, fill, recipe.seed + 1, name="cutout"))
+    if recipe.mix != "none":
+        chosen.append(Mix(recipe.mix, recipe.seed + 2, name="mix"))
     return chosen

@@ -14,7 +14,7 @@ import numpy as np
 
 from Training.devices import alone, own_copy
 from Training.engine.augmentation import Augmentation
-from Training.recipe import ASIDE
+from Training.recipe import compared_fields
 from Training.runs.event_file import EventFile
 from Training.visual import inspection, plots
 
@@ -134,6 +134,6 @@ def finish(folder, recipe, figures, labels, predictions, classes):
             file.scalar(f"final/{key}", value, recipe.epochs)
     file.image("confusion_matrix", plots.confusion_picture(labels, predictions, classes), recipe.epochs)
     metrics = ("final/test_error_percent", "final/validation_error_percent", "final/train_error_percent")
-    told = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in ASIDE or name == "seed"}
-    file.hparams(told, metrics, folder.name)
+    shown = {name: getattr(recipe, name) for name in (*compared_fields(), "seed")}
+    file.hparams(shown, metrics, folder.name)
     file.close()

@@ -12,7 +12,7 @@ from Training.devices import ONE, from_first
 from Training.engine.augmentation import augmentations
 from Training.engine.callbacks import watchers
 from Training.engine.checkpointing import restore
-from Training.engine.optimizers import optimizer
+from Training.engine.optimizers import make_optimizer
 from Training.engine.training_model import training_model
 from Training.errors import InputError
 from Training.recipe import Recipe
@@ -35,19 +35,10 @@ def compiled(network, recipe, steps_per_epoch, fill=0.0, stored=None):
     Returns:
         A `training_model.TrainingModel`.
     """
-    changes = augmentations(
-        recipe.augmentation,
-        rotation=recipe.rotation,
-        shift=recipe.shift,
-        flip=flipped(recipe) and not recipe.alternate_flip,
-        cutout=recipe.cutout,
-        fill=fill,
-        mix=recipe.mix,
-        seed=recipe.seed,
-    )
+    changes = augmentations(recipe.augmentation, recipe, recipe.flips and not recipe.alternate_flip, fill)
     model = training_model(network, changes, stored, recipe.label_smoothing, recipe.batch_size)
     model.compile(
-        optimizer=optimizer(recipe, steps_per_epoch),
+        optimizer=make_optimizer(recipe, steps_per_epoch),
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         jit_compile=recipe.jit or keras.backend.backend() == "jax",
         steps_per_execution=recipe.steps_per_execution,
@@ -149,20 +140,15 @@ def batched(data, recipe, devices):
         recipe.batch_size,
         recipe.seed,
         stored_from=starts[0],
-        random_crops=recipe.augmentation == "imagenet",
+        random_crops=recipe.random_crops,
         shards_at_once=recipe.shards_at_once,
         devices=devices,
-        alternate=flipped(recipe) and recipe.alternate_flip,
+        alternate=recipe.flips and recipe.alternate_flip,
     )
     count = len(data.validation.labels)
     if not count:
         return batches, None, stored
     return batches, Batches(data.validation, even_batch(count, devices.count), None, starts[1], devices=devices), stored
-
-
-def flipped(recipe):
-    """Whether half of the images are flipped: a digit's mirror image is none."""
-    return recipe.flip and recipe.dataset != "digits"
 
 
 def refuse_other_recipe(recipe, saved):

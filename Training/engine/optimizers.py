@@ -3,7 +3,8 @@
 import keras
 
 from Module.replicas import replicas
-from Training.recipe import shares
+from Training.recipe import OPTIMIZERS, parse_shares
+from Training.recipe.choices import load_object
 
 NOT_DECAYED = ("gamma", "beta", "bias")
 
@@ -14,6 +15,9 @@ class SGD(keras.optimizers.SGD):
     Keras' optimizer, state and all. Where Keras composes an update of eleven operations, TensorFlow has one that does
     the same: for each of the 324 variables of Attention-56 ten fewer to trace, to optimize and to schedule.
     """
+
+    def __init__(self, learning_rate=0.01, momentum=0.0, nesterov=None, **kwargs):
+        super().__init__(learning_rate, momentum, momentum > 0 if nesterov is None else nesterov, **kwargs)
 
     def update_step(self, gradient, variable, learning_rate):
         if keras.backend.backend() != "tensorflow" or not self.momentum or replicas() > 1:
@@ -66,7 +70,7 @@ def learning_rate(recipe, steps_per_epoch):
     """
     rate, steps = recipe.learning_rate, recipe.epochs * steps_per_epoch
     if recipe.schedule == "step":
-        at = [round(share * steps) for share in shares(recipe.step_at)]
+        at = [round(share * steps) for share in parse_shares(recipe.step_at)]
         return keras.optimizers.schedules.PiecewiseConstantDecay(at, [rate / 10**i for i in range(len(at) + 1)])
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
     if recipe.schedule == "linear":
@@ -109,19 +113,27 @@ def with_l2(optimizer_class):
     return WithL2
 
 
-def optimizer(recipe, steps_per_epoch):
-    """The recipe's optimizer, with its schedule and its kind of weight decay; arguments of `learning_rate`."""
-    name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}[recipe.optimizer]
-    extra = {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0} if name == "SGD" else {}
+def make_optimizer(recipe, steps_per_epoch):
+    """Make the recipe's optimizer, with its schedule and its kind of weight decay.
+
+    Args:
+        recipe: `recipe.Recipe`.
+        steps_per_epoch: int.
+
+    Returns:
+        A Keras optimizer with `l2`, see `with_l2`.
+    """
+    row = OPTIMIZERS[recipe.optimizer]
+    extra = {name: getattr(recipe, name) for name in row.fields}
     if recipe.ema:
         extra |= {"use_ema": True, "ema_momentum": recipe.ema}
-    if recipe.weight_decay_kind == "decoupled":
-        extra["weight_decay"] = recipe.weight_decay
     exempt = () if recipe.decay_all else NOT_DECAYED
-    l2 = recipe.weight_decay if recipe.weight_decay_kind == "l2" else 0.0
+    decoupled = recipe.weight_decay_kind == "decoupled"
+    if decoupled:
+        extra["weight_decay"] = recipe.weight_decay
+    kind = with_l2(load_object(row.kind))
     rate = learning_rate(recipe, steps_per_epoch)
-    kind = SGD if name == "SGD" else getattr(keras.optimizers, name)
-    made = with_l2(kind)(rate, l2=l2, exempt=exempt, **extra)
-    if recipe.weight_decay_kind == "decoupled":
+    made = kind(rate, l2=0.0 if decoupled else recipe.weight_decay, exempt=exempt, **extra)
+    if decoupled:
         made.exclude_from_weight_decay(var_names=list(exempt))
     return made

@@ -1,37 +1,38 @@
-"""The recipe of a run: every hyper-parameter once, with its help and its range; and the named recipes."""
+"""The recipe of a run: every hyper-parameter once, with its help and its range."""
 
 import dataclasses
 import json
 import math
-import re
 from dataclasses import dataclass, field
 
 from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
 from Training.errors import InputError
+from Training.recipe.choices import AUGMENTATIONS, OPTIMIZERS, dataset_names, find_dataset, is_streamed
 
 
-def option(default, text, choices=None, low=None, high=None, check=None):
-    """A field of the recipe: default, help text, and its choices, its closed range, or what raises for a bad value."""
-    limits = {"choices": choices, "low": low, "high": high, "check": check}
-    return field(default=default, metadata={"help": text, **limits})
+def option(
+    default, text, choices=None, low=None, high=None, check=None, compared=True, streamed_only=False, movable=False
+):
+    """Declare a field of the recipe.
 
-
-DATASETS = ("cifar10", "cifar100", "digits", "folder", "shards")
-
-
-def is_streamed(dataset):
-    """Whether a data set's pictures are decoded when they are needed, and not all held in memory.
-
-    Raises:
-        ValueError: there is no such data set.
+    Args:
+        default: the default value.
+        text: help text.
+        choices: values that are allowed.
+        low, high: smallest and largest value.
+        check: function that raises `ValueError` for a bad value.
+        compared: bool, whether runs with different values were trained differently. False for fields that only say
+            where and how a run was computed or written.
+        streamed_only: bool, whether only streamed pictures have a use for it.
+        movable: bool, whether a resumed run may change it.
     """
-    if dataset not in DATASETS and not re.fullmatch(r"tfds:\w[\w./:-]*", dataset):
-        raise ValueError(f"must be one of {', '.join(DATASETS)} or tfds:NAME, received {dataset!r:.80}")
-    return dataset in ("folder", "shards") or dataset.startswith("tfds:")
+    limits = {"choices": choices, "low": low, "high": high, "check": check}
+    roles = {"compared": compared, "streamed_only": streamed_only, "movable": movable}
+    return field(default=default, metadata={"help": text, **limits, **roles})
 
 
-def shares(text):
-    """The numbers in a text such as "0.4,0.6".
+def parse_shares(text):
+    """Return the numbers in a text such as "0.4,0.6".
 
     Raises:
         ValueError: they are not numbers between 0 and 1 that rise.
@@ -54,14 +55,34 @@ class Recipe:
     """
 
     # What is trained
-    dataset: str = option("cifar10", f"data set: {', '.join(DATASETS)} or tfds:NAME", check=is_streamed)
+    dataset: str = option("cifar10", f"data set: {dataset_names()}", check=find_dataset)
     data_dir: str = option(
-        "", "folder with the official archive or its unpacked folder; with train/<class>/; of shards"
+        "", "folder with the official archive or its unpacked folder; with train/<class>/; of shards", compared=False
     )
-    image_size: int = option(0, "streamed pictures: height and width; 0 is the geometry's own", low=0, high=4096)
-    broken: str = option("skip", "folder: what to do with pictures that cannot be read", choices=("skip", "refuse"))
-    cache: str = option("", "streamed pictures: folder that keeps them decoded, as size * size * 3 bytes each")
-    workers: int = option(0, "streamed pictures: threads that decode; 0 is one a core", low=0, high=1024)
+    image_size: int = option(
+        0, "streamed pictures: height and width; 0 is the geometry's own", low=0, high=4096, streamed_only=True
+    )
+    broken: str = option(
+        "skip",
+        "folder: what to do with pictures that cannot be read",
+        choices=("skip", "refuse"),
+        compared=False,
+        streamed_only=True,
+    )
+    cache: str = option(
+        "",
+        "streamed pictures: folder that keeps them decoded, as size * size * 3 bytes each",
+        compared=False,
+        streamed_only=True,
+    )
+    workers: int = option(
+        0,
+        "streamed pictures: threads that decode; 0 is one a core",
+        low=0,
+        high=1024,
+        compared=False,
+        streamed_only=True,
+    )
     shards_at_once: int = option(0, "shards: how many are mixed at a time, to read them in order; 0 is all", low=0)
     mean: str = option(
         "auto",
@@ -86,7 +107,7 @@ class Recipe:
     # How it is trained
     epochs: int = option(200, "passes over the training set", low=1, high=100_000)
     batch_size: int = option(64, "images a step", low=1, high=65_536)
-    optimizer: str = option("sgd", "sgd is Nesterov's", choices=("sgd", "adam", "adamw", "rmsprop"))
+    optimizer: str = option("sgd", "sgd is Nesterov's", choices=OPTIMIZERS)
     learning_rate: float = option(0.1, "highest learning rate", low=1e-9, high=100.0)
     momentum: float = option(0.9, "momentum of sgd", low=0.0, high=0.9999)
     schedule: str = option(
@@ -95,7 +116,7 @@ class Recipe:
         "divides by 10 after 10 epochs without a lower validation loss",
         choices=("step", "cosine", "linear", "constant", "plateau"),
     )
-    step_at: str = option("0.4,0.6", "schedule step: shares of the run, rising, between 0 and 1", check=shares)
+    step_at: str = option("0.4,0.6", "schedule step: shares of the run, rising, between 0 and 1", check=parse_shares)
     warmup_epochs: float = option(
         5.0, "epochs of linear warm-up from 0; with cosine and linear only", low=0.0, high=1000.0
     )
@@ -114,10 +135,7 @@ class Recipe:
         0.0, "decay a step of an average of the weights, which the finished run keeps; 0 is none", low=0.0, high=0.99999
     )
     augmentation: str = option(
-        "affine",
-        "affine: rotation, shift, flip (the reference's); crop: pad 4, crop, flip (the paper's); imagenet: crops of "
-        "random scale and aspect, flip, colour (the paper's), for streamed pictures",
-        choices=("affine", "crop", "imagenet", "none"),
+        "affine", "; ".join(f"{name}: {row.help}" for name, row in AUGMENTATIONS.items()), choices=AUGMENTATIONS
     )
     rotation: float = option(15.0, "affine: largest rotation, in degrees", low=0.0, high=180.0)
     shift: float = option(0.1, "affine: largest shift, as a share of height and width", low=0.0, high=1.0)
@@ -128,33 +146,48 @@ class Recipe:
         "none", "mix each image and its label with another: whole (mixup) or a window (cutmix), in a uniform share",
         choices=("none", "mixup", "cutmix"),
     )  # fmt: skip
-    test_flip: bool = option(False, "test once more with each image and its mirror image averaged, reported beside")
+    test_flip: bool = option(
+        False, "test once more with each image and its mirror image averaged, reported beside", compared=False
+    )
     patience: int = option(
         0, "stop after so many epochs without a lower validation loss; 0 is never", low=0, high=100_000
     )
-    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
+    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1, compared=False)
     # How it is computed
     precision: str = option("float32", "arithmetic", choices=("float32", "mixed_bfloat16", "mixed_float16"))
-    jit: bool = option(False, "compile the step with XLA (JAX always does)")
-    steps_per_execution: int = option(1, "steps in one call of the compiled function", low=1, high=10_000)
+    jit: bool = option(False, "compile the step with XLA (JAX always does)", compared=False)
+    steps_per_execution: int = option(
+        1, "steps in one call of the compiled function", low=1, high=10_000, compared=False
+    )
     distribute: str = option(
         "none",
         "split each batch over all devices: mirrored on TensorFlow (one machine), data on JAX (one or many)",
         choices=("none", "mirrored", "data"),
+        compared=False,
     )
-    data_on_device: bool = option(False, "keep all images on the device, as bytes; a step is sent indices alone")
+    data_on_device: bool = option(
+        False, "keep all images on the device, as bytes; a step is sent indices alone", compared=False
+    )
     # What is written
-    logs: str = option("Logs", "folder that gets the run's folder")
-    checkpoint_steps: int = option(0, "steps between checkpoints within an epoch; 0 saves at its end alone", low=0)
-    checkpoint_epochs: int = option(1, "epochs between checkpoints; the last epoch is always saved", low=1)
-    masks_every: int = option(5, "epochs between pictures of the soft masks in TensorBoard; 0 is never", low=0)
-    histograms: bool = option(False, "histograms of the weights in TensorBoard, each epoch")
+    logs: str = option("Logs", "folder that gets the run's folder", compared=False)
+    checkpoint_steps: int = option(
+        0, "steps between checkpoints within an epoch; 0 saves at its end alone", low=0, compared=False
+    )
+    checkpoint_epochs: int = option(
+        1, "epochs between checkpoints; the last epoch is always saved", low=1, compared=False
+    )
+    masks_every: int = option(
+        5, "epochs between pictures of the soft masks in TensorBoard; 0 is never", low=0, compared=False
+    )
+    histograms: bool = option(False, "histograms of the weights in TensorBoard, each epoch", compared=False)
 
     def __post_init__(self):
         for item in dataclasses.fields(self):
             _check(item, getattr(self, item.name))
-        if self.optimizer == "adamw" and self.weight_decay_kind == "l2":
-            raise InputError("optimizer=adamw decouples its weight decay: give --weight-decay-kind decoupled")
+        if not OPTIMIZERS[self.optimizer].l2 and self.weight_decay_kind == "l2":
+            raise InputError(
+                f"optimizer={self.optimizer} decouples its weight decay: give --weight-decay-kind decoupled"
+            )
         if self.warmup_epochs and self.schedule not in ("cosine", "linear"):
             raise InputError(
                 f"warmup_epochs={self.warmup_epochs:g} needs schedule=cosine or linear, received "
@@ -174,13 +207,13 @@ class Recipe:
     def _check_pictures(self):
         """Refuse what only some kinds of data sets can do."""
         if not is_streamed(self.dataset):
-            for name in ("image_size", "broken", "cache", "workers"):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise InputError(f"{name} is for folder, shards or tfds:NAME, received dataset={self.dataset}")
-            if self.augmentation == "imagenet":
+            for item in dataclasses.fields(self):
+                if item.metadata["streamed_only"] and getattr(self, item.name) != item.default:
+                    raise InputError(f"{item.name} is for folder, shards or tfds:NAME, received dataset={self.dataset}")
+            if AUGMENTATIONS[self.augmentation].random_crops:
                 raise InputError(
-                    "augmentation=imagenet cuts its crops from whole pictures: give --dataset folder, shards or "
-                    f"tfds:NAME, received dataset={self.dataset}"
+                    f"augmentation={self.augmentation} cuts its crops from whole pictures: give --dataset folder, "
+                    f"shards or tfds:NAME, received dataset={self.dataset}"
                 )
         elif self.data_on_device or self.alternate_flip:
             name = "data_on_device" if self.data_on_device else "alternate_flip"
@@ -192,6 +225,16 @@ class Recipe:
             )
         if self.shards_at_once and self.dataset != "shards":
             raise InputError(f"shards_at_once is for dataset=shards, received dataset={self.dataset}")
+
+    @property
+    def flips(self):
+        """Whether images are mirrored: only where a mirror image belongs to the same class."""
+        return self.flip and find_dataset(self.dataset).mirrored
+
+    @property
+    def random_crops(self):
+        """Whether decoding cuts random parts out of the training pictures."""
+        return AUGMENTATIONS[self.augmentation].random_crops
 
     def to_json(self):
         """The recipe as JSON text, one field a line."""
@@ -239,48 +282,6 @@ def _check(item, value):
         raise InputError(f"{item.name} must be {limits['high']} or less, received {shown}")
 
 
-# Named recipes: what differs from the defaults above.
-RECIPES = {
-    # Wang et al. 2017, section 4.1; 160k steps of 64 images are 204.8 epochs of 50,000.
-    "paper": dict(
-        geometry="paper", epochs=205, batch_size=64, learning_rate=0.1, schedule="step", warmup_epochs=0.0,
-        weight_decay=1e-4, augmentation="crop", dropout=0.0, classifier_l2=0.0, validation_split=0.0,
-    ),
-    # Wang et al. 2017, section 4.2: 530k steps, the rate divided by 10 at 200k, 400k and 500k. The batch is not stated
-    # there; 256 images, our choice, make them 105.9 epochs of 1,281,167.
-    "imagenet": dict(
-        dataset="folder", model="attention_56", geometry="imagenet", epochs=106, batch_size=256, learning_rate=0.1,
-        schedule="step", step_at="0.3774,0.7547,0.9434", warmup_epochs=0.0, weight_decay=1e-4,
-        augmentation="imagenet", mean="imagenet", dropout=0.0, classifier_l2=0.0,
-    ),
-    # The reference re-implementation: rotation, shift and flip, dropout and L2 at the classifier. It does not state
-    # its optimizer and rates: Adam is our choice.
-    "reference": dict(
-        epochs=100, batch_size=64, optimizer="adam", learning_rate=1e-3, schedule="plateau", warmup_epochs=0.0,
-        weight_decay=0.0, augmentation="affine", classifier_l2=1e-2,
-    ),
-    # For one GPU, as fast training on CIFAR-10 is known to go: large batches with a high rate that falls linearly,
-    # smoothed labels, no decay of norms and biases, bfloat16, all images on the device. Keras waits for the device at
-    # the end of each execution, and then works for a millisecond or more itself: it gets an epoch at a time.
-    "race": dict(
-        epochs=40, batch_size=512, learning_rate=0.4, schedule="linear", warmup_epochs=8.0, weight_decay=5e-4,
-        decay_all=False, label_smoothing=0.1, augmentation="crop", alternate_flip=True, cutout=8, dropout=0.0,
-        classifier_l2=0.0, ema=0.99, test_flip=True, validation_split=0.0, precision="mixed_bfloat16", jit=True,
-        steps_per_execution=97, data_on_device=True, masks_every=0, checkpoint_epochs=1000,
-    ),
-    # The same with time: smaller batches, mixed images, a long cosine.
-    "best": dict(
-        epochs=200, batch_size=128, learning_rate=0.1, schedule="cosine", warmup_epochs=5.0, weight_decay=5e-4,
-        decay_all=False, augmentation="crop", cutout=16, mix="mixup", dropout=0.0, classifier_l2=0.0, ema=0.999,
-        test_flip=True, validation_split=0.0, precision="mixed_bfloat16", jit=True, steps_per_execution=30,
-        data_on_device=True, masks_every=50, checkpoint_epochs=10,
-    ),
-    # A few epochs on a CPU.
-    "quick": dict(epochs=8, warmup_epochs=1.0, weight_decay=5e-4, rotation=5.0, shift=0.1, dropout=0.0, masks_every=1),
-}  # fmt: skip
-
-
-# Fields that say where and how a run was computed or written, not what was trained.
-ASIDE = ("seed", "logs", "data_dir", "checkpoint_steps", "checkpoint_epochs", "masks_every", "histograms", "jit",
-         "steps_per_execution", "data_on_device", "test_flip", "broken", "cache", "workers",
-         "distribute")  # fmt: skip
+def compared_fields():
+    """Return the names of the fields that say what was trained, and not only where and how it was computed."""
+    return [item.name for item in dataclasses.fields(Recipe) if item.metadata["compared"]]

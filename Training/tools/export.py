@@ -16,7 +16,7 @@ from Training.console import end, one_line_errors, silent_stderr, start_keras
 from Training.data.datasets import of_recipe
 from Training.errors import InputError, one_line, shown
 from Training.flags import Parser
-from Training.recipe import DATASETS, Recipe, is_streamed
+from Training.recipe import Recipe, dataset_names, find_dataset
 from Training.runs import saved
 
 PROGRAM = "python -m Training.tools.export"
@@ -46,15 +46,14 @@ def parse(arguments):
     parser.add_argument("--to", required=True, choices=tuple(FORMATS), help="format")
     parser.add_argument("--best", action="store_true", help="the run's best.keras instead of its last.keras")
     parser.add_argument("--output", metavar="PATH", help="file, or SavedModel's folder (default: beside the network)")
-    known = f"{', '.join(DATASETS)} or tfds:NAME"
-    parser.add_argument("--dataset", help=f"whose test images are compared: {known} (default: the run's own)")
+    parser.add_argument("--dataset", help=f"whose test images are compared: {dataset_names()} (default: the run's own)")
     parser.add_argument("--data-dir", metavar="DIR", help="where that is, as in training (default: the run's own)")
     parser.add_argument("--images", type=int, default=256, metavar="N", help="images compared (default: 256)")
     words = parser.parse_args(arguments)
     if words.images < 1:
         parser.error(f"--images must be 1 or more, received {words.images}")
     try:
-        is_streamed(words.dataset or DATASETS[0])
+        find_dataset(words.dataset or "cifar10")
     except ValueError as error:
         parser.error(f"--dataset {error}")
     return words

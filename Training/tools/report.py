@@ -8,7 +8,7 @@ import numpy as np
 from Training.console import duration, end, one_line_errors
 from Training.errors import InputError
 from Training.flags import Parser
-from Training.recipe import ASIDE
+from Training.recipe import compared_fields
 from Training.runs import history
 from Training.visual.published import SOURCES, published
 
@@ -24,7 +24,7 @@ def grouped(runs):
     Returns:
         `{((field, value), ...): [run, ...]}`, with the fields of `NAMED` first.
     """
-    fields = [name for name in runs[0].recipe if name not in (*NAMED, *ASIDE)] if runs else []
+    fields = [name for name in compared_fields() if name not in NAMED]
     varied = [name for name in fields if len({str(run.recipe.get(name)) for run in runs}) > 1]
     groups = {}
     for run in runs:

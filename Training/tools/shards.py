@@ -49,7 +49,7 @@ def write(data_dir, out, per_shard=1000, broken="skip"):
     """
     import tensorflow as tf
 
-    parts, classes = folder.read(data_dir, broken)
+    parts, classes = folder.read("folder", data_dir, broken)
     try:
         Path(out).mkdir(parents=True)
         columns = {}

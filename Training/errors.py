@@ -19,17 +19,17 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
-def printable(text):
+def escape(text):
     """A text in one line: line breaks and all else that is not printed are escaped, as Python does it."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def one_line(error):
+def shorten(error):
     """What an exception says, in at most 200 characters of one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def shown(path):
+def format_path(path):
     """A path as it may stand in one line of a message."""
     text = str(path)
     return text if text.isprintable() else ascii(text)

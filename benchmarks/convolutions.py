@@ -12,7 +12,7 @@ import statistics
 import time
 
 from benchmarks.operations import parse
-from Training.console import one_line_errors, start_keras
+from Training.console import report_errors, start_keras
 
 PROGRAM = "benchmarks/convolutions.py"
 SECONDS = 0.2  # of one measurement
@@ -77,7 +77,7 @@ def product(rows, inner, columns):
 def main(arguments=None):
     words = parse(arguments, PROGRAM, __doc__)
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with one_line_errors(PROGRAM, "Stopped."):
+    with report_errors(PROGRAM, "Stopped."):
         start_keras()
     batch_size = words.batch_size
     large = []  # once beside each shape, since a machine's speed varies

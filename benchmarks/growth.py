@@ -47,8 +47,8 @@ def watch(found):
             steps = [b - a for a, b in zip(self.ends, self.ends[1:])]
             found.append((resident(), statistics.median(steps)))
 
-    own = event_callbacks.event_callbacks
-    event_callbacks.event_callbacks = lambda *arguments: [*own(*arguments), Watch()]
+    own = event_callbacks.make_event_callbacks
+    event_callbacks.make_event_callbacks = lambda *arguments: [*own(*arguments), Watch()]
 
 
 def quarters(found):

@@ -103,10 +103,10 @@ def points(folder):
 
 def differences(one, two):
     """What differs between two finished runs, in words."""
-    from Training.runs.checkpoint import stored, unpack
+    from Training.runs.checkpoint import list_checkpoints, unpack
 
     found = []
-    (_, a), (_, b) = (unpack(stored(folder)[0].read_bytes()) for folder in (one, two))
+    (_, a), (_, b) = (unpack(list_checkpoints(folder)[0].read_bytes()) for folder in (one, two))
     unequal = sum(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
     if unequal:
         found.append(f"{unequal} of {len(a)} arrays")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from Model.geometries import NETWORKS
-from Training.console import one_line_errors, start_keras
+from Training.console import report_errors, start_keras
 from Training.flags import Parser
 
 PROGRAM = "benchmarks/networks.py"
@@ -57,7 +57,7 @@ def parse(arguments):
 
 def main(arguments=None):
     names = parse(arguments)
-    with one_line_errors(PROGRAM, "Stopped."):
+    with report_errors(PROGRAM, "Stopped."):
         keras = start_keras()
     print(f"{keras.backend.backend()}\n")
     print("| network | geometry | build s | save and load s | loss of a step | |\n|---|---|---|---|---|---|")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks import subjects
 from Model.geometries import GEOMETRIES
-from Training.console import one_line_errors
+from Training.console import report_errors
 from Training.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -174,7 +174,7 @@ def report(result):
 
 
 def main(arguments=None):
-    with one_line_errors():
+    with report_errors():
         words = parse(arguments)
         result = measure(words)
         folder = RESULTS / words.name

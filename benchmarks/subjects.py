@@ -91,8 +91,8 @@ def training_parts():
         from Training.data.batches import Batches
         from Training.engine.preprocessing import mean_subtraction
     except ImportError:
-        return fit.compiled, fit.Batches, fit.mean_subtraction
-    return fit.compiled, Batches, mean_subtraction
+        return fit.compile_model, fit.Batches, fit.mean_subtraction
+    return fit.compile_model, Batches, mean_subtraction
 
 
 class Ours(Subject):
@@ -193,7 +193,7 @@ class Ours(Subject):
         from Model.count import count
         from Training.runs import environment
 
-        return {**environment.environment(), "multiply_adds": count(self.network)["multiply_adds"]}
+        return {**environment.describe_environment(), "multiply_adds": count(self.network)["multiply_adds"]}
 
 
 class Peer(Subject):

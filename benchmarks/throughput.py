@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from Model.geometries import GEOMETRIES
-from Training.console import one_line_errors, start_keras
+from Training.console import report_errors, start_keras
 from Training.recipe import RECIPES, Recipe
-from Training.tools.report import as_console, as_markdown
+from Training.tools.report import format_console, format_markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PRECISIONS = Recipe.__dataclass_fields__["precision"].metadata["choices"]
@@ -49,7 +49,7 @@ def images_per_second(words, batch_size, precision, augmentation):
 
     from Model import network
     from Model.count import count
-    from Training.engine.fit import compiled
+    from Training.engine.fit import compile_model
     from Training.engine.preprocessing import mean_subtraction
 
     keras.utils.clear_session()
@@ -58,7 +58,7 @@ def images_per_second(words, batch_size, precision, augmentation):
     images = np.random.default_rng(0).integers(0, 256, (max(4096, batch_size), *shape), dtype="uint8")
     mean = mean_subtraction(np.full(shape, 120.0, "float32"))
     made = network(words.network, geometry=words.geometry, preprocessing=mean)
-    model = compiled(made, race(batch_size, precision, augmentation, words.steps), words.steps, stored=images)
+    model = compile_model(made, race(batch_size, precision, augmentation, words.steps), words.steps, stored=images)
     rng = np.random.default_rng(1)
 
     class Indices(keras.utils.PyDataset):
@@ -103,17 +103,17 @@ def keep(words, machine, rows):
     (folder / "throughput.json").write_text(json.dumps({**told, "environment": machine, "rows": rows}, indent=2) + "\n")
     table = [list(rows[0]), *(["-" if value is None else str(value) for value in row.values()] for row in rows)]
     on = f"{words.network}, {words.geometry}; {machine['device']}, {machine['backend']}\n\n"
-    (folder / "throughput.md").write_text(on + as_markdown(table))
-    return on + as_console(table)
+    (folder / "throughput.md").write_text(on + format_markdown(table))
+    return on + format_console(table)
 
 
 def main(arguments=None):
     words = parse(arguments)
-    with one_line_errors("benchmarks/throughput.py", "Stopped."):
+    with report_errors("benchmarks/throughput.py", "Stopped."):
         start_keras()
-        from Training.runs.environment import environment
+        from Training.runs.environment import describe_environment
 
-        machine, rows = environment(), []
+        machine, rows = describe_environment(), []
         for row in measured(words):
             rows.append(row)
             print(row, flush=True)

@@ -13,7 +13,7 @@ from Training.engine.augmentation import (
     RandomAffine,
     RandomCrop,
     RandomLighting,
-    augmentations,
+    make_augmentations,
 )
 from Training.recipe import Recipe
 
@@ -100,7 +100,7 @@ def test_compiles_in_the_training_step(layer, jit):
 
 def test_recipe_s_choices():
     def kinds(name, **changes):
-        return [type(layer) for layer in augmentations(name, Recipe(**changes), True, 0.0)]
+        return [type(layer) for layer in make_augmentations(name, Recipe(**changes), True, 0.0)]
 
     assert kinds("affine") == [RandomAffine]
     assert kinds("crop", cutout=2) == [RandomCrop, Cutout]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from Training.data import datasets
-from Training.data.batches import Batches, even_batch
+from Training.data.batches import Batches, find_even_batch
 from Training.data.datasets import Examples
 from Training.errors import InputError
 
@@ -74,7 +74,7 @@ def test_batches_stay_bytes_and_without_a_seed_give_all_in_order():
 
 
 def test_even_batches_divide_where_they_can():
-    assert [even_batch(n) for n in (10_000, 5_000, 144, 360, 7, 257)] == [250, 250, 144, 180, 7, 256]
+    assert [find_even_batch(n) for n in (10_000, 5_000, 144, 360, 7, 257)] == [250, 250, 144, 180, 7, 256]
 
 
 def test_label_noise_has_the_paper_s_confusion_matrix():
@@ -83,13 +83,13 @@ def test_label_noise_has_the_paper_s_confusion_matrix():
 
     labels = np.repeat(np.arange(10, dtype="int32"), 5000)
     for share in (0.1, 0.3, 0.5, 0.7):
-        matrix = confusion_matrix(labels, datasets.with_noise(labels, 10, share)) / 5000
+        matrix = confusion_matrix(labels, datasets.add_label_noise(labels, 10, share)) / 5000
         expected = np.full((10, 10), share / 9)
         np.fill_diagonal(expected, 1 - share)
         error = 5 * np.sqrt(expected * (1 - expected) / 5000)  # five standard deviations
         assert (np.abs(matrix - expected) < error).all()
-    assert np.array_equal(datasets.with_noise(labels, 10, 0.0), labels)
-    assert np.array_equal(datasets.with_noise(labels[:5000], 1, 0.0), labels[:5000])
+    assert np.array_equal(datasets.add_label_noise(labels, 10, 0.0), labels)
+    assert np.array_equal(datasets.add_label_noise(labels[:5000], 1, 0.0), labels[:5000])
 
 
 def test_label_noise_spares_what_is_held_out_and_tested():

@@ -9,8 +9,8 @@ import pytest
 from benchmarks import distribute, kill
 from tests.support import tiny
 from Training.data import datasets
-from Training.data.batches import Batches, even_batch
-from Training.devices import Devices, possible, refuse
+from Training.data.batches import Batches, find_even_batch
+from Training.devices import Devices, drop_unsupported, refuse_mode
 from Training.errors import InputError
 from Training.recipe import Recipe
 
@@ -106,7 +106,7 @@ def test_batches_are_shared_without_gap_or_overlap():
 def test_what_fills_up_the_last_batch_has_no_weight(devices):
     """Means over batches, as Keras takes them, are those over the examples."""
     examples = datasets.load("digits", samples=50).train
-    batches = Batches(examples, even_batch(50, devices), devices=Devices(devices))
+    batches = Batches(examples, find_even_batch(50, devices), devices=Devices(devices))
     values, counts = [], []
     for images, labels, *weights in (batches[i] for i in range(len(batches))):
         assert len(images) % devices == 0 and len(images) <= max(256, devices)
@@ -117,11 +117,11 @@ def test_what_fills_up_the_last_batch_has_no_weight(devices):
 
 @pytest.mark.backends
 def test_weights_of_images_count_in_loss_and_accuracy():
-    from Training.engine.fit import compiled
+    from Training.engine.fit import compile_model
 
     recipe = Recipe(dataset="digits", batch_size=10, classifier_l2=0.0)
     examples = datasets.load("digits", samples=45).train
-    model = compiled(tiny.tiny_network(classifier_l2=0.0), recipe, 4)
+    model = compile_model(tiny.tiny_network(classifier_l2=0.0), recipe, 4)
     plain = model.evaluate(examples.images, examples.labels, batch_size=15, verbose=0)
     filled = Batches(examples, 16, devices=Devices(8))
     assert len(filled[len(filled) - 1]) == 3
@@ -131,20 +131,20 @@ def test_weights_of_images_count_in_loss_and_accuracy():
 def test_what_fails_under_mirrored_is_left_out_and_told():
     said = []
     recipe = Recipe(distribute="mirrored", jit=True, steps_per_execution=4)
-    assert possible(recipe, said.append) == Recipe(distribute="mirrored")
+    assert drop_unsupported(recipe, said.append) == Recipe(distribute="mirrored")
     assert said == ["--distribute mirrored runs without --jit and --steps-per-execution"]
     for recipe in (Recipe(distribute="mirrored"), Recipe(distribute="data", jit=True), Recipe(jit=True)):
-        assert possible(recipe, said.append) == recipe
+        assert drop_unsupported(recipe, said.append) == recipe
     assert len(said) == 1
 
 
 def test_modes_name_the_backend_they_need(monkeypatch):
     for mode, backend in (("mirrored", "jax"), ("data", "tensorflow")):
         with pytest.raises(InputError, match=f"--distribute {mode} needs KERAS_BACKEND="):
-            refuse(mode, backend)
+            refuse_mode(mode, backend)
     monkeypatch.setenv("TF_CONFIG", "{}")
     with pytest.raises(InputError, match="take KERAS_BACKEND=jax and --distribute data"):
-        refuse("mirrored", "tensorflow")
+        refuse_mode("mirrored", "tensorflow")
     monkeypatch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", "127.0.0.1:1")
     with pytest.raises(InputError, match="--distribute data is needed, received --distribute none"):
-        refuse("none", "jax")
+        refuse_mode("none", "jax")

@@ -45,7 +45,7 @@ def exported(run, kind, output, capsys):
     found = {int(line[-1]): float(line[0]) for line in lines if line[1:4] == ["in", "batches", "of"]}
     assert set(found) == {1, 64} and max(found.values()) < 1e-5
     assert [path.name for path in output.parent.iterdir()] == [output.name]
-    return export.opened(kind, output)
+    return export.open_export(kind, output)
 
 
 def assert_same(function, run):
@@ -93,7 +93,7 @@ def test_an_export_that_differs_is_not_kept(tmp_path, capsys, monkeypatch, error
         return lambda images: network.predict_on_batch(images) + (error if len(images) > 1 else 0)
 
     monkeypatch.setattr(export, "export", lambda network, kind, path: path.mkdir())
-    monkeypatch.setattr(export, "opened", wrong)
+    monkeypatch.setattr(export, "open_export", wrong)
     words = [path, "--to", "savedmodel", "--dataset", "digits", "--images", "3"]
     with pytest.raises(SystemExit) as stop:
         export.main(words)
@@ -108,7 +108,7 @@ def test_an_export_that_does_not_run_is_told_in_one_line(tmp_path, capsys, monke
         raise RuntimeError("no such operation\nin this library")
 
     monkeypatch.setattr(export, "export", lambda network, kind, path: path.mkdir())
-    monkeypatch.setattr(export, "opened", opened)
+    monkeypatch.setattr(export, "open_export", opened)
     with pytest.raises(SystemExit) as stop:
         export.main([linear(tmp_path, 32), "--to", "savedmodel", "--dataset", "digits", "--images", "3"])
     err = capsys.readouterr().err

@@ -12,16 +12,16 @@ import pytest
 from keras import ops
 
 from tests.support.tiny import tiny_build, tiny_network
-from Training.console import duration
+from Training.console import format_duration
 from Training.data import datasets
-from Training.data.batches import Batches, even_batch
+from Training.data.batches import Batches, find_even_batch
 from Training.devices import ONE
 from Training.engine.callbacks import EpochMeter
 from Training.engine.checkpointing import Checkpoints
-from Training.engine.fit import batched, compiled, fit
-from Training.engine.optimizers import SGD, learning_rate, make_optimizer, with_l2
+from Training.engine.fit import compile_model, fit, make_batches
+from Training.engine.optimizers import SGD, add_l2, make_optimizer, make_schedule
 from Training.engine.preprocessing import mean_subtraction
-from Training.engine.training_model import ImagesOnDevice, TrainingModel, training_model
+from Training.engine.training_model import ImagesOnDevice, TrainingModel, make_training_model
 from Training.errors import InputError, RunError
 from Training.recipe import RECIPES, Recipe
 from Training.runs.history import read_history
@@ -36,22 +36,22 @@ def rate_at(schedule, step):
 
 
 def test_paper_schedule_divides_by_ten_at_64k_and_96k():
-    schedule = learning_rate(Recipe(**{**RECIPES["paper"], "epochs": 160}), 1000)
+    schedule = make_schedule(Recipe(**{**RECIPES["paper"], "epochs": 160}), 1000)
     rates = [rate_at(schedule, step) for step in (0, 63_999, 64_001, 95_999, 96_001, 159_999)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
 
 
 def test_cosine_warms_up_and_ends_at_zero():
-    schedule = learning_rate(Recipe(epochs=10, warmup_epochs=2.0, learning_rate=0.4), 100)
+    schedule = make_schedule(Recipe(epochs=10, warmup_epochs=2.0, make_schedule=0.4), 100)
     rates = [rate_at(schedule, step) for step in (0, 100, 200, 600, 1000)]
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
-    without = learning_rate(Recipe(epochs=10, warmup_epochs=0.0), 100)
+    without = make_schedule(Recipe(epochs=10, warmup_epochs=0.0), 100)
     assert rate_at(without, 0) == pytest.approx(0.1)
-    assert learning_rate(Recipe(schedule="constant", warmup_epochs=0.0), 100) == 0.1
+    assert make_schedule(Recipe(schedule="constant", warmup_epochs=0.0), 100) == 0.1
 
 
 def test_linear_rises_and_falls_to_zero():
-    schedule = learning_rate(Recipe(schedule="linear", epochs=10, warmup_epochs=2.0, learning_rate=0.4), 100)
+    schedule = make_schedule(Recipe(schedule="linear", epochs=10, warmup_epochs=2.0, make_schedule=0.4), 100)
     rates = [rate_at(schedule, step) for step in (0, 100, 200, 600, 1000)]
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
     again = type(schedule).from_config(schedule.get_config())
@@ -70,7 +70,7 @@ def test_l2_is_the_gradient_of_the_penalty(name):
         dense = keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotUniform(0), name="dense")
         dense.kernel_regularizer = dense.bias_regularizer = regularizer
         model = keras.Sequential([keras.Input((4,)), dense])
-        made = with_l2(kind)(0.1, l2=0.1, **extra) if ours else kind(0.1, **extra)
+        made = add_l2(kind)(0.1, l2=0.1, **extra) if ours else kind(0.1, **extra)
         model.compile(made, "mse")
         models.append(model)
     generator = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def test_momentum_is_keras_momentum(nesterov, jit):
     for kind in (SGD, keras.optimizers.SGD):
         dense = keras.layers.Dense(4, kernel_initializer=keras.initializers.GlorotUniform(0))
         model = keras.Sequential([keras.Input((4,)), dense])
-        model.compile(with_l2(kind)(0.1, momentum=0.9, nesterov=nesterov, l2=0.1), "mse", jit_compile=jit)
+        model.compile(add_l2(kind)(0.1, momentum=0.9, nesterov=nesterov, l2=0.1), "mse", jit_compile=jit)
         for _ in range(3):
             model.train_on_batch(x, y)
         weights.append([*model.get_weights(), *map(ops.convert_to_numpy, model.optimizer.variables)])
@@ -126,8 +126,8 @@ def test_steps_are_keras_own_within_rounding():
 
     def losses(own):
         keras.utils.set_random_seed(0)
-        recipe = Recipe(batch_size=16, learning_rate=0.002, schedule="constant", warmup_epochs=0.0)
-        model = compiled(tiny_network(input_shape=(32, 32, 3), dropout=0.0), recipe, 20)
+        recipe = Recipe(batch_size=16, make_schedule=0.002, schedule="constant", warmup_epochs=0.0)
+        model = compile_model(tiny_network(input_shape=(32, 32, 3), dropout=0.0), recipe, 20)
         if own:
             keras.Model.make_train_function(model)
         draw = np.random.default_rng(0)
@@ -145,7 +145,7 @@ def test_steps_are_keras_own_within_rounding():
 def test_a_batch_of_another_size_is_refused_and_the_graph_optimizer_stays_on_elsewhere():
     import tensorflow as tf
 
-    model = compiled(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
+    model = compile_model(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
     images, labels = np.zeros((10, 32, 32, 3), "uint8"), np.zeros(10, "int32")
     assert np.isfinite(model.train_on_batch(images, labels)[0]), "of any size where it is no part of fit"
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
@@ -161,7 +161,7 @@ def test_the_graph_optimizer_is_left_out_of_float32_steps_on_a_cpu(precision, mo
     switch = tf.config.optimizer.get_experimental_options
     monkeypatch.setattr(TrainingModel, "train_step", lambda *a: seen.append(switch()) or step(*a))
     keras.config.set_dtype_policy(precision)
-    model = compiled(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
+    model = compile_model(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
     examples = datasets.Examples(np.zeros((8, 32, 32, 3), "uint8"), np.zeros(8, "int32"))
     model.fit(Batches(examples, 8, seed=0), shuffle=False, verbose=0)
     left_out = precision == "float32" and not tf.config.list_physical_devices("GPU")
@@ -206,7 +206,7 @@ def test_mean_subtraction_is_part_of_the_model(tmp_path):
 @pytest.mark.backends
 def test_training_model_shares_weights_and_ends_at_the_logits():
     network = tiny_network()
-    model = training_model(network)
+    model = make_training_model(network)
     x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype("float32")
     logits = model.predict(x, verbose=0)
     np.testing.assert_allclose(ops.softmax(logits), network.predict(x, verbose=0), rtol=1e-4, atol=1e-6)
@@ -220,7 +220,7 @@ def test_one_step_under_each_precision(precision):
     keras.config.set_dtype_policy(precision)
     digits = datasets.load("digits", samples=64)
     recipe = dataclasses.replace(QUICK, precision=precision, augmentation="affine")
-    model = compiled(tiny_build(recipe, digits), recipe, 4)
+    model = compile_model(tiny_build(recipe, digits), recipe, 4)
     loss, _ = model.train_on_batch(digits.train.images[:16], digits.train.labels[:16])
     assert np.isfinite(loss)
     assert all(v.dtype == "float32" for v in model.trainable_variables)
@@ -303,16 +303,16 @@ def test_alternate_flip_shows_each_image_and_its_mirror_image_by_turns():
 def test_alternate_flip_replaces_the_random_one_and_digits_have_none():
     digits = datasets.load("digits", samples=64)
     changes = {"augmentation": "crop", "alternate_flip": True, "epochs": 6}
-    assert not batched(digits, Recipe(dataset="digits", **changes), ONE)[0].alternate
-    assert batched(digits, Recipe(**changes), ONE)[0].alternate
-    crop = compiled(tiny_build(QUICK, digits), Recipe(**changes), 4).get_layer("augmentation")
+    assert not make_batches(digits, Recipe(dataset="digits", **changes), ONE)[0].alternate
+    assert make_batches(digits, Recipe(**changes), ONE)[0].alternate
+    crop = compile_model(tiny_build(QUICK, digits), Recipe(**changes), 4).get_layer("augmentation")
     assert not crop.flip
 
 
 @pytest.mark.backends
 def test_loss_of_mixed_images_is_the_share_of_both_labels():
     network = tiny_network()
-    model = compiled(network, dataclasses.replace(QUICK, mix="mixup", label_smoothing=0.2), 4)
+    model = compile_model(network, dataclasses.replace(QUICK, mix="mixup", label_smoothing=0.2), 4)
     labels, share = np.arange(4), np.array([0.1, 0.5, 0.7, 1.0], "float32")
     logits = np.random.default_rng(0).normal(size=(4, 10)).astype("float32")
     log = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -379,5 +379,5 @@ def test_batch_larger_than_the_data_is_named(tmp_path):
 
 
 def test_durations_in_words():
-    assert [duration(s) for s in (4.2, 99, 720, 12_000)] == ["4 s", "99 s", "12 min", "3 h 20 min"]
-    assert even_batch(64) == 64
+    assert [format_duration(s) for s in (4.2, 99, 720, 12_000)] == ["4 s", "99 s", "12 min", "3 h 20 min"]
+    assert find_even_batch(64) == 64

@@ -13,17 +13,17 @@ import training_cifar10
 from Training.data import datasets, folder, shards
 from Training.data.batches import Batches
 from Training.data.datasets import Data, Examples
-from Training.data.stream import Stream, local_order, scale_crop
+from Training.data.stream import Stream, draw_crop, shuffle_locally
 from Training.engine import event_callbacks
 from Training.engine.callbacks import EpochOrder
 from Training.engine.evaluation import top_5
 from Training.engine.fit import fit
-from Training.engine.optimizers import learning_rate
+from Training.engine.optimizers import make_schedule
 from Training.engine.preprocessing import mean_subtraction
 from Training.errors import InputError, RunError
 from Training.flags import parse
 from Training.recipe import Recipe
-from Training.runs.checkpoint import stored, unpack
+from Training.runs.checkpoint import list_checkpoints, unpack
 from Training.tools import export, figures
 from Training.tools import folder as folder_tool
 from Training.tools import shards as shards_tool
@@ -88,13 +88,15 @@ def test_parts_classes_and_balance(root, own):
     assert read.classes == CLASSES and read.test.images is read.validation.images
     assert [len(part.labels) for part in read[:3]] == [36, 12, 12] and len(read.held_out) == 0
     np.testing.assert_array_equal(np.bincount(read.train.labels), list(SIZES.values()))
-    balance, role = datasets.described(read)
-    assert r"smallest 'caf\udce9' with" in datasets.described(read._replace(classes=("ant", "bee", "caf\udce9")))[0]
+    balance, role = datasets.describe_streams(read)
+    assert (
+        r"smallest 'caf\udce9' with" in datasets.describe_streams(read._replace(classes=("ant", "bee", "caf\udce9")))[0]
+    )
     assert "smallest cat with 10 training pictures, largest ant with 14 (1.4 times as many)" in balance
     assert role == "no test set: the validation set, 12 pictures, plays it"
     (own / "val").rename(own / "test")
     split = datasets.load("folder", str(own), validation_split=0.25, size=16)
-    assert [len(part.labels) for part in split[:3]] == [27, 9, 12] and len(datasets.described(split)) == 1
+    assert [len(part.labels) for part in split[:3]] == [27, 9, 12] and len(datasets.describe_streams(split)) == 1
     np.testing.assert_array_equal(np.bincount(split.validation.labels), [4, 3, 2])
     assert len(datasets.load("folder", str(own), samples=9, size=16).train.labels) == 9
 
@@ -187,13 +189,13 @@ def test_a_folder_must_be_named():
 
 def test_random_crops_lie_within_the_picture_and_depend_on_seed_epoch_and_position(root):
     rng = np.random.default_rng(0)
-    boxes = np.array([scale_crop(rng, 200, 300) for _ in range(2000)])
+    boxes = np.array([draw_crop(rng, 200, 300) for _ in range(2000)])
     wide, high = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes[:, :2].min() >= 0 and boxes[:, 2].max() <= 300 and boxes[:, 3].max() <= 200
     share, aspect = wide * high / 60_000, wide / high
     assert 0.0799 < share.min() < 0.1 and share.max() > 0.8
     assert 0.7499 < aspect.min() < 0.76 and 1.32 < aspect.max() < 1.3334
-    assert scale_crop(rng, 10, 1000) == (495, 0, 505, 10)  # nothing of such an aspect fits
+    assert draw_crop(rng, 10, 1000) == (495, 0, 505, 10)  # nothing of such an aspect fits
     images = datasets.load("folder", str(root), size=16, random_crops=True).train.images
     one = images.crops([5, 6], (0, 1))
     np.testing.assert_array_equal(images.crops([6], (0, 1))[0], one[1])
@@ -273,7 +275,7 @@ def test_a_run_of_the_imagenet_recipe_goes_on_exactly_within_an_epoch(own, tmp_p
     assert "3 classes; smallest cat" in capsys.readouterr().out
     (whole,) = (tmp_path / "Logs").iterdir()
     again = Path(shutil.copytree(whole, tmp_path / "again" / whole.name))
-    newest, before = stored(again)
+    newest, before = list_checkpoints(again)
     assert unpack(before.read_bytes())[0]["step"] == 3
     newest.unlink()
     main("--resume", again)
@@ -330,13 +332,13 @@ def test_figures_and_exports_take_the_pictures_that_the_run_was_tested_on(root, 
     own = Path(shutil.copytree(root / "train", tmp_path / "own" / "train")).parent
     recipe = Recipe(dataset="folder", data_dir=str(own), image_size=20, validation_split=0.25)
     (tmp_path / "recipe.json").write_text(recipe.to_json())
-    tested = datasets.of_recipe(recipe).test.images[:]
+    tested = datasets.load_for_recipe(recipe).test.images[:]
     assert tested.shape == (9, 20, 20, 3)
-    np.testing.assert_array_equal(figures.test_examples(tmp_path)[0].images[:], tested)
-    name, images = export.test_images(tmp_path / "last.keras", None, None, 5)
+    np.testing.assert_array_equal(figures.load_test_examples(tmp_path)[0].images[:], tested)
+    name, images = export.load_test_images(tmp_path / "last.keras", None, None, 5)
     assert name == "folder"
     np.testing.assert_array_equal(images, tested[:5])
-    assert export.test_images(tmp_path / "last.keras", "digits", None, 5)[1].shape == (5, 32, 32, 3)
+    assert export.load_test_images(tmp_path / "last.keras", "digits", None, 5)[1].shape == (5, 32, 32, 3)
 
 
 def test_means_are_those_of_numpy(root):
@@ -387,7 +389,7 @@ def test_imagenet_recipe_is_the_paper_s():
     recipe, _ = parse(["--recipe", "imagenet", "--data-dir", "x"], "")
     steps = recipe.epochs * 1_281_167 / recipe.batch_size
     assert steps == pytest.approx(530_000, rel=2e-3)
-    schedule = learning_rate(recipe, steps_per_epoch=5000)  # 530k steps
+    schedule = make_schedule(recipe, steps_per_epoch=5000)  # 530k steps
     rates = [float(schedule(1000 * k)) for k in (0, 199, 201, 399, 401, 499, 501)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4])
 
@@ -452,7 +454,7 @@ def test_shards_that_cannot_be_used_are_refused_in_one_line(root, tmp_path, caps
 
 def test_local_order_is_a_permutation_that_reads_few_shards_at_a_time():
     shard = np.repeat(np.arange(7), 10)
-    order = local_order(np.random.default_rng(0), shard, at_once=2)
+    order = shuffle_locally(np.random.default_rng(0), shard, at_once=2)
     assert sorted(order) == list(range(70))
     assert all(len(set(shard[order[start : start + 10]])) <= 4 for start in range(0, 70, 10))
     assert order[:20].tolist() != sorted(order[:20])

@@ -187,17 +187,17 @@ def test_a_folder_s_pictures_are_found_below_it(tmp_path):
     for name in ("b.png", "a/c.JPG", "a/d.txt", ".hidden.png", "e", ".thumbs/b.png", "a/.f/g/h.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.relative_to(tmp_path).as_posix() for path in decoding.in_folder(tmp_path)] == ["a/c.JPG", "b.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in decoding.find_pictures(tmp_path)] == ["a/c.JPG", "b.png"]
 
 
 def test_a_folder_that_cannot_be_read_is_told_from_an_empty_one(tmp_path, monkeypatch):
     def refuse(path):  # as for a user who is not root
         raise PermissionError(13, "Permission denied", str(path))
 
-    assert decoding.in_folder(tmp_path) == []
+    assert decoding.find_pictures(tmp_path) == []
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match=rf"^{tmp_path} cannot be read: Permission denied$"):
-        decoding.in_folder(tmp_path)
+        decoding.find_pictures(tmp_path)
 
 
 def test_reading_starts_no_framework():

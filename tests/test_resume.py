@@ -19,7 +19,7 @@ from tests.support import tiny
 from Training.engine import checkpointing
 from Training.errors import InputError, RunError
 from Training.runs import checkpoint, files, run_folder
-from Training.runs.checkpoint import pack, stored, unpack
+from Training.runs.checkpoint import list_checkpoints, pack, unpack
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,7 +55,7 @@ def test_five_kills_change_nothing(tmp_path):
 
 @pytest.mark.backends
 def test_within_an_epoch_the_run_goes_on_exactly(run, whole):
-    newest, before = stored(run)
+    newest, before = list_checkpoints(run)
     assert unpack(before.read_bytes())[0]["step"] == 3
     newest.unlink()
     (run / "last.keras").unlink()
@@ -68,7 +68,7 @@ def test_within_an_epoch_the_run_goes_on_exactly(run, whole):
 
 @pytest.mark.parametrize("damage", ["torn", "flipped byte", "empty"])
 def test_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(run, whole, damage, capsys):
-    newest = stored(run)[0]
+    newest = list_checkpoints(run)[0]
     raw = bytearray(newest.read_bytes())
     if damage == "flipped byte":
         raw[len(raw) // 2] ^= 1
@@ -99,7 +99,7 @@ def test_signals_save_and_say_how_to_resume(tmp_path, number, code):
     last = err.splitlines()[-1]
     assert process.returncode == code and "Traceback" not in err
     assert last.startswith("Stopped by SIG") and last.endswith(f"python training_cifar10.py --resume {folder}")
-    state, _ = unpack(stored(folder)[0].read_bytes())
+    state, _ = unpack(list_checkpoints(folder)[0].read_bytes())
     assert state["epoch"] >= 2
 
 
@@ -123,7 +123,7 @@ def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path):
     assert process.returncode == 1 and "Traceback" not in err
     assert "written" in err.splitlines()[-1]
     folder = kill.only_run(tmp_path)
-    states = [unpack(path.read_bytes())[0]["epoch"] for path in stored(folder)]
+    states = [unpack(path.read_bytes())[0]["epoch"] for path in list_checkpoints(folder)]
     assert states and not list((folder / "backup").glob("*.new"))
 
 
@@ -154,7 +154,7 @@ def test_folder_lost_half_way_ends_in_one_line(how, tmp_path, monkeypatch, capsy
                 shutil.rmtree(folder / "backup", ignore_errors=True)
                 (folder / "backup").write_text("")
 
-    monkeypatch.setattr(event_callbacks, "event_callbacks", lambda *_: [Lose()])
+    monkeypatch.setattr(event_callbacks, "make_event_callbacks", lambda *_: [Lose()])
     err = refused(capsys, 1, *WORDS, "--logs", str(tmp_path))
     assert "written" in err
 
@@ -199,7 +199,7 @@ def test_changed_recipe_is_refused_by_field(run, capsys):
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"torn")])
 def test_a_run_without_a_checkpoint_that_can_be_used_is_refused_and_left_as_it_was(run, damage, capsys):
-    for path in stored(run):
+    for path in list_checkpoints(run):
         damage(path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert "to begin anew would lose its history" in refused(capsys, 2, "--resume", str(run))
@@ -214,7 +214,7 @@ def test_a_run_that_was_ended_before_its_first_checkpoint_begins_anew(tmp_path):
 
 
 def test_a_run_older_than_a_field_of_the_recipe_goes_on(run):
-    (newest, before), name = stored(run), "alternate_flip"
+    (newest, before), name = list_checkpoints(run), "alternate_flip"
     newest.unlink()
     state, arrays = unpack(before.read_bytes())
     assert state["recipe"].pop(name) is False
@@ -271,11 +271,11 @@ def test_checkpoint_bytes_round_trip_and_show_any_change():
 def test_only_the_two_newest_are_kept_and_a_bad_disk_is_noticed(tmp_path, monkeypatch):
     for step in (1, 2, 3):
         checkpoint.write(tmp_path, step, {"step": step}, [])
-    assert [unpack(path.read_bytes())[0]["step"] for path in stored(tmp_path)] == [3, 2]
+    assert [unpack(path.read_bytes())[0]["step"] for path in list_checkpoints(tmp_path)] == [3, 2]
     monkeypatch.setattr(checkpoint, "replace_file", lambda path, raw: path.write_bytes(raw[:-1]))
     with pytest.raises(RunError, match="the disk cannot be trusted"):
         checkpoint.write(tmp_path, 4, {"step": 4}, [])
-    assert len(stored(tmp_path)) == 2
+    assert len(list_checkpoints(tmp_path)) == 2
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
@@ -288,7 +288,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     model.layers[0].bias.assign([np.nan])
     with pytest.raises(RunError, match="a weight is not finite"):
         saver._save(1, 0)
-    assert not stored(tmp_path)
+    assert not list_checkpoints(tmp_path)
 
 
 def test_other_network_s_checkpoint_is_refused():

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training.errors import InputError, one_line
+from Training.errors import InputError, shorten
 
 PIXELS = 32 * 32 * 3
 WAIT_S = 8.0  # for the first answer of the server
@@ -144,7 +144,7 @@ def unpickle(raw, name):
         content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
     # A broken pickle can raise nearly anything; none of it may reach the user as a traceback.
     except Exception as error:
-        raise InputError(f"{name} is truncated or no CIFAR file: {one_line(error)}") from None
+        raise InputError(f"{name} is truncated or no CIFAR file: {shorten(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{name} must hold a dictionary, received {type(content).__name__}")
     return content
@@ -215,7 +215,7 @@ def _from_tar(path, archive, wanted):
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # tarfile and zlib raise many kinds for broken bytes
-        raise InputError(f"{path} is truncated or no .tar.gz: {one_line(error)}") from None
+        raise InputError(f"{path} is truncated or no .tar.gz: {shorten(error)}") from None
     missing = [name for name in wanted if name not in files]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}")
@@ -290,7 +290,7 @@ def download(archive, name):
     try:
         path = keras.utils.get_file(archive.file, archive.url, cache_dir=_keras_cache().parent, cache_subdir="datasets")
     except Exception as error:
-        raise InputError(f"the download of {archive.url} failed: {one_line(error)}") from None
+        raise InputError(f"the download of {archive.url} failed: {shorten(error)}") from None
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != archive.sha256:
@@ -320,9 +320,9 @@ def read(name, data_dir=""):
     train = [read_batch(files[f], where + f, archive, archive.rows[0]) for f in archive.train]
     test = [read_batch(files[f], where + f, archive, archive.rows[1]) for f in archive.test]
     names = read_names(files[archive.meta], where + archive.meta, archive)
-    return (*_joined(train), *_joined(test), names)
+    return (*_concatenate(train), *_concatenate(test), names)
 
 
-def _joined(batches):
+def _concatenate(batches):
     images, labels = zip(*batches)
     return np.concatenate(images), np.concatenate(labels)

@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 
-from Training.data.stream import ReadAhead, local_order
+from Training.data.stream import ReadAhead, shuffle_locally
 from Training.devices import ONE
 
 LARGEST_PREDICTED_BATCH = 256
@@ -25,7 +25,7 @@ class Batches(keras.utils.PyDataset):
         stored_from: int, or None. With a number the batches hold no images but their positions on the device, where
             these examples begin at this one.
         random_crops: bool, whether a stream gives random parts of its pictures, a function of seed and epoch too.
-        shards_at_once: int, see `stream.local_order`; 0 is one order over all.
+        shards_at_once: int, see `stream.shuffle_locally`; 0 is one order over all.
         devices: `devices.Devices`. Of each batch this process reads its part alone. Without a seed, the last batch is
             filled with further images of weight 0 until the devices can share it; the weights of the others are then
             a little over 1, so that means over all batches are those over the examples.
@@ -73,7 +73,7 @@ class Batches(keras.utils.PyDataset):
             return
         rng = np.random.default_rng((self.seed, epoch))
         if self.shards_at_once:
-            self.order = local_order(rng, self.examples.images.shard, self.shards_at_once)
+            self.order = shuffle_locally(rng, self.examples.images.shard, self.shards_at_once)
         else:
             self.order = rng.permutation(count)
 
@@ -117,7 +117,7 @@ class Batches(keras.utils.PyDataset):
         return read
 
 
-def even_batch(count, devices=1):
+def find_even_batch(count, devices=1):
     """The largest batch up to 256 that divides `count`, so that a compiled function sees one shape.
 
     Where the largest divisor is under 32, 256, with a shorter last batch. With several devices all of this holds for

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Model.geometries import GEOMETRIES
-from Training.errors import InputError, RunError, shown
+from Training.errors import InputError, RunError, format_path
 from Training.recipe import find_dataset, is_streamed
 from Training.recipe.choices import load_object
 
@@ -51,14 +51,14 @@ class Data(NamedTuple):
         Returns:
             Mean float32 `(height, width, channels)` or `(channels,)`; 255.0, or the deviation `(channels,)`.
         """
-        from Training.data.stream import channel_statistics, mean_image
+        from Training.data.stream import compute_channel_statistics, compute_mean_image
 
         images, count = self.train.images, len(self.train.labels)
         if kind == "imagenet":
             return IMAGENET
         if kind == "pixel" or (kind == "auto" and isinstance(images, np.ndarray)):
-            return mean_image(images), 255.0
-        mean, std = channel_statistics(images, evenly(count, MEASURED))
+            return compute_mean_image(images), 255.0
+        mean, std = compute_channel_statistics(images, spread_evenly(count, MEASURED))
         return mean, np.maximum(std, 1.0)
 
     @contextlib.contextmanager
@@ -93,11 +93,11 @@ def read_digits(name="digits", data_dir=""):
     pixels = np.kron(source.images, np.ones((1, 4, 4))) * (255 / 16)
     images = np.repeat(pixels[..., None], 3, axis=-1).round().astype("uint8")  # (1797, 32, 32, 3)
     labels = source.target.astype("int32")
-    rest, test = _stratified(labels, 360)
+    rest, test = _split_stratified(labels, 360)
     return images[rest], labels[rest], images[test], labels[test], tuple(str(n) for n in source.target_names)
 
 
-def photographs(size=32):
+def load_photographs(size=32):
     """Four squares of the two photographs that come with scikit-learn, to show where a data set's images may not be.
 
     By danielbuechele (a temple) and vultilion (a flower), both CC BY 2.0.
@@ -114,7 +114,7 @@ def photographs(size=32):
     return np.stack([np.asarray(each.resize((size, size), Image.Resampling.LANCZOS)) for each in images])
 
 
-def _stratified(labels, count):
+def _split_stratified(labels, count):
     """Positions of the others and of `count` examples, with the same share of each class, both sorted."""
     from sklearn.model_selection import train_test_split
 
@@ -128,7 +128,7 @@ def _stratified(labels, count):
     return np.sort(rest), np.sort(chosen)
 
 
-def with_noise(labels, classes, share):
+def add_label_noise(labels, classes, share):
     """Labels of which a `share`, drawn at random, is replaced by one of the other classes, each as likely.
 
     The confusion matrix of Wang et al. 2017, section 4.1: r = 1 - share on its diagonal, (1 - r) / (classes - 1)
@@ -147,7 +147,7 @@ def with_noise(labels, classes, share):
     return np.where(replaced, other, labels).astype(labels.dtype)
 
 
-def evenly(count, limit):
+def spread_evenly(count, limit):
     """Positions of all of `count` examples, or of `limit` spread evenly over them."""
     return np.linspace(0, count - 1, min(count, limit)).astype("int64")
 
@@ -160,19 +160,19 @@ def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, **
         data_dir: see `archives.read`, `folder.read`, `shards.read` and `tfds.read`; not used for the digits.
         validation_split: share of the training set that is held out; 0 holds out nothing.
         samples: limit of images trained on, the same share of each class; 0 is no limit.
-        label_noise: share of the labels trained on that `with_noise` replaces; those held out and tested stay.
-        reading: of streamed pictures alone, see `streamed`.
+        label_noise: share of the labels trained on that `add_label_noise` replaces; those held out and tested stay.
+        reading: of streamed pictures alone, see `load_streamed`.
 
     Raises:
         InputError: the data cannot be had or is not what it should be, or the split leaves a class empty.
     """
     row = find_dataset(name)
     if row.streamed:
-        return streamed(name, data_dir, validation_split, samples, label_noise, **reading)
+        return load_streamed(name, data_dir, validation_split, samples, label_noise, **reading)
     images, labels, test_images, test_labels, classes = load_object(row.reader)(name, data_dir)
     kept, held_out = _split(labels, validation_split, samples)
     return Data(
-        train=Examples(images[kept], with_noise(labels[kept], len(classes), label_noise)),
+        train=Examples(images[kept], add_label_noise(labels[kept], len(classes), label_noise)),
         validation=Examples(images[held_out], labels[held_out]),
         test=Examples(test_images, test_labels),
         classes=classes,
@@ -180,7 +180,7 @@ def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, **
     )
 
 
-def of_recipe(recipe):
+def load_for_recipe(recipe):
     """The data of a run, as its recipe reads it.
 
     Raises:
@@ -201,17 +201,17 @@ def of_recipe(recipe):
 
 def _split(labels, validation_split, samples):
     """Positions of what is trained on and of what is held out."""
-    kept, held_out = _stratified(labels, round(validation_split * len(labels)))
+    kept, held_out = _split_stratified(labels, round(validation_split * len(labels)))
     if samples and samples < len(kept):
         if len(kept) - samples < len(np.unique(labels)):  # left out are too few for one of each class: any will do
             chosen = np.sort(np.random.default_rng(SPLIT_SEED).permutation(len(kept))[:samples])
         else:
-            _, chosen = _stratified(labels[kept], samples)
+            _, chosen = _split_stratified(labels[kept], samples)
         kept = kept[chosen]
     return kept, held_out
 
 
-def streamed(
+def load_streamed(
     name,
     data_dir,
     validation_split,
@@ -240,7 +240,7 @@ def streamed(
     Raises:
         InputError: see `load`; or there are fewer than two classes, or neither a test set nor a validation set.
     """
-    from Training.data.listing import digest_of
+    from Training.data.listing import digest
     from Training.data.stream import Stream
 
     parts, classes = load_object(find_dataset(name).reader)(name, data_dir, broken)
@@ -259,20 +259,19 @@ def streamed(
     for stream in {id(each): each for each in (validation, test, *(() if random_crops else (train,)))}.values():
         if cache:
             stream.cache_in(cache)
-    examples = Examples(train, with_noise(train.labels, len(classes), label_noise))
+    examples = Examples(train, add_label_noise(train.labels, len(classes), label_noise))
     others = (Examples(stream, stream.labels) for stream in (validation, test))
-    return Data(
-        examples, *others, classes, held_out, digest_of(repr([part.identity for part in parts.values()]).encode())
-    )
+    return Data(examples, *others, classes, held_out, digest(repr([part.identity for part in parts.values()]).encode()))
 
 
-def described(data):
+def describe_streams(data):
     """What a person should know of streamed data, in a line or two: sizes, balance, and which set plays which."""
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
     few, many = counts.argmin(), counts.argmax()
+    smallest, largest = (format_path(data.classes[i]) for i in (few, many))
     lines = [
-        f"{len(data.classes):,} classes; smallest {shown(data.classes[few])} with {counts[few]:,} training pictures, "
-        f"largest {shown(data.classes[many])} with {counts[many]:,} ({counts[many] / counts[few]:.1f} times as many)"
+        f"{len(data.classes):,} classes; smallest {smallest} with {counts[few]:,} training pictures, "
+        f"largest {largest} with {counts[many]:,} ({counts[many] / counts[few]:.1f} times as many)"
     ]
     if data.test.images is data.validation.images:
         lines.append(f"no test set: the validation set, {len(data.test.labels):,} pictures, plays it")

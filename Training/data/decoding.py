@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from Training.errors import InputError, one_line, shown
+from Training.errors import InputError, format_path, shorten
 
 LARGEST_PIXELS = 90_000_000  # of a picture; decoded it takes four bytes each
 DRAFT = 2  # a JPEG is decoded at least so many times larger than what is asked for
@@ -39,21 +39,23 @@ def read(path, size=None, raw=None):
     """
     try:
         if raw is None and not Path(path).is_file():  # a pipe or a device might never end
-            raise InputError(f"{shown(path)} is no file" if os.path.exists(path) else f"{shown(path)} does not exist")
+            raise InputError(
+                f"{format_path(path)} is no file" if os.path.exists(path) else f"{format_path(path)} does not exist"
+            )
         with Image.open(path if raw is None else io.BytesIO(raw)) as image:
-            return np.asarray(_decoded(image, size))
+            return np.asarray(_decode(image, size))
     except InputError:
         raise
     except UnidentifiedImageError:
         what = "is no picture that can be read" if (raw or raw is None and os.path.getsize(path)) else "is empty"
-        raise InputError(f"{shown(path)} {what}") from None
+        raise InputError(f"{format_path(path)} {what}") from None
     # A broken file can raise nearly anything; none of it may reach the user as a traceback.
     except Exception as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise InputError(f"{shown(path)} cannot be read: {reason}") from None
+        reason = getattr(error, "strerror", None) or shorten(error)
+        raise InputError(f"{format_path(path)} cannot be read: {reason}") from None
 
 
-def _decoded(image, size):
+def _decode(image, size):
     if image.width * image.height > LARGEST_PIXELS:
         raise ValueError(f"{image.width}x{image.height} are more than {LARGEST_PIXELS:,} pixels")
     if image.format in NOT_READ:
@@ -64,36 +66,36 @@ def _decoded(image, size):
     image.load()
     # PPM, whose 16 bits Pillow gives as 32
     sixteen = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")
-    image = _eight_bits(_upright(image), sixteen)
+    image = _convert_to_eight_bits(_orient(image), sixteen)
     if size:
         image = ImageOps.fit(image, size[::-1])
-    return _over_white(image)
+    return _blend_over_white(image)
 
 
-def _upright(image):
+def _orient(image):
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF says nothing of the pixels
         return image
 
 
-def _eight_bits(image, sixteen):
+def _convert_to_eight_bits(image, sixteen):
     """As mode RGB or RGBA; `sixteen` says that the numbers of a grey picture are of 16 bits."""
     if image.mode[0] in "IF":  # I, F, I;16, I;16B
         values = np.asarray(image)
-        grey = (values >> 8).astype("uint8") if sixteen else _stretched(values.astype("float64"))
+        grey = (values >> 8).astype("uint8") if sixteen else _stretch(values.astype("float64"))
         return Image.fromarray(grey).convert("RGB")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def _stretched(values):
+def _stretch(values):
     """Grey values as uint8: 0 the lowest, 255 the highest."""
     values = np.nan_to_num(values)
     low, high = values.min(), values.max()
     return ((values - low) * (255 / max(high - low, 1e-30))).round().astype("uint8")
 
 
-def _over_white(image):
+def _blend_over_white(image):
     if image.mode == "RGB":
         return image
     white = Image.new("RGB", image.size, "white")
@@ -101,7 +103,7 @@ def _over_white(image):
     return white
 
 
-def in_folder(folder):
+def find_pictures(folder):
     """Picture files in a folder and below it, sorted: those whose ending is one of Pillow's.
 
     Hidden files, and all that lies in hidden folders below this one, are left out.
@@ -111,7 +113,7 @@ def in_folder(folder):
     """
 
     def refuse(error):
-        raise InputError(f"{shown(error.filename)} cannot be read: {error.strerror}")
+        raise InputError(f"{format_path(error.filename)} cannot be read: {error.strerror}")
 
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found = []

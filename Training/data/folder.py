@@ -9,9 +9,9 @@ import numpy as np
 
 from Training.console import warn
 from Training.data import decoding
-from Training.data.listing import Listing, digest_of, refuse_missing
+from Training.data.listing import Listing, digest, refuse_missing
 from Training.devices import count_cores
-from Training.errors import InputError, shown
+from Training.errors import InputError, format_path
 
 # How whole files of the two common formats begin and end.
 WHOLE = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
@@ -70,10 +70,10 @@ def class_folders(folder):
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
-        raise InputError(f"{shown(folder)} cannot be read: {error.strerror}") from None
+        raise InputError(f"{format_path(folder)} cannot be read: {error.strerror}") from None
     if not names:
         raise InputError(
-            f"{shown(folder)} must have a folder for each class, and has none: move each picture into "
+            f"{format_path(folder)} must have a folder for each class, and has none: move each picture into "
             f"{Path(folder).name}/<class>/ (for ImageNet's flat val, by the labels of its development kit)"
         )
     return names
@@ -96,35 +96,33 @@ def listing(folder, classes, broken="skip"):
     names = class_folders(folder)
     unknown = sorted(set(names) - set(classes))
     if unknown:
-        raise InputError(f"{shown(folder)} has classes that train/ lacks: {', '.join(unknown):.200}")
+        raise InputError(f"{format_path(folder)} has classes that train/ lacks: {', '.join(unknown):.200}")
     with ThreadPoolExecutor(2 * count_cores()) as pool:
         try:
             found = list(pool.map(lambda name: scan(Path(folder) / name, broken == "refuse"), names))
         except OSError as error:
-            raise InputError(f"{shown(error.filename)} cannot be read: {error.strerror}") from None
+            raise InputError(f"{format_path(error.filename)} cannot be read: {error.strerror}") from None
     report_broken(folder, [line for each in found for line in each.broken], broken)
     paths = [f"{folder}/{name}/{file}" for name, each in zip(names, found) for file in each.names]
     if not paths:
-        raise InputError(f"{shown(folder)} has no picture that can be read")
+        raise InputError(f"{format_path(folder)} has no picture that can be read")
     labels = np.repeat([classes.index(name) for name in names], [len(each.names) for each in found]).astype("int32")
     identity = repr([(name, each.names, each.sizes) for name, each in zip(names, found)])
     place = repr((os.path.realpath(folder), [each.times for each in found]))
-    return Listing(
-        lambda i: (paths[i], None), labels, digest_of(identity.encode(errors="surrogateescape")), place=place
-    )
+    return Listing(lambda i: (paths[i], None), labels, digest(identity.encode(errors="surrogateescape")), place=place)
 
 
 def report_broken(folder, lines, broken):
     """Name each picture that cannot be read, or refuse them."""
     if lines and broken == "refuse":
         raise InputError(
-            f"{len(lines)} files in {shown(folder)} cannot be read: {lines[0]}; mend or remove them, or give "
+            f"{len(lines)} files in {format_path(folder)} cannot be read: {lines[0]}; mend or remove them, or give "
             "--broken skip"
         )
     for line in lines:
         warn(f"skipped: {line}")
     if lines:
-        warn(f"{len(lines)} files in {shown(folder)} are no pictures that can be read, and were skipped")
+        warn(f"{len(lines)} files in {format_path(folder)} are no pictures that can be read, and were skipped")
 
 
 def read(name, data_dir, broken="skip"):
@@ -139,10 +137,10 @@ def read(name, data_dir, broken="skip"):
     refuse_missing(name, data_dir)
     root = Path(data_dir)
     if not (root / "train").is_dir():
-        raise InputError(f"--data-dir {shown(root)} must have train/<class>/, and has no folder train")
+        raise InputError(f"--data-dir {format_path(root)} must have train/<class>/, and has no folder train")
     classes = class_folders(root / "train")
     parts = {part: listing(root / part, classes, broken) for part in ("train", "val", "test") if (root / part).is_dir()}
     empty = [classes[i] for i in np.flatnonzero(np.bincount(parts["train"].labels, minlength=len(classes)) == 0)]
     if empty:
-        raise InputError(f"{shown(root / 'train')} has classes without a picture: {', '.join(empty):.200}")
+        raise InputError(f"{format_path(root / 'train')} has classes without a picture: {', '.join(empty):.200}")
     return parts, tuple(classes)

@@ -19,7 +19,7 @@ class Listing(NamedTuple):
     place: str = ""  # where the pictures lie, and since when: what a cache keeps of them is no other's
 
 
-def digest_of(raw):
+def digest(raw):
     """SHA-256 of bytes, in hexadecimal digits."""
     return hashlib.sha256(raw).hexdigest()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.data.listing import Listing, digest_of, refuse_missing
-from Training.errors import InputError, shown
+from Training.data.listing import Listing, digest, refuse_missing
+from Training.errors import InputError, format_path
 
 INDEX = "index.npz"
 COLUMNS = ("shard", "offset", "length", "label")
@@ -37,16 +37,16 @@ def read(name, data_dir, broken="skip"):
         classes = tuple(str(name) for name in index["classes"])
         names = [part for part in ("train", "val", "test") if f"{part}_label" in index]
         place = f"{os.path.realpath(path)} {path.stat().st_mtime_ns}"
-        parts = {part: _listing(data_dir, part, index, len(classes), digest_of(raw), place) for part in names}
+        parts = {part: _listing(data_dir, part, index, len(classes), digest(raw), place) for part in names}
     except OSError as error:
         raise InputError(
-            f"{shown(path)} cannot be read ({error.strerror or error}): --data-dir must be a folder that "
+            f"{format_path(path)} cannot be read ({error.strerror or error}): --data-dir must be a folder that "
             "python -m Training.tools.shards wrote to its end"
         ) from None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{shown(path)} is no index of shards: {error}") from None
+        raise InputError(f"{format_path(path)} is no index of shards: {error}") from None
     if "train" not in parts:
-        raise InputError(f"{shown(path)} has no training pictures")
+        raise InputError(f"{format_path(path)} has no training pictures")
     return parts, classes
 
 
@@ -60,7 +60,7 @@ def _listing(data_dir, part, index, classes, identity, place):
     np.maximum.at(ends, shard, offset + length)
     for path, end in zip(paths, ends):
         if path.stat().st_size < end:
-            raise InputError(f"{shown(path)} is truncated: it must have {end} bytes and more")
+            raise InputError(f"{format_path(path)} is truncated: it must have {end} bytes and more")
 
     def fetch(i):
         with open(paths[shard[i]], "rb") as file:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from Training.console import warn
 from Training.data import decoding
-from Training.data.listing import digest_of
+from Training.data.listing import digest
 from Training.devices import count_cores
 from Training.errors import InputError
 
@@ -19,7 +19,7 @@ AREA = (0.08, 1.0)  # of a picture that a random crop takes
 ASPECT = (3 / 4, 4 / 3)  # width to height of a random crop
 
 
-def scale_crop(rng, height, width):
+def draw_crop(rng, height, width):
     """A random part of a picture, as `(left, top, right, bottom)` in pixels.
 
     Its area is uniform in 8 to 100 % of the picture, its aspect ratio log-uniform in 3:4 to 4:3; where ten draws do
@@ -94,7 +94,7 @@ class Stream:
         return np.array(self.pixels[positions])
 
     def crops(self, positions, key):
-        """The same pictures, but of each a random part (see `scale_crop`), a function of `key` and position alone.
+        """The same pictures, but of each a random part (see `draw_crop`), a function of `key` and position alone.
 
         Args:
             positions: ints.
@@ -113,7 +113,7 @@ class Stream:
 
     def _crop(self, i, rng):
         image = self._decoded(i, None)
-        box = scale_crop(rng, *image.shape[:2])
+        box = draw_crop(rng, *image.shape[:2])
         part = Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR, box, reducing_gap=3.0)
         return np.asarray(part)
 
@@ -153,18 +153,18 @@ class Stream:
         Raises:
             InputError: the folder cannot be written, or the disk has not the space.
         """
-        positions = digest_of(self.positions.tobytes())
+        positions = digest(self.positions.tobytes())
         what = (self.listing.identity, self.listing.place, self.size, self.margin, len(self), positions)
-        path = Path(folder) / f"{digest_of(repr(what).encode())[:16]}.pixels"
+        path = Path(folder) / f"{digest(repr(what).encode())[:16]}.pixels"
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self.pixels = _mapped(path, self.shape)
-            self.done = _mapped(path.with_suffix(".done"), (len(self),))
+            self.pixels = _map_file(path, self.shape)
+            self.done = _map_file(path.with_suffix(".done"), (len(self),))
         except OSError as error:
             raise InputError(f"--cache {folder} cannot be written: {error.strerror or error}") from None
 
 
-def _mapped(path, shape):
+def _map_file(path, shape):
     """A uint8 array in a file, zeros where it is new; its space is taken at once, lest the disk be full later."""
     with open(path, "ab") as file:
         if hasattr(os, "posix_fallocate"):
@@ -212,7 +212,7 @@ class ReadAhead:
         return future.result()
 
 
-def local_order(rng, shard, at_once):
+def shuffle_locally(rng, shard, at_once):
     """A random order that keeps reads together: shards in random order, and so many at a time read in random order.
 
     Args:
@@ -224,30 +224,30 @@ def local_order(rng, shard, at_once):
     return np.concatenate([rng.permutation(np.flatnonzero(np.isin(shard, group))) for group in groups])
 
 
-def over_chunks(function, images, positions):
+def sum_over_chunks(function, images, positions):
     """The sum of `function(pixels)` over images in chunks of 32; a stream's chunks are decoded in parallel."""
     chunks = np.array_split(positions, max(len(positions) // 32, 1))
     with ThreadPoolExecutor(getattr(images, "workers", 1)) as pool:
         return sum(pool.map(lambda chosen: function(images[chosen]), chunks))
 
 
-def mean_image(images):
+def compute_mean_image(images):
     """Mean of each pixel and channel over all images, float32 `(height, width, channels)`, from exact sums.
 
     Args:
         images: array or `Stream`, uint8 `(n, height, width, channels)`.
     """
-    total = over_chunks(lambda pixels: pixels.sum(axis=0, dtype="int64"), images, np.arange(len(images)))
+    total = sum_over_chunks(lambda pixels: pixels.sum(axis=0, dtype="int64"), images, np.arange(len(images)))
     return (total / len(images)).astype("float32")
 
 
-def channel_statistics(images, positions):
+def compute_channel_statistics(images, positions):
     """Mean and standard deviation of each channel over some images, float32 `(channels,)`, from exact counts."""
 
     def histograms(pixels):
         return np.stack([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(pixels.shape[-1])])
 
-    counts = over_chunks(histograms, images, positions)  # (C, 256)
+    counts = sum_over_chunks(histograms, images, positions)  # (C, 256)
     values = np.arange(256)
     mean = counts @ values / counts.sum(axis=1)
     variance = counts @ values**2 / counts.sum(axis=1) - mean**2

@@ -5,8 +5,8 @@ import io
 
 import numpy as np
 
-from Training.data.listing import Listing, digest_of
-from Training.errors import InputError, one_line
+from Training.data.listing import Listing, digest
+from Training.errors import InputError, shorten
 
 VALIDATION = ("validation", "val")  # names that the catalogue's data sets use
 
@@ -39,7 +39,7 @@ def read(name, data_dir="", broken="skip"):
         classes = tuple(builder.info.features["label"].names)
     # The package raises many kinds of errors, some of them pages long.
     except Exception as error:
-        raise InputError(f"--dataset tfds:{name} cannot be had: {one_line(error)}") from None
+        raise InputError(f"--dataset tfds:{name} cannot be had: {shorten(error)}") from None
     chosen = {"train": "train", "test": "test", "val": next((v for v in VALIDATION if v in sources), None)}
     parts = {part: _listing(name, split, sources[split]) for part, split in chosen.items() if split in sources}
     parts = {part: listing for part, listing in parts.items() if listing}
@@ -59,4 +59,4 @@ def _listing(name, split, source):
     def fetch(i):
         return f"tfds:{name} {split} {i}", source[int(i)]["image"]
 
-    return Listing(fetch, labels, digest_of(f"{name} {split}".encode() + labels.tobytes()))
+    return Listing(fetch, labels, digest(f"{name} {split}".encode() + labels.tobytes()))

@@ -44,7 +44,7 @@ class Augmentation(layers.Layer):
         return {"name": config["name"], "seed": self.seed}
 
 
-def _mirrored(drawn, flip):
+def _draw_mirrors(drawn, flip):
     """-1 for half of the images, 1 for the others; 1 for all without `flip`."""
     return ops.where(drawn < 0.5, -1.0, 1.0) if flip else ops.ones_like(drawn)
 
@@ -78,7 +78,7 @@ class RandomAffine(Augmentation):
         angle = self.uniform(images, -1.0, 1.0) * math.radians(self.rotation)
         down = self.uniform(images, -1.0, 1.0) * (self.shift * height)
         right = self.uniform(images, -1.0, 1.0) * (self.shift * width)
-        mirror = _mirrored(self.uniform(images, 0.0, 1.0), self.flip)
+        mirror = _draw_mirrors(self.uniform(images, 0.0, 1.0), self.flip)
         cos, sin, down, right, mirror = (
             ops.reshape(v, (-1, 1)) for v in (ops.cos(angle), ops.sin(angle), down, right, mirror)
         )
@@ -138,7 +138,7 @@ class RandomCrop(Augmentation):
         pad = self.padding
         top = self._offset(images)
         left = self._offset(images)
-        mirror = ops.reshape(_mirrored(self.uniform(images, 0.0, 1.0), self.flip), (-1, 1))
+        mirror = ops.reshape(_draw_mirrors(self.uniform(images, 0.0, 1.0), self.flip), (-1, 1))
         columns = ops.arange(width, dtype="int32")[None]
         columns = ops.where(mirror < 0, width - 1 - columns, columns)  # the flip costs no pass of its own
         rows = top + ops.arange(height, dtype="int32")[None]  # (B, H)
@@ -177,7 +177,7 @@ class RandomLighting(Augmentation):
     def augment(self, images):
         drawn = draw(keras.random.normal, (ops.shape(images)[0], 3), 0.0, 0.1, seed=self.seed_generator)
         colour = ops.matmul(drawn * (255 * COLOUR_EIGENVALUES), COLOUR_COMPONENTS.T)  # (B, 3)
-        mirror = ops.reshape(_mirrored(self.uniform(images, 0.0, 1.0), self.flip), (-1, 1, 1, 1))
+        mirror = ops.reshape(_draw_mirrors(self.uniform(images, 0.0, 1.0), self.flip), (-1, 1, 1, 1))
         return ops.where(mirror < 0, ops.flip(images, axis=2), images) + ops.reshape(colour, (-1, 1, 1, 3))
 
     def get_config(self):
@@ -278,7 +278,7 @@ class Mix(Augmentation):
         return {**super().get_config(), "kind": self.kind}
 
 
-def augmentations(kind, recipe, flip, fill):
+def make_augmentations(kind, recipe, flip, fill):
     """Make the layers of a recipe's augmentation; `Mix`, whose output is a pair, is the last.
 
     Args:

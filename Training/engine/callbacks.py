@@ -5,7 +5,7 @@ import time
 
 import keras
 
-from Training.console import duration
+from Training.console import format_duration
 from Training.engine.checkpointing import Checkpoints
 from Training.runs.run_folder import save_model
 
@@ -108,7 +108,10 @@ class RunProgress(keras.callbacks.ProgbarLogger):
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
         if epoch + 1 < self.run_epochs and self.left is not None:
-            print(f"{epoch + 1} of {self.run_epochs} epochs, about {duration(self.left)} left of the run", flush=True)
+            print(
+                f"{epoch + 1} of {self.run_epochs} epochs, about {format_duration(self.left)} left of the run",
+                flush=True,
+            )
 
 
 class KeepBest(keras.callbacks.Callback):
@@ -132,7 +135,7 @@ class KeepBest(keras.callbacks.Callback):
 WRITERS = (KeepBest, RunProgress, keras.callbacks.CSVLogger)
 
 
-def watchers(recipe, folder, network, batches, events, state, validated):
+def make_callbacks(recipe, folder, network, batches, events, state, validated):
     """All that watches a run, in the order in which it must see the logs; the checkpoints stand last.
 
     Of several processes the first alone writes; what changes the training is in each.

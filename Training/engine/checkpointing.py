@@ -6,9 +6,9 @@ import signal
 import keras
 import numpy as np
 
-from Training.devices import ONE, asked_to_stop
+from Training.devices import ONE, should_stop
 from Training.errors import Interrupted, RunError
-from Training.runs.checkpoint import stored, write
+from Training.runs.checkpoint import list_checkpoints, write
 from Training.runs.run_folder import sync_event_files
 
 
@@ -76,7 +76,7 @@ class Checkpoints(keras.callbacks.Callback):
         before, self.seen = self.seen, min(self.first_step + batch + 1, self.steps_per_epoch)
         self._refuse_non_finite(logs["loss"])
         self._complete_metrics()
-        if asked_to_stop(self.devices, self.epoch * self.steps_per_epoch + self.seen):
+        if should_stop(self.devices, self.epoch * self.steps_per_epoch + self.seen):
             self.asked = signal.SIGTERM
         due = self.every and self.seen // self.every > before // self.every
         if self.seen < self.steps_per_epoch and (self.asked or due):  # the epoch's end saves in any case
@@ -117,7 +117,7 @@ class Checkpoints(keras.callbacks.Callback):
             )
 
     def _left(self):
-        paths = stored(self.folder)
+        paths = list_checkpoints(self.folder)
         return f"the last good checkpoint is {paths[0]}" if paths else "there is no checkpoint yet"
 
     def _save(self, epoch, step):

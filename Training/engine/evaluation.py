@@ -3,21 +3,21 @@
 import keras
 import numpy as np
 
-from Training.console import duration
-from Training.data.batches import Batches, even_batch
-from Training.data.datasets import Examples, evenly
+from Training.console import format_duration
+from Training.data.batches import Batches, find_even_batch
+from Training.data.datasets import Examples, spread_evenly
 from Training.devices import ONE
-from Training.engine.training_model import cross_entropy, logits_model
+from Training.engine.training_model import cross_entropy, make_logits_model
 
 MOST_TRAIN_IMAGES = 50_000  # over which the error on the training set is taken
 TOP_5_ABOVE = 10  # classes above which the error of the five best is given too
 
 
-def scores(model, examples, devices=ONE, mirrored=False):
+def score(model, examples, devices=ONE, mirrored=False):
     """Cross-entropy, accuracy and logits of a model on examples, or on their mirror images.
 
     Args:
-        model: from raw images to logits, see `training_model.logits_model`.
+        model: from raw images to logits, see `training_model.make_logits_model`.
         examples: `datasets.Examples`.
         devices: `devices.Devices`.
         mirrored: bool.
@@ -28,7 +28,7 @@ def scores(model, examples, devices=ONE, mirrored=False):
     count = len(examples.labels)
     if not count:
         return None, None, None
-    batches = Batches(examples, even_batch(count, devices.count), devices=devices, mirrored=mirrored)
+    batches = Batches(examples, find_even_batch(count, devices.count), devices=devices, mirrored=mirrored)
     logits = model.predict(batches, verbose=0)[:count]
     loss = np.mean(keras.ops.convert_to_numpy(cross_entropy(examples.labels, logits)))
     return float(loss), accuracy(logits, examples.labels), logits
@@ -46,11 +46,11 @@ def top_5(logits, labels):
     return float(np.mean(keras.ops.convert_to_numpy(keras.ops.in_top_k(labels, logits, 5))))
 
 
-def limited(examples, limit):
+def limit_examples(examples, limit):
     """The examples, or `limit` of them, spread evenly."""
     if len(examples.labels) <= limit:
         return examples
-    chosen = evenly(len(examples.labels), limit)
+    chosen = spread_evenly(len(examples.labels), limit)
     return Examples(examples.images.take(chosen, axis=0), examples.labels[chosen])
 
 
@@ -73,10 +73,10 @@ def evaluate(network, data, flip=False, devices=ONE):
     Returns:
         `(figures, predictions)`: a dictionary for `result.json` and the predicted classes of the test set.
     """
-    model = logits_model(network)
-    _, train, _ = scores(model, limited(data.train, MOST_TRAIN_IMAGES), devices)
-    validation_loss, validation, _ = scores(model, data.validation, devices)
-    test_loss, test, logits = scores(model, data.test, devices)
+    model = make_logits_model(network)
+    _, train, _ = score(model, limit_examples(data.train, MOST_TRAIN_IMAGES), devices)
+    validation_loss, validation, _ = score(model, data.validation, devices)
+    test_loss, test, logits = score(model, data.test, devices)
     figures = {
         "test_accuracy": test,
         "test_loss": test_loss,
@@ -88,13 +88,13 @@ def evaluate(network, data, flip=False, devices=ONE):
         "validation_error_percent": _percent(validation),
     }
     if flip:
-        twice = logits, scores(model, data.test, devices, mirrored=True)[2]
+        twice = logits, score(model, data.test, devices, mirrored=True)[2]
         both = sum(keras.ops.convert_to_numpy(keras.ops.softmax(z)) for z in twice)
         figures["test_error_flip_percent"] = _percent(accuracy(both, data.test.labels))
     return figures, np.argmax(logits, axis=-1)
 
 
-def result(figures, recipe, history, network, environment):
+def summarize(figures, recipe, history, network, environment):
     """Everything that `result.json` holds.
 
     `running_time_s` is the time in epochs, validation included, start and evaluation not; `first_step_s` is the part
@@ -124,13 +124,13 @@ def result(figures, recipe, history, network, environment):
     }
 
 
-def predictions_csv(labels, predictions):
+def format_predictions(labels, predictions):
     """The test set's images in their official order as CSV: number, label and predicted class, counted from 0."""
     rows = [f"{i},{label},{predicted}" for i, (label, predicted) in enumerate(zip(labels, predictions))]
     return "\n".join(["index,label,predicted", *rows]) + "\n"
 
 
-def table(values):
+def format_result(values):
     """The result as a table for the console."""
 
     def shown(key, text="{}", scale=1):
@@ -147,7 +147,10 @@ def table(values):
         ("test loss", shown("test_loss", "{:.4f}")),
         ("validation error", shown("validation_error_percent", "{:.2f} %")),
         ("train error", shown("train_error_percent", "{:.2f} %")),
-        ("running time", f"{duration(values['running_time_s'])}, {values['first_step_s']:.0f} s of it the first step"),
+        (
+            "running time",
+            f"{format_duration(values['running_time_s'])}, {values['first_step_s']:.0f} s of it the first step",
+        ),
         ("training speed", shown("images_per_s", "{:.0f} images/s")),
         ("on", f"{values['device']}, {values['backend']}"),
     ]

@@ -12,7 +12,7 @@ import warnings
 import keras
 import numpy as np
 
-from Training.devices import alone, own_copy
+from Training.devices import copy_to_one_device, on_one_device
 from Training.engine.augmentation import Augmentation
 from Training.recipe import compared_fields
 from Training.runs.event_file import EventFile
@@ -26,7 +26,7 @@ def is_available():
     return importlib.util.find_spec("tensorboard") is not None
 
 
-def event_callbacks(folder, network, examples, recipe, resumed):
+def make_event_callbacks(folder, network, examples, recipe, resumed):
     """The callbacks that write a run's event files; none, with a warning, without the `tensorboard` package.
 
     Args:
@@ -86,9 +86,9 @@ class Pictures(keras.callbacks.Callback):
         self.recipe = recipe
         self.resumed = resumed
         self.network = network
-        self.shown = own_copy(network)
-        with alone():
-            self.masks = inspection.mask_model(self.shown)
+        self.shown = copy_to_one_device(network)
+        with on_one_device():
+            self.masks = inspection.make_mask_model(self.shown)
 
     def on_train_begin(self, logs=None):
         self.file = EventFile(self.folder)
@@ -101,30 +101,30 @@ class Pictures(keras.callbacks.Callback):
     def _augmented(self):
         """Copies of the augmentation layers draw, so that the training's own random state is not moved."""
         changed = self.images
-        with alone():
+        with on_one_device():
             for layer in self.model.layers:
                 if isinstance(layer, Augmentation):
                     changed = type(layer).from_config(layer.get_config())(changed, training=True)
                     changed = changed[0] if isinstance(changed, tuple) else changed
         changed = keras.ops.convert_to_numpy(changed).round().clip(0, 255).astype("uint8")  # colours may go beyond
-        return np.concatenate([plots.row(batch) for batch in (self.images, changed)])
+        return np.concatenate([plots.arrange_in_row(batch) for batch in (self.images, changed)])
 
     def on_epoch_end(self, epoch, logs=None):
         if not self.recipe.masks_every or (epoch + 1) % self.recipe.masks_every:
             return
         if self.shown is not self.network:
             self.shown.set_weights(self.network.get_weights())
-        with alone():
+        with on_one_device():
             masks = self.masks.predict(self.images, verbose=0)
         for name, mask in masks.items():
-            self.file.image(f"masks/{name}", plots.mask_picture(self.images, mask), epoch)
+            self.file.image(f"masks/{name}", plots.draw_mask_rows(self.images, mask), epoch)
         self.file.writer.flush()
 
     def on_train_end(self, logs=None):
         self.file.close()
 
 
-def finish(folder, recipe, figures, labels, predictions, classes):
+def write_final_events(folder, recipe, figures, labels, predictions, classes):
     """The end of a run in TensorBoard: final figures, the test set's confusion matrix, and the hparams row."""
     if not is_available():
         return
@@ -132,7 +132,7 @@ def finish(folder, recipe, figures, labels, predictions, classes):
     for key, value in figures.items():
         if value is not None:
             file.scalar(f"final/{key}", value, recipe.epochs)
-    file.image("confusion_matrix", plots.confusion_picture(labels, predictions, classes), recipe.epochs)
+    file.image("confusion_matrix", plots.draw_confusion(labels, predictions, classes), recipe.epochs)
     metrics = ("final/test_error_percent", "final/validation_error_percent", "final/train_error_percent")
     shown = {name: getattr(recipe, name) for name in (*compared_fields(), "seed")}
     file.hparams(shown, metrics, folder.name)

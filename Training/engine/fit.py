@@ -7,22 +7,22 @@ import sys
 import keras
 import numpy as np
 
-from Training.data.batches import Batches, even_batch
-from Training.devices import ONE, from_first
-from Training.engine.augmentation import augmentations
-from Training.engine.callbacks import watchers
+from Training.data.batches import Batches, find_even_batch
+from Training.devices import ONE, ask_first_process
+from Training.engine.augmentation import make_augmentations
+from Training.engine.callbacks import make_callbacks
 from Training.engine.checkpointing import restore
 from Training.engine.optimizers import make_optimizer
-from Training.engine.training_model import training_model
+from Training.engine.training_model import make_training_model
 from Training.errors import InputError
 from Training.recipe import Recipe
-from Training.runs.checkpoint import newest
+from Training.runs.checkpoint import load_newest
 from Training.runs.run_folder import rewind, save_model
 
 RESULTS = ("result.json", "predictions.csv")
 
 
-def compiled(network, recipe, steps_per_epoch, fill=0.0, stored=None):
+def compile_model(network, recipe, steps_per_epoch, fill=0.0, stored=None):
     """The training model of a network, compiled as the recipe says.
 
     Args:
@@ -35,8 +35,8 @@ def compiled(network, recipe, steps_per_epoch, fill=0.0, stored=None):
     Returns:
         A `training_model.TrainingModel`.
     """
-    changes = augmentations(recipe.augmentation, recipe, recipe.flips and not recipe.alternate_flip, fill)
-    model = training_model(network, changes, stored, recipe.label_smoothing, recipe.batch_size)
+    changes = make_augmentations(recipe.augmentation, recipe, recipe.flips and not recipe.alternate_flip, fill)
+    model = make_training_model(network, changes, stored, recipe.label_smoothing, recipe.batch_size)
     model.compile(
         optimizer=make_optimizer(recipe, steps_per_epoch),
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
@@ -50,7 +50,7 @@ def compiled(network, recipe, steps_per_epoch, fill=0.0, stored=None):
     return model
 
 
-def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print, devices=ONE):
+def fit(network, data, recipe, folder, make_events=lambda restore_state: (), say=print, devices=ONE):
     """Train a network as the recipe says; go on from the newest checkpoint in the folder where there is one.
 
     Args:
@@ -71,16 +71,16 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
         RunError: the loss or a weight is not finite, or no checkpoint can be written.
     """
     data.refuse_batch(recipe.batch_size)
-    batches, held_out, stored = batched(data, recipe, devices)
+    batches, held_out, stored = make_batches(data, recipe, devices)
     fill = float(np.mean(data.mean_and_std(recipe.mean)[0])) if recipe.cutout else 0.0
-    model = compiled(network, recipe, batches.steps_per_epoch, fill, stored)
-    state = resumed(model, recipe, folder, say, devices)
+    model = compile_model(network, recipe, batches.steps_per_epoch, fill, stored)
+    state = restore_state(model, recipe, folder, say, devices)
     epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
     # Keras' fit takes one number of steps for all epochs: one begun before is ended in a fit of its own.
     parts = [epoch + 1, recipe.epochs] if batches.first_step else [recipe.epochs]
     for end in parts:
         if epoch < end and not model.stop_training:
-            chosen = watchers(
+            chosen = make_callbacks(
                 recipe, folder, network, batches, make_events(state is not None), state, held_out is not None
             )
             try:
@@ -104,13 +104,13 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
     return model
 
 
-def resumed(model, recipe, folder, say, devices):
+def restore_state(model, recipe, folder, say, devices):
     """The state of the newest checkpoint, whose arrays the model gets, or None where the run begins.
 
     The folder becomes what it was at the checkpoint; where training goes on, the result of an earlier end is removed.
     Arguments and errors are those of `fit`.
     """
-    state, arrays = newest(folder, say) or (None, None)
+    state, arrays = load_newest(folder, say) or (None, None)
     if state:
         refuse_other_recipe(recipe, state["recipe"])
         restore(model, arrays)
@@ -126,7 +126,7 @@ def resumed(model, recipe, folder, say, devices):
     return state
 
 
-def batched(data, recipe, devices):
+def make_batches(data, recipe, devices):
     """Batches to train on, those to validate with, and all images of both where they are to lie on the device.
 
     Returns:
@@ -148,7 +148,11 @@ def batched(data, recipe, devices):
     count = len(data.validation.labels)
     if not count:
         return batches, None, stored
-    return batches, Batches(data.validation, even_batch(count, devices.count), None, starts[1], devices=devices), stored
+    return (
+        batches,
+        Batches(data.validation, find_even_batch(count, devices.count), None, starts[1], devices=devices),
+        stored,
+    )
 
 
 def refuse_other_recipe(recipe, saved):
@@ -166,6 +170,6 @@ def refuse_other_recipe(recipe, saved):
 def refuse_other_position(devices, state):
     """Raise `InputError` where this process would go on from elsewhere than the first: their folder is not one."""
     own = f"epoch {state['epoch']}, step {state['step']}" if state else "the start"
-    first = from_first(devices, lambda: own)
+    first = ask_first_process(devices, lambda: own)
     if own != first:
         raise InputError(f"the first process goes on from {first}, this one from {own}: they must see one run's folder")

@@ -5,12 +5,12 @@ import contextlib
 from Module.replicas import replicas
 
 
-def lean(model, function):
+def speed_up(model, function):
     """What `fit` calls for its steps, made ready in less time than Keras' own function, which it replaces.
 
     On a CPU in float32 TensorFlow's graph optimizer is left out: it takes as long as all of tracing and makes no step
     faster (docs/speed.md). In bfloat16 it fuses what pays, and on a GPU it chooses the layout: there it stays. Where a
-    call is one step, that is one graph, `whole_step`, where Keras has one within another.
+    call is one step, that is one graph, `make_whole_step`, where Keras has one within another.
 
     Args:
         model: a compiled `TrainingModel`.
@@ -23,9 +23,9 @@ def lean(model, function):
         return function
     import tensorflow as tf  # only here: the module must import where TensorFlow is not installed
 
-    whole = whole_step(model) if model.batch_size and model.steps_per_execution == 1 else function
+    whole = make_whole_step(model) if model.batch_size and model.steps_per_execution == 1 else function
     on_cpu = not tf.config.list_physical_devices("GPU")
-    around = unoptimized if on_cpu and model.compute_dtype == "float32" else contextlib.nullcontext
+    around = skip_graph_optimizer if on_cpu and model.compute_dtype == "float32" else contextlib.nullcontext
 
     def call(iterator):
         with around():
@@ -34,7 +34,7 @@ def lean(model, function):
     return call
 
 
-def whole_step(model):
+def make_whole_step(model):
     """A step of batches of `model.batch_size`, which is part of the graph: that is smaller by a tenth so."""
     import tensorflow as tf
 
@@ -47,7 +47,7 @@ def whole_step(model):
 
 
 @contextlib.contextmanager
-def unoptimized():
+def skip_graph_optimizer():
     """Functions that are called within run as they were traced."""
     import tensorflow as tf
 

@@ -61,7 +61,7 @@ class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         return {"rate": self.rate, "warmup": self.warmup, "steps": self.steps}
 
 
-def learning_rate(recipe, steps_per_epoch):
+def make_schedule(recipe, steps_per_epoch):
     """The recipe's learning rate: a Keras schedule, or a number for the constant rate and for the plateau's first.
 
     Args:
@@ -83,7 +83,7 @@ def learning_rate(recipe, steps_per_epoch):
     return rate
 
 
-def with_l2(optimizer_class):
+def add_l2(optimizer_class):
     """The Keras optimizer with L2 as the paper has it: `decay * weight` joins the gradient, before momentum.
 
     Keras' own `weight_decay` is decoupled, and its regularizers would put a term for each weight into the loss. An
@@ -121,7 +121,7 @@ def make_optimizer(recipe, steps_per_epoch):
         steps_per_epoch: int.
 
     Returns:
-        A Keras optimizer with `l2`, see `with_l2`.
+        A Keras optimizer with `l2`, see `add_l2`.
     """
     row = OPTIMIZERS[recipe.optimizer]
     extra = {name: getattr(recipe, name) for name in row.fields}
@@ -131,8 +131,8 @@ def make_optimizer(recipe, steps_per_epoch):
     decoupled = recipe.weight_decay_kind == "decoupled"
     if decoupled:
         extra["weight_decay"] = recipe.weight_decay
-    kind = with_l2(load_object(row.kind))
-    rate = learning_rate(recipe, steps_per_epoch)
+    kind = add_l2(load_object(row.kind))
+    rate = make_schedule(recipe, steps_per_epoch)
     made = kind(rate, l2=0.0 if decoupled else recipe.weight_decay, exempt=exempt, **extra)
     if decoupled:
         made.exclude_from_weight_decay(var_names=list(exempt))

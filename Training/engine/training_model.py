@@ -4,10 +4,10 @@ import keras
 from keras import layers, ops
 
 from Module.replicas import replicas
-from Training.engine.graph import lean
+from Training.engine.graph import speed_up
 
 
-def logits_model(network):
+def make_logits_model(network):
     """The network from raw images to logits, `(batch, classes)`; its weights are the network's."""
     return keras.Model(network.inputs, network.get_layer("logits").output, name=network.name)
 
@@ -84,7 +84,7 @@ class TrainingModel(keras.Model):
         if self.train_function is None or force:
             super().make_train_function(force)
             if keras.backend.backend() == "tensorflow":
-                self.train_function = lean(self, self.train_function)
+                self.train_function = speed_up(self, self.train_function)
 
 
 def _pair(output):
@@ -92,12 +92,12 @@ def _pair(output):
     return tuple(output) if isinstance(output, tuple | list) else (output, None)
 
 
-def training_model(network, changes=(), stored=None, label_smoothing=0.0, batch_size=None):
+def make_training_model(network, changes=(), stored=None, label_smoothing=0.0, batch_size=None):
     """What is fitted around a network.
 
     Args:
         network: a functional model of `Model`, whose weights it shares; saved alone, it stays free of the changes.
-        changes: layers of `augmentation.augmentations`, applied to raw images in training.
+        changes: layers of `augmentation.make_augmentations`, applied to raw images in training.
         stored: uint8 images to keep on the device, or None; with them the model takes indices.
         label_smoothing: see `cross_entropy`.
         batch_size: int, images in each step of `fit`, or None where they vary.
@@ -113,7 +113,7 @@ def training_model(network, changes=(), stored=None, label_smoothing=0.0, batch_
     share = None
     for change in changes:
         x, share = _pair(change(x))
-    logits = logits_model(network)(x)
+    logits = make_logits_model(network)(x)
     outputs = logits if share is None else (logits, share)
     model = TrainingModel(inputs, outputs, name=f"{network.name}_training")
     model.label_smoothing = label_smoothing

@@ -53,7 +53,7 @@ def unpack(raw):
     return state, arrays
 
 
-def stored(folder):
+def list_checkpoints(folder):
     """Paths of the checkpoints in a run's folder, the newest first."""
     paths = [path for path in (Path(folder) / "backup").glob("step-*.checkpoint") if NAME.fullmatch(path.name)]
     return sorted(paths, reverse=True)
@@ -73,13 +73,13 @@ def write(folder, step, state, arrays):
     if path.read_bytes() != raw:
         path.unlink()
         raise RunError(f"{path} reads back other bytes than were written: the disk cannot be trusted")
-    for old in stored(folder)[KEPT:]:
+    for old in list_checkpoints(folder)[KEPT:]:
         old.unlink()
 
 
-def newest(folder, say):
+def load_newest(folder, say):
     """State and arrays of the newest checkpoint that is whole, or None; `say` is told of each that is not."""
-    for path in stored(folder):
+    for path in list_checkpoints(folder):
         try:
             return unpack(path.read_bytes())
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

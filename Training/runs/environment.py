@@ -30,7 +30,7 @@ def _git_commit():
     return commit.stdout.strip() + ("+" if status.stdout.strip() else "") or None
 
 
-def environment():
+def describe_environment():
     """Versions, backend, device, processor and git commit, as plain data."""
     import keras
 

@@ -4,7 +4,7 @@ import json
 import time
 
 from Training.visual import inspection
-from Training.visual.plots import png
+from Training.visual.plots import encode_png
 
 COMPARED = ("dataset", "learning", "learning_rate", "model", "optimizer")  # the HPARAMS page shows five at first
 
@@ -43,7 +43,7 @@ class EventFile:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         height, width, _ = picture.shape
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png(picture))
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_png(picture))
         self.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def text(self, tag, text):
@@ -76,7 +76,7 @@ def _graph(network):
     from tensorboard.compat.proto.graph_pb2 import GraphDef
     from tensorboard.plugins.graph.keras_util import keras_model_to_graph_def
 
-    attention = {block.name for block in inspection.blocks(network)}
+    attention = {block.name for block in inspection.find_blocks(network)}
     parts = {"before": "", "trunk": "before", "mask": "before", "multiply": "trunk mask", "after": "multiply"}
     config = json.loads(network.to_json())
     for layer in config["config"]["layers"]:

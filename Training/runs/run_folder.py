@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from Training.errors import InputError, shown
+from Training.errors import InputError, format_path
 from Training.runs import checkpoint
 from Training.runs.files import replace_file
 
@@ -30,7 +30,7 @@ def create(logs):
     raise InputError(f"--logs {logs} has 999 runs of this second")
 
 
-def open_again(folder):
+def reopen(folder):
     """The folder of an earlier run, as a path; checked to be writable."""
     folder = Path(folder)
     if not os.access(folder, os.W_OK):
@@ -70,7 +70,9 @@ def write_split(folder, held_out, identity):
         before = identity
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "it is no JSON object"
-        raise InputError(f"{shown(path)} cannot be read: {reason}; without it, the run goes on unchecked") from None
+        raise InputError(
+            f"{format_path(path)} cannot be read: {reason}; without it, the run goes on unchecked"
+        ) from None
     if before != identity:
         raise InputError("the pictures are not those that the run began with: files were added, removed or changed")
     write_json(folder, path.name, {"validation": held_out.tolist(), "identity": identity})
@@ -89,7 +91,7 @@ def refuse_to_start_over(folder, epochs_between):
     backup = folder / "backup"
     if backup.is_dir() and not os.access(backup, os.R_OK | os.W_OK | os.X_OK):
         raise InputError(f"{backup} cannot be read and written: mend its permissions")
-    if checkpoint.newest(folder, reasons.append):
+    if checkpoint.load_newest(folder, reasons.append):
         return
     history = folder / "history.csv"
     epochs = len(history.read_text(errors="replace").splitlines()) - 1 if history.exists() else 0

@@ -5,7 +5,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from Training.errors import InputError, one_line, shown
+from Training.errors import InputError, format_path, shorten
 from Training.recipe import Recipe
 
 
@@ -18,14 +18,14 @@ def find(where, best=False):
     path = Path(where)
     if path.is_file():
         if best:
-            raise InputError(f"--best chooses a file of a run's folder, received the file {shown(where)}")
+            raise InputError(f"--best chooses a file of a run's folder, received the file {format_path(where)}")
         return path
     if not path.is_dir():
-        raise InputError(f"{shown(where)} does not exist: a run's folder or a .keras file is needed")
+        raise InputError(f"{format_path(where)} does not exist: a run's folder or a .keras file is needed")
     name = "best.keras" if best else "last.keras"
     if not (path / name).is_file():
         others = ", ".join(sorted(other.name for other in path.glob("*.keras"))) or "no .keras file"
-        raise InputError(f"{shown(where)} has no {name}; it has {others}")
+        raise InputError(f"{format_path(where)} has no {name}; it has {others}")
     return path / name
 
 
@@ -46,18 +46,18 @@ def load(path):
             model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # any kind, for a broken file or one of another version
         raise InputError(
-            f"{shown(path)} cannot be loaded as a network{_version(path)}, this is Keras {keras.__version__}: "
-            f"{one_line(error)}"
+            f"{format_path(path)} cannot be loaded as a network{_version(path)}, this is Keras {keras.__version__}: "
+            f"{shorten(error)}"
         ) from None
     inputs, outputs = (getattr(model, name, None) for name in ("input_shape", "output_shape"))
     if not isinstance(inputs, tuple) or len(inputs) != 4 or None in inputs[1:] or inputs[3] != 3:
-        raise InputError(f"{shown(path)} must take images (height, width, 3), it takes {inputs!r:.100}")
+        raise InputError(f"{format_path(path)} must take images (height, width, 3), it takes {inputs!r:.100}")
     if not isinstance(outputs, tuple) or len(outputs) != 2 or outputs[1] is None:
-        raise InputError(f"{shown(path)} must give a probability a class, it gives {outputs!r:.100}")
+        raise InputError(f"{format_path(path)} must give a probability a class, it gives {outputs!r:.100}")
     return model
 
 
-def recipe(path):
+def read_recipe(path):
     """The recipe in a run's `recipe.json`.
 
     Raises:
@@ -67,7 +67,7 @@ def recipe(path):
         return Recipe.from_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise InputError(f"{shown(path)} cannot be read: {reason}") from None
+        raise InputError(f"{format_path(path)} cannot be read: {reason}") from None
 
 
 def _version(path):
@@ -79,7 +79,7 @@ def _version(path):
         return ""
 
 
-def classes(path, least, most=None):
+def read_classes(path, least, most=None):
     """Names of the classes, from the `classes.json` that a run writes beside its networks, or None without one.
 
     Raises:
@@ -91,9 +91,11 @@ def classes(path, least, most=None):
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{shown(path)} cannot be read: {one_line(error)}") from None
+        raise InputError(f"{format_path(path)} cannot be read: {shorten(error)}") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{shown(path)} must be a list of class names")
+        raise InputError(f"{format_path(path)} must be a list of class names")
     if not least <= len(names) <= (most or least):
-        raise InputError(f"{shown(path)} must be a list of the network's {least} class names, it has {len(names)}")
+        raise InputError(
+            f"{format_path(path)} must be a list of the network's {least} class names, it has {len(names)}"
+        )
     return names

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from Training.console import duration, end, one_line_errors
+from Training.console import exit_with, format_duration, report_errors
 from Training.flags import Parser
 from Training.recipe import RECIPES, Recipe
 from Training.runs import history
@@ -31,7 +31,7 @@ class Experiment(NamedTuple):
     quick_varied: tuple[dict, ...] | None = None  # where not all of the runs fit into 15 minutes
 
 
-def every(**fields):
+def combine(**fields):
     """All combinations of values, the last field varying fastest: `every(a=(1, 2), b=(3,))`."""
     combined = [{}]
     for name, values in fields.items():
@@ -51,32 +51,32 @@ QUICK = {
 EXPERIMENTS = {
     "arl-nal": Experiment(
         "attention residual against naive attention learning (table 3)",
-        every(model=networks(56, 92, 128, 164), learning=("arl", "nal")),
+        combine(model=networks(56, 92, 128, 164), learning=("arl", "nal")),
         columns="learning",
         quick={"samples": 1500},
-        quick_varied=every(model=networks(56, 92), learning=("arl", "nal")),
+        quick_varied=combine(model=networks(56, 92), learning=("arl", "nal")),
     ),
     "attention-type": Experiment(
         "mixed, channel and spatial attention (table 1)",
-        every(model=networks(56), attention=("mixed", "channel", "spatial")),
+        combine(model=networks(56), attention=("mixed", "channel", "spatial")),
         quick={"samples": 3000},
     ),
     "mask": Experiment(
         "encoder-decoder against local convolutions in the mask (table 4)",
-        every(model=networks(56), mask=("encoder_decoder", "local")),
+        combine(model=networks(56), mask=("encoder_decoder", "local")),
         quick={"samples": 4000},
     ),
     "label-noise": Experiment(
         "training labels replaced with the paper's confusion matrix (table 5)",
-        every(model=networks(92), label_noise=(0.1, 0.3, 0.5, 0.7)),
+        combine(model=networks(92), label_noise=(0.1, 0.3, 0.5, 0.7)),
         quick={"samples": 2000},
-        quick_varied=every(model=networks(56), label_noise=(0.1, 0.3, 0.5, 0.7)),
+        quick_varied=combine(model=networks(56), label_noise=(0.1, 0.3, 0.5, 0.7)),
     ),
     "depth": Experiment(
         "how deep (tables 3 and 6)",
-        every(model=networks(56, 92, 128, 164, 236, 452)),
+        combine(model=networks(56, 92, 128, 164, 236, 452)),
         quick={"samples": 1000},
-        quick_varied=every(model=networks(56, 92, 128)),
+        quick_varied=combine(model=networks(56, 92, 128)),
     ),
     "optimizers": Experiment(
         "SGD, Adam, AdamW and RMSprop (the reference re-implementation's comparison)",
@@ -91,7 +91,7 @@ EXPERIMENTS = {
 }
 
 
-def recipes(name, quick=False, seeds=1, **given):
+def plan_recipes(name, quick=False, seeds=1, **given):
     """The recipes of an experiment's runs, in their order; `given` fields override what all of them share.
 
     Raises:
@@ -103,7 +103,7 @@ def recipes(name, quick=False, seeds=1, **given):
     return [Recipe(**{**common, **each, **given, "seed": seed}) for seed in range(seeds) for each in varied]
 
 
-def started(logs, recipe):
+def find_run(logs, recipe):
     """The folder of the run of this recipe, the finished one first, or None: found by the recipes in `logs`."""
     found = []
     for path in sorted(Path(logs).glob("*/recipe.json")):
@@ -119,7 +119,7 @@ def is_finished(run):
     return (run / "result.json").exists()
 
 
-def command(recipe, run=None):
+def make_command(recipe, run=None):
     """The command line that trains a recipe, or that goes on with a run's folder."""
     if run:
         return [sys.executable, str(SCRIPT), "--resume", str(run)]
@@ -131,7 +131,7 @@ def command(recipe, run=None):
     return [sys.executable, str(SCRIPT), *words]
 
 
-def trained(words):
+def run_command(words):
     """Exit code of a command, which is waited for to its end, also after Ctrl-C: a run then saves itself."""
     child = subprocess.Popen(words)
     before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # Ctrl-C reaches the child by itself
@@ -149,28 +149,30 @@ def trained(words):
 def run_all(planned, logs):
     """Train what is not finished, one process after the other; ends the process where one of them fails."""
     for number, recipe in enumerate(planned, start=1):
-        run = started(logs, recipe)
+        run = find_run(logs, recipe)
         if run and is_finished(run):
             print(f"{number} of {len(planned)}: done before, {run}", flush=True)
             continue
-        print(f"{number} of {len(planned)}: {' '.join(command(recipe, run)[1:])}", flush=True)
-        code = trained(command(recipe, run))
+        print(f"{number} of {len(planned)}: {' '.join(make_command(recipe, run)[1:])}", flush=True)
+        code = run_command(make_command(recipe, run))
         if code:
-            end(code, f"{PROGRAM}: stopped at run {number} of {len(planned)}; the same command goes on from there")
+            exit_with(
+                code, f"{PROGRAM}: stopped at run {number} of {len(planned)}; the same command goes on from there"
+            )
 
 
-def summary(name, planned, logs):
+def summarize(name, planned, logs):
     """The experiment's table as text; written beside the runs, with the curves."""
-    runs = [history.read_run(started(logs, recipe)) for recipe in planned]
-    groups = report.grouped(runs)
+    runs = [history.read_run(find_run(logs, recipe)) for recipe in planned]
+    groups = report.group_runs(runs)
     columns = EXPERIMENTS[name].columns
-    tables = [report.pivot_table(groups, columns)] if columns else []
-    tables.append(report.run_table(groups))
-    (Path(logs) / "report.md").write_text("\n".join(map(report.as_markdown, tables)), encoding="utf-8")
-    (Path(logs) / "report.csv").write_text(report.as_csv(tables[-1]), encoding="utf-8")
+    tables = [report.make_pivot_table(groups, columns)] if columns else []
+    tables.append(report.make_run_table(groups))
+    (Path(logs) / "report.md").write_text("\n".join(map(report.format_markdown, tables)), encoding="utf-8")
+    (Path(logs) / "report.csv").write_text(report.format_csv(tables[-1]), encoding="utf-8")
     report.write_curves(groups, Path(logs) / "curves.png")
-    spent = duration(sum(run.result["running_time_s"] for run in runs))
-    return "\n".join(map(report.as_console, tables)) + f"{spent} of training; tables and curves in {logs}\n"
+    spent = format_duration(sum(run.result["running_time_s"] for run in runs))
+    return "\n".join(map(report.format_console, tables)) + f"{spent} of training; tables and curves in {logs}\n"
 
 
 def parse(arguments):
@@ -193,13 +195,13 @@ def parse(arguments):
 
 def main(arguments=None):
     words = parse(arguments)
-    with one_line_errors(PROGRAM, "Stopped."):
+    with report_errors(PROGRAM, "Stopped."):
         logs = Path(words.logs) / (words.name + ("-quick" if words.quick else ""))
         given = {"logs": str(logs), "data_dir": words.data_dir, "dataset": words.dataset}
         given |= {name: getattr(words, name) for name in ("epochs", "samples") if getattr(words, name) is not None}
-        planned = recipes(words.name, words.quick, words.seeds, **given)
+        planned = plan_recipes(words.name, words.quick, words.seeds, **given)
         run_all(planned, logs)
-        print(summary(words.name, planned, logs), end="")
+        print(summarize(words.name, planned, logs), end="")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training.console import end, one_line_errors, silent_stderr, start_keras
-from Training.data.datasets import of_recipe
-from Training.errors import InputError, one_line, shown
+from Training.console import exit_with, report_errors, silence_stderr, start_keras
+from Training.data.datasets import load_for_recipe
+from Training.errors import InputError, format_path, shorten
 from Training.flags import Parser
 from Training.recipe import Recipe, dataset_names, find_dataset
 from Training.runs import saved
@@ -74,17 +74,17 @@ def refuse_impossible(kind):
         raise InputError(f"{kind} needs {', '.join(missing)}: pip install -r requirements-export.txt")
 
 
-def test_images(path, dataset, data_dir, count):
+def load_test_images(path, dataset, data_dir, count):
     """A data set's name and the first images of its test set; by default of the run that the network is from."""
     recipe = path.with_name("recipe.json")
     if recipe.exists():
-        own = saved.recipe(recipe)
+        own = saved.read_recipe(recipe)
         if dataset in (None, own.dataset):
             own = dataclasses.replace(own, data_dir=own.data_dir if data_dir is None else data_dir)
-            return own.dataset, of_recipe(own).test.images[:count]
+            return own.dataset, load_for_recipe(own).test.images[:count]
     if dataset is None:
-        raise InputError(f"there is no recipe.json beside {shown(path)}: give --dataset")
-    return dataset, of_recipe(Recipe(dataset=dataset, data_dir=data_dir or "")).test.images[:count]
+        raise InputError(f"there is no recipe.json beside {format_path(path)}: give --dataset")
+    return dataset, load_for_recipe(Recipe(dataset=dataset, data_dir=data_dir or "")).test.images[:count]
 
 
 def export(network, kind, path):
@@ -100,14 +100,14 @@ def export(network, kind, path):
             # Tensors of TensorFlow would be further inputs of the ONNX graph, arrays are constants in it.
             layer.mean, layer.variance = (np.asarray(values) for values in (layer.mean, layer.variance))
     try:
-        with silent_stderr():
+        with silence_stderr():
             network.export(path, format=FORMATS[kind].keras, verbose=False)
     except Exception as error:  # converters raise many kinds
-        reason = one_line(error)
+        reason = shorten(error)
         raise InputError(f"Keras {keras.__version__} cannot export this network to {kind}: {reason}") from None
 
 
-def in_float32(network):
+def convert_to_float32(network):
     """The network computing in float32, as what is exported does, whatever precision it was trained in."""
     import keras
 
@@ -120,7 +120,7 @@ def in_float32(network):
     return copy
 
 
-def opened(kind, path):
+def open_export(kind, path):
     """What was exported, as a function from images to probabilities, run by the format's own library."""
     if kind == "onnx":
         import onnxruntime
@@ -147,7 +147,7 @@ def opened(kind, path):
     return run
 
 
-def differences(run, images, expected):
+def measure_differences(run, images, expected):
     """Largest differences of `run` from the expected probabilities, `{images at a time: difference}`."""
     images, found = images.astype("float32"), {}
     for batch in sorted({1, min(BATCH, len(images))}):
@@ -156,17 +156,17 @@ def differences(run, images, expected):
     return found
 
 
-def checked_export(network, kind, images, output):
+def export_and_check(network, kind, images, output):
     """Export beside `output`, compare, and put it there if it agrees; returns the differences."""
     expected = network.predict(images, batch_size=BATCH, verbose=0)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as place:
         path = Path(place) / f"network{FORMATS[kind].ending}"
         export(network, kind, path)
         try:
-            with silent_stderr():
-                found = differences(opened(kind, path), images, expected)
+            with silence_stderr():
+                found = measure_differences(open_export(kind, path), images, expected)
         except Exception as error:  # of any kind, from the format's own library
-            raise InputError(f"what was exported to {kind} does not run, nothing was kept: {one_line(error)}") from None
+            raise InputError(f"what was exported to {kind} does not run, nothing was kept: {shorten(error)}") from None
         if all(difference <= LARGEST_DIFFERENCE for difference in found.values()):  # also false for not a number
             os.replace(path, output)
     return found
@@ -176,31 +176,35 @@ def run(words):
     path = saved.find(words.model, words.best)
     output = Path(words.output or path.with_suffix(FORMATS[words.to].ending))
     if output.exists():
-        raise InputError(f"{shown(output)} exists: remove it, or give another --output")
+        raise InputError(f"{format_path(output)} exists: remove it, or give another --output")
     if not os.access(output.parent, os.W_OK):
-        raise InputError(f"{shown(output)} cannot be written")
-    dataset, images = test_images(path, words.dataset, words.data_dir, words.images)
+        raise InputError(f"{format_path(output)} cannot be written")
+    dataset, images = load_test_images(path, words.dataset, words.data_dir, words.images)
     start_keras()
     refuse_impossible(words.to)
-    network = in_float32(saved.load(path))
+    network = convert_to_float32(saved.load(path))
     if network.input_shape[1:] != images.shape[1:]:
-        raise InputError(f"{shown(path)} takes images of {network.input_shape[1:]}, {dataset} has {images.shape[1:]}")
-    found = checked_export(network, words.to, images, output)
+        raise InputError(
+            f"{format_path(path)} takes images of {network.input_shape[1:]}, {dataset} has {images.shape[1:]}"
+        )
+    found = export_and_check(network, words.to, images, output)
     print(f"  compared with Keras on {len(images)} test images of {dataset}, largest difference of a probability:")
     for batch, difference in found.items():
         print(f"  {difference:.1e}  in batches of {batch}")
     if not output.exists():
-        end(1, f"{PROGRAM}: error: more than {LARGEST_DIFFERENCE:g}: nothing was kept")
-    print(f"  written to {shown(output)}")
+        exit_with(1, f"{PROGRAM}: error: more than {LARGEST_DIFFERENCE:g}: nothing was kept")
+    print(f"  written to {format_path(output)}")
 
 
 def main(arguments=None):
     words = parse(arguments)
-    with one_line_errors(PROGRAM, "Stopped."):
+    with report_errors(PROGRAM, "Stopped."):
         try:
             run(words)
         except OSError as error:
-            end(1, f"{PROGRAM}: error: {error.filename or words.model} cannot be written: {error.strerror or error}")
+            exit_with(
+                1, f"{PROGRAM}: error: {error.filename or words.model} cannot be written: {error.strerror or error}"
+            )
 
 
 if __name__ == "__main__":

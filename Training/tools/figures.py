@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.console import one_line_errors, start_keras
+from Training.console import report_errors, start_keras
 from Training.data import decoding
-from Training.data.datasets import of_recipe, photographs
-from Training.errors import InputError, shown
+from Training.data.datasets import load_for_recipe, load_photographs
+from Training.errors import InputError, format_path
 from Training.flags import Parser
 from Training.runs import saved
 
@@ -24,7 +24,7 @@ PROGRAM = "python -m Training.tools.figures"
 MEASURED = 256  # images that responses are averaged over
 
 
-def test_examples(run, data_dir=""):
+def load_test_examples(run, data_dir=""):
     """The test set of the data that a run was trained on, and the names of the classes.
 
     Raises:
@@ -33,24 +33,24 @@ def test_examples(run, data_dir=""):
     path = Path(run) / "recipe.json"
     if not path.is_file():
         raise InputError(f"{run} has no recipe.json, which says what data to show: give image files")
-    recipe = saved.recipe(path)
-    data = of_recipe(dataclasses.replace(recipe, data_dir=data_dir or recipe.data_dir))
+    recipe = saved.read_recipe(path)
+    data = load_for_recipe(dataclasses.replace(recipe, data_dir=data_dir or recipe.data_dir))
     return data.test, data.classes
 
 
-def shown_images(words, size):
+def load_images(words, size):
     """The images that a figure shows, uint8 `(n, *size, 3)`, and a name for each."""
     if words.photographs:
-        return photographs(size[0]), ["temple", "its roof", "flower", "its middle"]
+        return load_photographs(size[0]), ["temple", "its roof", "flower", "its middle"]
     if words.images:
         return np.stack([decoding.read(path, size) for path in words.images]), [Path(p).stem for p in words.images]
-    test, classes = test_examples(words.run, words.data_dir)
+    test, classes = load_test_examples(words.run, words.data_dir)
     _, first = np.unique(test.labels, return_index=True)  # one of each class
     chosen = first[: words.count]
     return test.images[chosen], [classes[label] for label in test.labels[chosen]]
 
 
-def attentive(run, best):
+def load_attentive(run, best):
     """The network of a run, and its attention blocks.
 
     Raises:
@@ -60,9 +60,9 @@ def attentive(run, best):
 
     path = saved.find(run, best)
     network = saved.load(path)
-    blocks = inspection.blocks(network)
+    blocks = inspection.find_blocks(network)
     if not blocks:
-        raise InputError(f"{shown(path)} has no attention blocks: a network of this project is needed")
+        raise InputError(f"{format_path(path)} has no attention blocks: a network of this project is needed")
     return network, blocks
 
 
@@ -70,17 +70,17 @@ def masks(words):
     """The figure of masks, as pixels."""
     from Training.visual import inspection, plots
 
-    network, _ = attentive(words.run, words.best)
-    images, names = shown_images(words, network.input_shape[1:3])
-    return plots.masks_figure(images, inspection.mask_model(network).predict(images, verbose=0), names)
+    network, _ = load_attentive(words.run, words.best)
+    images, names = load_images(words, network.input_shape[1:3])
+    return plots.draw_masks(images, inspection.make_mask_model(network).predict(images, verbose=0), names)
 
 
 def channels(words):
     """The figure of one image's features in one block, as pixels."""
     from Training.visual import inspection, plots
 
-    network, blocks = attentive(words.run, words.best)
-    images, _ = shown_images(words, network.input_shape[1:3])
+    network, blocks = load_attentive(words.run, words.best)
+    images, _ = load_images(words, network.input_shape[1:3])
     if words.number >= len(images):
         raise InputError(f"--number must be less than {len(images)}, the images at hand, received {words.number}")
     image = images[words.number]
@@ -88,8 +88,8 @@ def channels(words):
     name = words.block or blocks[0].name
     if name not in known:
         raise InputError(f"--block must be one of {', '.join(known)}, received {name!r:.80}")
-    both = inspection.branch_model(network).predict(image[None], verbose=0)[name]
-    return plots.channels_figure(image, both["trunk"][0], both["mask"][0], known[name].learning, words.count)
+    both = inspection.make_branch_model(network).predict(image[None], verbose=0)[name]
+    return plots.draw_channels(image, both["trunk"][0], both["mask"][0], known[name].learning, words.count)
 
 
 def responses(words):
@@ -98,12 +98,12 @@ def responses(words):
 
     measured = {}
     for run in words.runs:
-        network, blocks = attentive(run, words.best)
-        test, _ = test_examples(run, words.data_dir)
+        network, blocks = load_attentive(run, words.best)
+        test, _ = load_test_examples(run, words.data_dir)
         label = f"{Path(run).name}, {blocks[0].learning.upper()}"
-        measured[label] = inspection.responses(network, test.images[:MEASURED])
+        measured[label] = inspection.measure_responses(network, test.images[:MEASURED])
         print(f"{label}: " + ", ".join(f"{name} {value:.3g}" for name, value in measured[label].items()))
-    return plots.responses_figure(measured)
+    return plots.draw_responses(measured)
 
 
 def read_predictions(path):
@@ -118,9 +118,9 @@ def read_predictions(path):
         if min(*labels, *predictions) < 0:
             raise ValueError
     except OSError as error:
-        raise InputError(f"{shown(path)} cannot be read: {error.strerror}") from None
+        raise InputError(f"{format_path(path)} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, csv.Error):
-        raise InputError(f"{shown(path)} must have a row with label and predicted for each image") from None
+        raise InputError(f"{format_path(path)} must have a row with label and predicted for each image") from None
     return labels, predictions
 
 
@@ -132,11 +132,11 @@ def confusion(words):
     if not path.is_file():
         finished = path.with_name("result.json").is_file()
         why = "the run is finished, but without it" if finished else "a finished run's folder is needed"
-        raise InputError(f"{shown(path)} does not exist: {why}")
+        raise InputError(f"{format_path(path)} does not exist: {why}")
     labels, predictions = read_predictions(path)
     count = max(*labels, *predictions) + 1
-    classes = saved.classes(path, count, most=10**6) or [str(i) for i in range(count)]
-    return plots.confusion_picture(labels, predictions, tuple(classes))
+    classes = saved.read_classes(path, count, most=10**6) or [str(i) for i in range(count)]
+    return plots.draw_confusion(labels, predictions, tuple(classes))
 
 
 def parse(arguments):
@@ -170,7 +170,7 @@ def parse(arguments):
 
 def main(arguments=None):
     words = parse(arguments)
-    with one_line_errors(PROGRAM, "Stopped."):
+    with report_errors(PROGRAM, "Stopped."):
         start_keras()
         from Training.visual.plots import save_picture
 

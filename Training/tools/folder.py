@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from Training.console import one_line_errors
+from Training.console import report_errors
 from Training.data import archives
 from Training.errors import InputError
 from Training.flags import Parser
@@ -31,7 +31,7 @@ def main(arguments=None):
     parser.add_argument("out", help="folder that gets train/<class>/ and test/<class>/; it must not exist")
     parser.add_argument("--data-dir", default="", help="folder with the official archive or its unpacked folder")
     words = parser.parse_args(arguments)
-    with one_line_errors(parser.prog, "Stopped."):
+    with report_errors(parser.prog, "Stopped."):
         if Path(words.out).exists():
             raise InputError(f"{words.out} is already there: name a folder that is not")
         images, labels, test_images, test_labels, classes = archives.read(words.dataset, words.data_dir)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.console import one_line_errors, start_keras
+from Training.console import report_errors, start_keras
 from Training.data import folder
 from Training.data.shards import COLUMNS, INDEX, shard_name
-from Training.errors import InputError, one_line
+from Training.errors import InputError, shorten
 from Training.flags import Parser
 
 SHUFFLE_SEED = 0  # of the pictures' order in the shards: each shard is a sample of all classes
@@ -62,7 +62,7 @@ def write(data_dir, out, per_shard=1000, broken="skip"):
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}") from None
     except tf.errors.OpError as error:
-        raise InputError(f"{out} cannot be written: {one_line(error)}") from None
+        raise InputError(f"{out} cannot be written: {shorten(error)}") from None
     return sum(len(listing.labels) for listing in parts.values())
 
 
@@ -76,7 +76,7 @@ def main(arguments=None):
     parser.add_argument("--per-shard", type=int, default=1000, metavar="N", help="pictures in a shard (default: 1000)")
     parser.add_argument("--broken", choices=("skip", "refuse"), default="skip", help="pictures that cannot be read")
     words = parser.parse_args(arguments)
-    with one_line_errors(parser.prog, "Stopped."):
+    with report_errors(parser.prog, "Stopped."):
         if words.per_shard < 1:
             raise InputError(f"--per-shard must be 1 or more, received {words.per_shard}")
         start_keras()  # quiets TensorFlow, which writes the records

@@ -5,24 +5,24 @@ import keras
 from Module import AttentionBlock, Branches, Unit
 
 
-def blocks(network):
+def find_blocks(network):
     """The attention blocks of a network, in their order."""
     return [layer for layer in network.layers if isinstance(layer, AttentionBlock)]
 
 
-def branch_model(network):
+def make_branch_model(network):
     """A model from images to `{block's name: {"trunk": ..., "mask": ...}}`, each `(batch, h, w, channels)`."""
-    both = {block.name: Branches(block, name=f"{block.name}_branches")(block.input) for block in blocks(network)}
+    both = {block.name: Branches(block, name=f"{block.name}_branches")(block.input) for block in find_blocks(network)}
     return keras.Model(network.inputs, both, name=f"{network.name}_branches")
 
 
-def mask_model(network):
+def make_mask_model(network):
     """A model from images to the soft masks of all attention blocks, `{block's name: (batch, h, w, channels)}`."""
-    masks = {name: both["mask"] for name, both in branch_model(network).output.items()}
+    masks = {name: both["mask"] for name, both in make_branch_model(network).output.items()}
     return keras.Model(network.inputs, masks, name=f"{network.name}_masks")
 
 
-def responses(network, images, batch_size=64):
+def measure_responses(network, images, batch_size=64):
     """Mean absolute response of the features behind each residual unit and attention block, over the images.
 
     Wang et al. 2017, figure 4. Returns `{layer's name: float}`, in the network's order.

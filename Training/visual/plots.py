@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.errors import InputError, shown
+from Training.errors import InputError, format_path
 
 ENLARGED = 4  # times, images with masks over them: 32 pixels are too few to see both
 
@@ -15,35 +15,35 @@ def enlarge(images, factor):
     return np.repeat(np.repeat(images, factor, axis=1), factor, axis=2)
 
 
-def row(images, gap=2):
+def arrange_in_row(images, gap=2):
     """A batch `(n, h, w, 3)` as one picture, side by side on white."""
     padded = np.pad(images, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255)
     return np.concatenate(list(padded), axis=1)
 
 
-def heat(values):
+def color_heat(values):
     """`(..., h, w)` in [0, 1] as colours uint8 `(..., h, w, 3)`: matplotlib's viridis."""
     import matplotlib
 
     return (matplotlib.colormaps["viridis"](np.clip(values, 0, 1))[..., :3] * 255).astype("uint8")
 
 
-def scaled(values):
+def rescale(values):
     """Values between 0 and 1: the lowest and the highest of all of them."""
     low, high = values.min(), values.max()
     return (values - low) / max(high - low, 1e-6)
 
 
-def over(image, strength):
+def overlay(image, strength):
     """An image under the heat map of a strength `(h, w)` in [0, 1], which is upsampled to the image's size."""
     from PIL import Image
 
     height, width, _ = image.shape
     smooth = Image.fromarray(strength.astype("float32")).resize((width, height), Image.Resampling.BILINEAR)
-    return (0.4 * image + 0.6 * heat(np.asarray(smooth))).round().astype("uint8")
+    return (0.4 * image + 0.6 * color_heat(np.asarray(smooth))).round().astype("uint8")
 
 
-def mask_picture(images, mask):
+def draw_mask_rows(images, mask):
     """Images in the first row; below each, as heat over it, the mean of its mask over the channels.
 
     Dark is the lowest and bright the highest weight of the picture: early in training, and where weights are decayed,
@@ -56,10 +56,10 @@ def mask_picture(images, mask):
     Returns:
         uint8 `(height, width, 3)`, enlarged `ENLARGED` times.
     """
-    strength = scaled(np.asarray(mask, "float32").mean(axis=-1))  # (n, h, w)
+    strength = rescale(np.asarray(mask, "float32").mean(axis=-1))  # (n, h, w)
     images = enlarge(images, ENLARGED)
-    heats = np.stack([over(image, each) for image, each in zip(images, strength)])
-    return np.concatenate([row(images), row(heats)], axis=0)
+    heats = np.stack([overlay(image, each) for image, each in zip(images, strength)])
+    return np.concatenate([arrange_in_row(images), arrange_in_row(heats)], axis=0)
 
 
 def _figure(rows, columns, width=1.6, height=1.75):
@@ -79,7 +79,7 @@ def _pixels(figure):
 
 def _text(name):
     """A name as matplotlib draws it letter by letter: `$` begins no formula, and what cannot be encoded is escaped."""
-    return shown(name).replace("$", r"\$")
+    return format_path(name).replace("$", r"\$")
 
 
 def _show(axes, picture, title="", **kwargs):
@@ -89,12 +89,12 @@ def _show(axes, picture, title="", **kwargs):
     axes.set_yticks([])
 
 
-def block_title(name, shape):
+def format_block_title(name, shape):
     """`stage_2_attention_1` and its mask's shape as "stage 2, block 1: 8x8"."""
     return f"{name.replace('_attention_', ', block ').replace('_', ' ')}: {shape[0]}x{shape[1]}"
 
 
-def masks_figure(images, masks, names):
+def draw_masks(images, masks, names):
     """A row for each image: itself, then its mask of each block, as heat over it.
 
     The heat is the mean of the mask over the channels, from the lowest to the highest weight of each picture, which
@@ -114,17 +114,21 @@ def masks_figure(images, masks, names):
         for j, (block, mask) in enumerate(masks.items(), start=1):
             strength = np.asarray(mask[i], "float32").mean(axis=-1)
             large = enlarge(image[None], max(128 // len(image), 1))[0]
-            _show(axes[i, j], over(large, scaled(strength)), block_title(block, mask.shape[1:]) if i == 0 else "")
+            _show(
+                axes[i, j],
+                overlay(large, rescale(strength)),
+                format_block_title(block, mask.shape[1:]) if i == 0 else "",
+            )
             axes[i, j].set_xlabel(f"{strength.min():.3f} to {strength.max():.3f}", fontsize=7)
     return _pixels(figure)
 
 
-def strongest(mask, count):
+def find_strongest(mask, count):
     """Channels of a mask `(h, w, channels)` with the highest mean weight, the strongest first."""
     return np.argsort(-np.asarray(mask, "float32").mean(axis=(0, 1)), kind="stable")[:count]
 
 
-def channels_figure(image, trunk, mask, learning, count=4):
+def draw_channels(image, trunk, mask, learning, count=4):
     """Features before the mask, the soft mask, and features after it, as figure 1 of the paper shows them.
 
     Args:
@@ -136,7 +140,7 @@ def channels_figure(image, trunk, mask, learning, count=4):
     Returns:
         uint8 `(height, width, 3)`.
     """
-    chosen = strongest(mask, count)
+    chosen = find_strongest(mask, count)
     figure, axes = _figure(len(chosen), 4)
     gain = 1 + mask if learning == "arl" else mask
     for i, channel in enumerate(chosen):
@@ -148,7 +152,7 @@ def channels_figure(image, trunk, mask, learning, count=4):
     return _pixels(figure)
 
 
-def _united(orders):
+def _merge_names(orders):
     """The names in several lists, in an order that is each list's own, as far as the lists agree."""
     names = []
     for order in sorted(orders, key=len, reverse=True):
@@ -160,15 +164,15 @@ def _united(orders):
     return names
 
 
-def responses_figure(measured):
+def draw_responses(measured):
     """Mean absolute responses along networks, as figure 4 of the paper.
 
     Args:
-        measured: `{label: {layer's name: float}}`, see `inspection.responses`; a line a label.
+        measured: `{label: {layer's name: float}}`, see `inspection.measure_responses`; a line a label.
     """
     figure, axes = _figure(1, 1, 7, 4)
     axis = axes[0, 0]
-    names = _united(measured.values())
+    names = _merge_names(measured.values())
     for label, values in measured.items():
         axis.plot([names.index(name) for name in values], list(values.values()), marker="o", label=_text(label))
     axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
@@ -177,7 +181,7 @@ def responses_figure(measured):
     return _pixels(figure)
 
 
-def curves_figure(histories):
+def draw_curves(histories):
     """Training loss, and errors in per cent, over the epochs.
 
     Args:
@@ -202,7 +206,7 @@ def curves_figure(histories):
     return _pixels(figure)
 
 
-def confusion_picture(labels, predictions, classes):
+def draw_confusion(labels, predictions, classes):
     """The confusion matrix as a picture uint8 `(height, width, 3)`; rows are the true classes."""
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
@@ -214,7 +218,7 @@ def confusion_picture(labels, predictions, classes):
     return _pixels(figure)
 
 
-def png(picture):
+def encode_png(picture):
     """A uint8 picture `(height, width, 3)` as the bytes of a PNG file."""
     from PIL import Image
 
@@ -231,6 +235,6 @@ def save_picture(picture, path):
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(png(picture))
+        Path(path).write_bytes(encode_png(picture))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None

@@ -46,7 +46,7 @@ PUBLISHED = (
 )
 
 
-def published(recipe):
+def find_published(recipe):
     """All published errors of a recipe's network, data and noise.
 
     Args:

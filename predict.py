@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from Training import pictures
-from Training.console import end, one_line_errors, silent_stderr, start_keras
-from Training.errors import InputError, shown
+from Training.console import exit_with, report_errors, silence_stderr, start_keras
+from Training.data import decoding
+from Training.errors import InputError, format_path
 from Training.flags import Parser
 
 PROGRAM = "predict.py"
@@ -33,7 +33,7 @@ def parse(arguments):
     return words
 
 
-def expanded(images):
+def expand_paths(images):
     """The pictures that files and folders name, as pairs: the path, and its name below what was given.
 
     Raises:
@@ -44,26 +44,26 @@ def expanded(images):
         raise InputError("a picture or a folder is needed, received ''")
     for path in map(Path, images):
         if not os.path.exists(path):
-            raise InputError(f"{shown(path)} does not exist")
-        inside = pictures.in_folder(path) if path.is_dir() else None
+            raise InputError(f"{format_path(path)} does not exist")
+        inside = decoding.find_pictures(path) if path.is_dir() else None
         if inside == []:
-            raise InputError(f"{shown(path)} holds no pictures")
+            raise InputError(f"{format_path(path)} holds no pictures")
         found += [(path, Path(path.name))] if inside is None else [(each, each.relative_to(path)) for each in inside]
     return found
 
 
-def batches(found, size):
+def read_batches(found, size):
     """Pictures as `(numbers, images)`: their positions in `found`, and uint8 `(n, *size, 3)`; broken ones are named."""
 
     def attempt(pair):
         try:
-            return pictures.read(pair[0], size)
+            return decoding.read(pair[0], size)
         except InputError as error:
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(found), BATCH):
-            with silent_stderr():  # libtiff writes there what it thinks of a broken file
+            with silence_stderr():  # libtiff writes there what it thinks of a broken file
                 results = list(pool.map(attempt, found[start : start + BATCH]))
             for error in results:
                 if isinstance(error, InputError):
@@ -73,7 +73,7 @@ def batches(found, size):
                 yield numbers, np.stack([results[number - start] for number in numbers])
 
 
-def predicted(model, images, rows):
+def predict_batch(model, images, rows):
     """What the model gives for a batch, filled up to `rows` images, so that it is compiled for one shape."""
     filled = np.concatenate([images, np.repeat(images[-1:], rows - len(images), axis=0)])
     outputs = model.predict_on_batch(filled)
@@ -82,24 +82,24 @@ def predicted(model, images, rows):
     return np.asarray(outputs)[: len(images)]
 
 
-def ranked(probabilities, names, count):
+def rank(probabilities, names, count):
     """The most probable classes of one picture, as `[(name, probability)]`."""
     order = np.argsort(-probabilities, kind="stable")[:count]
     return [(names[i], float(probabilities[i])) for i in order]
 
 
 @contextlib.contextmanager
-def table(target, found, top):
+def open_table(target, found, top):
     """A function of a path and its classes that writes a row: for a person's eyes, or as CSV to the file `target`."""
-    width = max(len(shown(path)) for path, _ in found) if len(found) > 1 else 0
+    width = max(len(format_path(path)) for path, _ in found) if len(found) > 1 else 0
 
     def line(path, rows):
         if width:
             shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in rows)
-            print(f"{shown(path):<{width}}  {shares}")
+            print(f"{format_path(path):<{width}}  {shares}")
             return
         longest = max(len(name) for name, _ in rows)
-        print("\n".join([shown(path), *(f"  {name:<{longest}} {100 * share:7.2f} %" for name, share in rows)]))
+        print("\n".join([format_path(path), *(f"  {name:<{longest}} {100 * share:7.2f} %" for name, share in rows)]))
 
     if not target:
         yield line
@@ -111,15 +111,15 @@ def table(target, found, top):
     with file as text:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", *(f"{what}_{i}" for i in range(1, top + 1) for what in ("class", "probability"))])
-        yield lambda path, rows: writer.writerow([shown(path), *(value for row in rows for value in row)])
+        yield lambda path, rows: writer.writerow([format_path(path), *(value for row in rows for value in row)])
 
 
-def mask_folder(target, found):
+def make_mask_folder(target, found):
     """The folder for mask pictures, made; refused where two pictures would share a name in it."""
     names = [name for _, name in found]
     twice = next((name for name, number in Counter(names).items() if number > 1), None)
     if twice:
-        raise InputError(f"two pictures are called {shown(twice)}: give them --masks folders of their own")
+        raise InputError(f"two pictures are called {format_path(twice)}: give them --masks folders of their own")
     try:
         Path(target).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -129,45 +129,45 @@ def mask_folder(target, found):
 
 def write_masks(path, image, masks):
     """The picture beside the heat of each block's mask, as a PNG file."""
-    from Training import view
+    from Training.visual import plots
 
-    figure = view.masks_figure(image[None], {block: mask[None] for block, mask in masks.items()}, [path.name])
+    figure = plots.draw_masks(image[None], {block: mask[None] for block, mask in masks.items()}, [path.name])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(f"{path.name}.masks.png").write_bytes(view.png(figure))
+    path.with_name(f"{path.name}.masks.png").write_bytes(plots.encode_png(figure))
 
 
-def class_names(path, count):
+def read_class_names(path, count):
     """The names that the run has written beside its network, or numbers, which is said."""
-    from Training import saved
+    from Training.runs import saved
 
-    names = saved.classes(path, count)
+    names = saved.read_classes(path, count)
     if names is None:
         sys.stderr.write(f"{PROGRAM}: no classes.json beside {path}: classes are numbered from 0\n")
-    return [shown(name) for name in names or range(count)]
+    return [format_path(name) for name in names or range(count)]
 
 
 def predict(words):
     """Predict all pictures; returns how many could not be read, and how many there are."""
-    from Training import saved
+    from Training.runs import saved
 
-    found = expanded(words.images)
-    masks_to = mask_folder(words.masks, found) if words.masks else None
+    found = expand_paths(words.images)
+    masks_to = make_mask_folder(words.masks, found) if words.masks else None
     path = saved.find(words.model, words.best)
     start_keras()
-    from Training.inspection import blocks, mask_model
+    from Training.visual.inspection import find_blocks, make_mask_model
 
     network = saved.load(path)
-    if masks_to and not blocks(network):
+    if masks_to and not find_blocks(network):
         raise InputError(f"{path} has no attention blocks: leave out --masks")
-    masks_of = mask_model(network) if masks_to else None
-    names = class_names(path, network.output_shape[1])
+    masks_of = make_mask_model(network) if masks_to else None
+    names = read_class_names(path, network.output_shape[1])
     rows, done = min(BATCH, len(found)), 0
-    with table(words.csv, found, min(words.top, len(names))) as add:
-        for numbers, images in batches(found, network.input_shape[1:3]):
+    with open_table(words.csv, found, min(words.top, len(names))) as add:
+        for numbers, images in read_batches(found, network.input_shape[1:3]):
             done += len(numbers)
-            for number, probabilities in zip(numbers, predicted(network, images, rows)):
-                add(found[number][0], ranked(probabilities, names, words.top))
-            masks = predicted(masks_of, images, rows) if masks_to else {}
+            for number, probabilities in zip(numbers, predict_batch(network, images, rows)):
+                add(found[number][0], rank(probabilities, names, words.top))
+            masks = predict_batch(masks_of, images, rows) if masks_to else {}
             for i, number in enumerate(numbers if masks_to else ()):
                 write_masks(masks_to / found[number][1], images[i], {name: mask[i] for name, mask in masks.items()})
     return len(found) - done, len(found)
@@ -175,7 +175,7 @@ def predict(words):
 
 def main(arguments=None):
     words = parse(arguments)
-    with one_line_errors(PROGRAM, "Stopped."):
+    with report_errors(PROGRAM, "Stopped."):
         try:
             broken, total = predict(words)
             sys.stdout.flush()
@@ -183,9 +183,11 @@ def main(arguments=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except OSError as error:
-            end(1, f"{PROGRAM}: error: {error.filename or 'the table'} cannot be written: {error.strerror or error}")
+            exit_with(
+                1, f"{PROGRAM}: error: {error.filename or 'the table'} cannot be written: {error.strerror or error}"
+            )
     if broken:
-        end(1, f"{PROGRAM}: {broken} of {total} pictures could not be read")
+        exit_with(1, f"{PROGRAM}: {broken} of {total} pictures could not be read")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from Training import devices
-from Training.console import one_line_errors, start_keras, told_how_to_resume
+from Training.console import report_errors, report_how_to_resume, start_keras
 from Training.errors import InputError
 from Training.flags import parse
 from Training.recipe import is_streamed
@@ -12,7 +12,7 @@ from Training.recipe import is_streamed
 def build(recipe, data):
     """The recipe's network for this data: raw images in, class probabilities out."""
     from Model import network
-    from Training.preprocessing import mean_subtraction
+    from Training.engine.preprocessing import mean_subtraction
 
     try:
         return network(
@@ -36,41 +36,52 @@ def build(recipe, data):
 
 def read(recipe):
     """The recipe's data; what a person should know of streamed pictures is printed."""
-    from Training.data import described, of_recipe
+    from Training.data.datasets import describe_streams, load_for_recipe
 
-    data = of_recipe(recipe)
+    data = load_for_recipe(recipe)
     if is_streamed(recipe.dataset):
-        print("\n".join(described(data)), flush=True)
+        print("\n".join(describe_streams(data)), flush=True)
     return data
 
 
-def train(recipe, resume=None):
-    """One run from recipe to result; returns the run's folder and what its `result.json` holds."""
-    recipe = devices.possible(recipe)
+def train(recipe, resume=None, build=build):
+    """Train one recipe, from its data to its result.
+
+    Args:
+        recipe: `recipe.Recipe`.
+        resume: folder of the run to resume, or None for a new run.
+        build: function of `(recipe, data)` that returns the network.
+
+    Returns:
+        `(folder, result)`: the run's folder and the content of its `result.json`.
+    """
+    recipe = devices.drop_unsupported(recipe)
     data = read(recipe)
     data.refuse_batch(recipe.batch_size)
 
     # Only now: wrong flags and missing data are told without the seconds that a framework takes to start.
     keras = start_keras(recipe.distribute)
     with (
-        devices.spread(recipe.distribute, recipe.batch_size) as hardware,
-        devices.ended_at_once(hardware),
-        one_line_errors(),
+        devices.distribute(recipe.distribute, recipe.batch_size) as hardware,
+        devices.end_at_once(hardware),
+        report_errors(),
     ):
-        return train_on(hardware, keras, data, recipe, resume)
+        return train_on(hardware, keras, data, recipe, resume, build)
 
 
-def train_on(hardware, keras, data, recipe, resume):
+def train_on(hardware, keras, data, recipe, resume, build):
     """The run on these devices; of several processes the first alone writes and speaks."""
-    from Training import checkpoint, evaluation, events, report, run_folder
-    from Training.fine_tuning import freeze, load_weights
-    from Training.fit import fit
+    from Training.engine import evaluation, event_callbacks
+    from Training.engine.fine_tuning import freeze, load_weights
+    from Training.engine.fit import fit
+    from Training.runs import checkpoint, history, run_folder
+    from Training.runs.environment import describe_environment
 
     say = print if hardware.first else (lambda *_, **__: None)
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(recipe.precision)
     network = build(recipe, data)
-    if recipe.weights and not (resume and checkpoint.newest(resume, lambda _: None)):
+    if recipe.weights and not (resume and checkpoint.load_newest(resume, lambda _: None)):
         say(load_weights(network, recipe.weights))
     if recipe.freeze:
         say(freeze(network, recipe.freeze))
@@ -82,19 +93,19 @@ def train_on(hardware, keras, data, recipe, resume):
     shown = data.validation if len(data.validation.labels) else data.train
 
     def make_events(again):
-        return events.event_callbacks(folder, network, shown, recipe, again) if hardware.first else []
+        return event_callbacks.make_event_callbacks(folder, network, shown, recipe, again) if hardware.first else []
 
-    with told_how_to_resume(folder), data.reading(), devices.lost_peers_told(hardware):
+    with report_how_to_resume(folder), data.reading(), devices.report_lost_peers(hardware):
         fit(network, data, recipe, folder, make_events, say, hardware)
         figures, predictions = evaluation.evaluate(network, data, recipe.test_flip, hardware)
         if not hardware.first:
             return folder, None
-        history = report.read_history(folder / "history.csv")
-        result = evaluation.result(figures, recipe, history, network, run_folder.environment())
+        history = history.read_history(folder / "history.csv")
+        result = evaluation.summarize(figures, recipe, history, network, describe_environment())
         run_folder.write_json(folder, "result.json", result)
-        run_folder.write(folder, "predictions.csv", evaluation.predictions_csv(data.test.labels, predictions))
-        events.finish(folder, recipe, figures, data.test.labels, predictions, data.classes)
-    print(evaluation.table(result))
+        run_folder.write(folder, "predictions.csv", evaluation.format_predictions(data.test.labels, predictions))
+        event_callbacks.write_final_events(folder, recipe, figures, data.test.labels, predictions, data.classes)
+    print(evaluation.format_result(result))
     if data.broken:
         print(f"  broken pictures   {data.broken}, the next of its class took the place of each")
     print(f"  everything in     {folder}")
@@ -103,33 +114,34 @@ def train_on(hardware, keras, data, recipe, resume):
 
 def open_folder(hardware, data, recipe, resume):
     """The run's folder, made and locked by the first process and known to all, and the lock to hold."""
-    from Training import checkpoint, run_folder
+    from Training.runs import run_folder
+    from Training.runs.environment import describe_environment
 
     held = []
 
     def opened():
-        folder = run_folder.open_again(resume) if resume else run_folder.create(recipe.logs)
-        held.append(checkpoint.lock(folder))
+        folder = run_folder.reopen(resume) if resume else run_folder.create(recipe.logs)
+        held.append(run_folder.lock(folder))
         if resume:
-            checkpoint.refuse_to_begin_anew(folder, recipe.checkpoint_epochs)
+            run_folder.refuse_to_start_over(folder, recipe.checkpoint_epochs)
         run_folder.write(folder, "recipe.json", recipe.to_json())
-        environment = {**run_folder.environment(), "devices": hardware.count, "processes": hardware.processes}
-        run_folder.write_json(folder, "environment.json", environment)
+        parts = {"devices": hardware.count, "processes": hardware.processes}
+        run_folder.write_json(folder, "environment.json", {**describe_environment(), **parts})
         run_folder.write_split(folder, data.held_out, data.identity)
         run_folder.write_json(folder, "classes.json", data.classes)
         return str(folder)
 
     try:
-        return Path(devices.from_first(hardware, opened)), held
+        return Path(devices.ask_first_process(hardware, opened)), held
     except OSError as error:
         what = f"{error.filename or resume or recipe.logs} cannot be written: {error.strerror or error}"
         raise InputError(what) from None
 
 
-def main(arguments=None):
+def main(arguments=None, build=build):
     recipe, resume = parse(arguments, __doc__)
-    with one_line_errors():
-        train(recipe, resume)
+    with report_errors():
+        train(recipe, resume, build)
 
 
 if __name__ == "__main__":

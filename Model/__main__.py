@@ -1,14 +1,26 @@
-"""Print a network's rows and what it costs: python -m Model attention_92 --geometry paper."""
+"""Print the layers and the cost of a network: `python -m Model attention_92 --geometry paper`.
 
+Needs `Model` and `Module` only.
+"""
+
+import argparse
 import json
+import os
 
 from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
-from Training.console import one_line_errors, start_keras
-from Training.flags import Parser
+
+BACKENDS = ("tensorflow", "jax")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports every error in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def parse(arguments):
-    parser = Parser(prog="python -m Model", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m Model", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(NETWORKS)}, or another depth 36 m + 20")
     parser.add_argument("--geometry", choices=tuple(GEOMETRIES), default="compact", help="(default: compact)")
     parser.add_argument("--learning", choices=LEARNING, default="arl", help="(default: arl)")
@@ -31,7 +43,7 @@ def parse(arguments):
     return parser, words
 
 
-def built(name, words):
+def build(name, words):
     from Model import network
 
     size = words.size and (words.size, words.size, 3)
@@ -57,13 +69,18 @@ def rows(model, counts):
 
 def main(arguments=None):
     parser, words = parse(arguments)
-    with one_line_errors(parser.prog, "Stopped."):
-        start_keras()
-    from Model.count import count
+    backend = os.environ.setdefault("KERAS_BACKEND", BACKENDS[0])
+    if backend not in BACKENDS:
+        parser.error(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        from Model.count import count
+    except ImportError as error:
+        parser.error(f"{error}: install requirements.txt, or requirements-jax.txt for KERAS_BACKEND=jax")
 
     for name in words.names:
         try:
-            model = built(name, words)
+            model = build(name, words)
         except ValueError as error:
             parser.error(str(error))
         counts = count(model)

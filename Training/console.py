@@ -7,13 +7,18 @@ import shlex
 import sys
 
 from Training import devices
-from Training.errors import InputError, RunError, printable
+from Training.errors import InputError, Interrupted, RunError, escape
 
 PROGRAM = "training_cifar10.py"
 BACKENDS = ("tensorflow", "jax")
 
 
-def duration(seconds):
+def warn(line):
+    """Write one line to the standard error."""
+    sys.stderr.write(line + "\n")
+
+
+def format_duration(seconds):
     """Seconds as words: 45 s, 12 min, 3 h 20 min."""
     minutes = round(seconds / 60)
     if seconds < 100:
@@ -22,7 +27,7 @@ def duration(seconds):
 
 
 @contextlib.contextmanager
-def silent_stderr():
+def silence_stderr():
     """Send what is written to the process' standard error, also by C++, nowhere; exceptions pass as ever."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -50,17 +55,15 @@ def start_keras(distribute="none"):
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend not in BACKENDS:
         raise InputError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
-    devices.refuse(distribute, backend)
+    devices.refuse_mode(distribute, backend)
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what is an error for a run, Python raises, too
     try:
-        with silent_stderr():
+        with silence_stderr():
             import keras
-        devices.join(distribute)
-        with silent_stderr():
-            from Training import run_folder
-
-            run_folder.device()
+        devices.join_processes(distribute)
+        with silence_stderr():
+            devices.device_name()
         # Many models in one process, as in a notebook, are no mistake of which TensorFlow need warn.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     except ImportError as error:
@@ -71,37 +74,35 @@ def start_keras(distribute="none"):
     return keras
 
 
-def end(code, line):
+def exit_with(code, line):
     """End the process with one line on the standard error; it may begin with a line break, below what Ctrl-C shows."""
-    sys.stderr.write(line[:1] + printable(line[1:]) + "\n")
+    sys.stderr.write(line[:1] + escape(line[1:]) + "\n")
     raise SystemExit(code) from None
 
 
 @contextlib.contextmanager
-def one_line_errors(program=PROGRAM, stopped="Stopped before the training began."):
+def report_errors(program=PROGRAM, stopped="Stopped before the training began."):
     """Turn what the user can mend into one line and exit code 2, and Ctrl-C into `stopped` and 130."""
     try:
         yield
     except InputError as error:
-        end(2, f"{program}: error: {error}")
+        exit_with(2, f"{program}: error: {error}")
     except KeyboardInterrupt:
-        end(130, f"\n{stopped}")
+        exit_with(130, f"\n{stopped}")
 
 
 @contextlib.contextmanager
-def told_how_to_resume(folder):
+def report_how_to_resume(folder):
     """End the process in one line when the run is stopped, cannot go on, or its folder cannot be written."""
-    from Training.checkpoint import Interrupted
-
     go_on = f"python {PROGRAM} --resume {shlex.quote(str(folder))}"
     try:
         yield
     except Interrupted as signal:
-        end(signal.exit_code, f"\nStopped by {signal}, everything is saved. Go on with: {go_on}")
+        exit_with(signal.exit_code, f"\nStopped by {signal}, everything is saved. Go on with: {go_on}")
     except KeyboardInterrupt:
-        end(130, f"\nStopped. Go on with: {go_on}")
+        exit_with(130, f"\nStopped. Go on with: {go_on}")
     except RunError as error:
-        end(1, f"{PROGRAM}: error: {error}")
+        exit_with(1, f"{PROGRAM}: error: {error}")
     except OSError as error:
         what = f"{error.filename or folder} cannot be written: {error.strerror or error}"
-        end(1, f"{PROGRAM}: error: {what}; when that is mended, go on with: {go_on}")
+        exit_with(1, f"{PROGRAM}: error: {what}; when that is mended, go on with: {go_on}")

@@ -7,15 +7,17 @@ process runs this same program and reads its part of each batch; the first alone
 import contextlib
 import dataclasses
 import os
+import platform
 import re
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from Training.errors import InputError, RunError, one_line
+from Training.errors import InputError, RunError, shorten
 
 NEEDS = {"mirrored": "tensorflow", "data": "jax"}
 ADDRESSES = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
@@ -49,7 +51,42 @@ class Devices(NamedTuple):
 ONE = Devices()
 
 
-def refuse(mode, backend):
+def count_cores():
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor_name():
+    """The processor's name, as Linux tells it, or what Python knows."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device_name():
+    """What the backend trains on: the GPU's name, or the processor's and its number of cores."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        first = jax.devices()[0]
+        if first.platform != "cpu":
+            return first.device_kind
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:
+            return tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
+    return f"{_processor_name()}, {count_cores()} cores"
+
+
+def refuse_mode(mode, backend):
     """Raise `InputError` where this mode cannot be, before a framework is started."""
     if mode != "none" and backend != NEEDS[mode]:
         raise InputError(f"--distribute {mode} needs KERAS_BACKEND={NEEDS[mode]}, received {backend}")
@@ -62,7 +99,7 @@ def refuse(mode, backend):
         raise InputError(f"{ADDRESSES} is set, for which --distribute data is needed, received --distribute {mode}")
 
 
-def possible(recipe, say=print):
+def drop_unsupported(recipe, say=print):
     """The recipe without what fails under `MirroredStrategy` (Keras 3.15): XLA, and several steps in one call.
 
     Both only say how the same training is computed. What is left out is told.
@@ -74,7 +111,7 @@ def possible(recipe, say=print):
     return dataclasses.replace(recipe, **left_out)
 
 
-def join(mode):
+def join_processes(mode):
     """Find the other processes of the run, which must be before JAX finds its devices.
 
     Where they are is said by Keras' environment variables, see `keras.distribution.initialize`.
@@ -94,11 +131,11 @@ def join(mode):
     try:
         keras.distribution.initialize()
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"the processes of {ADDRESSES} do not meet: {one_line(error)}") from None
+        raise InputError(f"the processes of {ADDRESSES} do not meet: {shorten(error)}") from None
 
 
 @contextlib.contextmanager
-def spread(mode, batch_size):
+def distribute(mode, batch_size):
     """Within this, models are made and run on all devices; gives `Devices`.
 
     Raises:
@@ -137,7 +174,7 @@ def _data_parallel(keras):
 
 
 @contextlib.contextmanager
-def alone():
+def on_one_device():
     """Within this, JAX runs a model in this process alone, on one device."""
     import keras
 
@@ -149,17 +186,17 @@ def alone():
         keras.distribution.set_distribution(before)
 
 
-def own_copy(network):
+def copy_to_one_device(network):
     """The network, or where JAX splits batches a copy on one device, which this process can run by itself."""
     import keras
 
     if keras.distribution.distribution() is None:
         return network
-    with alone():
+    with on_one_device():
         return keras.models.clone_model(network)
 
 
-def from_first(devices, make):
+def ask_first_process(devices, make):
     """The text that `make` gives in the first process, in every process.
 
     Raises:
@@ -182,7 +219,7 @@ def from_first(devices, make):
     return message[1:]
 
 
-def asked_to_stop(devices, step):
+def should_stop(devices, step):
     """Whether any process was sent SIGTERM, answered alike in all of them for the same step."""
     if devices.processes == 1:
         return False
@@ -192,7 +229,7 @@ def asked_to_stop(devices, step):
 
 
 @contextlib.contextmanager
-def lost_peers_told(devices):
+def report_lost_peers(devices):
     """Raise `RunError` where what several processes do together fails, as it does when one of them is lost."""
     try:
         yield
@@ -200,11 +237,11 @@ def lost_peers_told(devices):
         if devices.processes == 1 or not STATUS.match(str(error)):
             raise
         what = f"a step of the {devices.processes} processes failed, as when one of them is lost"
-        raise RunError(f"{what}: {one_line(error)}") from None
+        raise RunError(f"{what}: {shorten(error)}") from None
 
 
 @contextlib.contextmanager
-def ended_at_once(devices):
+def end_at_once(devices):
     """End one of several processes at once where it cannot go on, so that the others fail, too, and do not wait.
 
     At a usual end of the interpreter JAX first waits until all processes are there; with `Interrupted` they are.

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import difflib
 
-from Training.errors import InputError, printable
+from Training.errors import InputError, escape
 from Training.recipe import RECIPES, Recipe
 
 
@@ -12,7 +12,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with every refusal in one line and a guess at a misspelt flag."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {printable(message)} (--help lists every flag)\n")
+        self.exit(2, f"{self.prog}: error: {escape(message)} (--help lists every flag)\n")
 
     def parse_args(self, args=None, namespace=None):
         known, unknown = self.parse_known_args(args, namespace)

@@ -1,4 +1,4 @@
-"""How fast convolutions are by themselves on TensorFlow: python benchmarks/convolutions.py [NETWORK] [BATCH SIZE]
+"""How fast convolutions are by themselves on TensorFlow: python -m benchmarks.convolutions [NETWORK] [BATCH SIZE]
 
 Each shape of convolution in the network runs alone: forward, gradient of the input, gradient of the kernel; a 1x1
 convolution as a product of matrices, too, which it is. Prints GFLOP/s (two operations a multiply-add) beside those of a
@@ -9,14 +9,10 @@ import collections
 import math
 import os
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.operations import parse
-from Training.console import one_line_errors, start_keras
+from Training.console import report_errors, start_keras
 
 PROGRAM = "benchmarks/convolutions.py"
 SECONDS = 0.2  # of one measurement
@@ -81,7 +77,7 @@ def product(rows, inner, columns):
 def main(arguments=None):
     words = parse(arguments, PROGRAM, __doc__)
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with one_line_errors(PROGRAM, "Stopped."):
+    with report_errors(PROGRAM, "Stopped."):
         start_keras()
     batch_size = words.batch_size
     large = []  # once beside each shape, since a machine's speed varies

@@ -1,7 +1,7 @@
 """Compare runs on two devices and in two processes with a run on one device, and with one whose process is killed.
 
-    python benchmarks/distribute.py               # prints a line a run; exit code 1 if one differs
-    python benchmarks/distribute.py --ema=0.9     # the same with further flags for each run, and none killed
+    python -m benchmarks.distribute               # prints a line a run; exit code 1 if one differs
+    python -m benchmarks.distribute --ema=0.9     # the same with further flags for each run, and none killed
 
 Each is a real run of `training_cifar10.py` on the digits with a network of a few thousand weights, 20 epochs of one
 step, augmentation and dropout on. The devices are parts of one CPU; the processes meet at 127.0.0.1.
@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import kill
+from benchmarks import kill
 
 ROOT = Path(__file__).resolve().parent.parent
 # TensorFlow's CPU as two devices; on one of them a run without --distribute is as ever.
@@ -106,7 +106,6 @@ def end_and_resume(place):
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     more = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         differing = compare(folder, [*WORDS, *more])

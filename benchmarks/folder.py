@@ -1,4 +1,4 @@
-"""Train one epoch from a folder of generated JPEG files: python benchmarks/folder.py [--count N] [--size N] [--shards]
+"""Train one epoch from a folder of generated JPEG files: python -m benchmarks.folder [--count N] [--size N] [--shards]
 
 Writes 20,000 files of 300x200 into a temporary folder, 1 % of them broken in four ways, and gives the seconds to the
 first batch, images decoded and augmented a second (the network is one dense layer), the peak of memory, and whether
@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 CLASSES = 10
 BROKEN_EVERY = 100  # files of which one is broken
@@ -53,7 +52,7 @@ def network(data):
     import keras
     from keras import layers
 
-    from Training.preprocessing import mean_subtraction
+    from Training.engine.preprocessing import mean_subtraction
 
     inputs = keras.Input(data.train.images.shape[1:], name="images")
     x = mean_subtraction(*data.mean_and_std("channel"))(inputs)
@@ -71,14 +70,14 @@ def decoding(batches, count=30):
 
 def measure(dataset, data_dir, size):
     """One epoch in this process; prints its figures as JSON."""
-    from Training import data as sets
     from Training.console import start_keras
+    from Training.data import datasets as sets
     from Training.recipe import RECIPES, Recipe
 
     keras = start_keras()
-    from Training.batches import Batches
-    from Training.evaluation import evaluate
-    from Training.fit import fit
+    from Training.data.batches import Batches
+    from Training.engine.evaluation import evaluate
+    from Training.engine.fit import fit
 
     recipe = Recipe(**{**RECIPES["imagenet"], "dataset": dataset, "data_dir": data_dir, "epochs": 1, "batch_size": 64})
     begun = time.perf_counter()
@@ -95,7 +94,7 @@ def measure(dataset, data_dir, size):
         fit(dense, data, recipe, Path(folder))
         trained = time.perf_counter()
         evaluate(dense, data)
-        from Training.report import read_history
+        from Training.runs.history import read_history
 
         trained_rate = read_history(Path(folder) / "history.csv")["images_per_second"][-1]
     evaluated = len(data.train.labels) + 2 * len(data.test.labels)
@@ -129,11 +128,13 @@ def main():
         broken = generate(folder, words.count)
         source, said = ["folder", str(folder)], ""
         if words.shards:
-            command = [sys.executable, "-m", "Training.shards", str(folder), f"{made}/shards"]
+            command = [sys.executable, "-m", "Training.tools.shards", str(folder), f"{made}/shards"]
             said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stderr
             source = ["shards", f"{made}/shards"]
-        command = [sys.executable, __file__, "--size", str(words.size), "--measure", *source]
-        run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+        command = [sys.executable, "-m", "benchmarks.folder", "--size", str(words.size), "--measure", *source]
+        run = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        )
         print(run.stdout, end="")
         if run.returncode:
             sys.exit(run.stderr)

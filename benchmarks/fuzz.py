@@ -1,6 +1,6 @@
 """Feed mutated archives, recipes and pictures to their readers: each must be read or refused in one line, no more.
 
-    python benchmarks/fuzz.py --archives 20000 --recipes 5000 --pictures 20000
+    python -m benchmarks.fuzz --archives 20000 --recipes 5000 --pictures 20000
 
 Counts what was read, what was refused, and what went wrong (another exception than `InputError`, a message of several
 lines, more than `SLOW_S` seconds or `LARGEST_GROWTH` of memory, or an audited event: a command, an import by pickle, a
@@ -20,16 +20,15 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from tests.support import tiny
+from Training.data import archives, decoding
+from Training.errors import InputError
+from Training.recipe import Recipe
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import numpy as np  # noqa: E402
-import tiny  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from Training import archives, pictures  # noqa: E402
-from Training.errors import InputError  # noqa: E402
-from Training.recipe import Recipe  # noqa: E402
 
 SLOW_S = 5.0
 LARGEST_GROWTH = 2**30  # bytes that one case may take
@@ -160,7 +159,7 @@ def picture_case(chance, place, files):
     raw = mutated(raw, chance, LARGE)
     path = place / f"picture{chance.choice((ending, ending, '.jpg', ''))}"
     path.write_bytes(with_checksums(raw) if ending == ".png" and chance.random() < 0.8 else raw)
-    return lambda: pictures.read(path, chance.choice((None, (32, 32))))
+    return lambda: decoding.read(path, chance.choice((None, (32, 32))))
 
 
 class Audit:

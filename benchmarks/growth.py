@@ -1,4 +1,4 @@
-"""Train for many epochs and watch what must not grow: python benchmarks/growth.py --epochs 100 [--name NAME]
+"""Train for many epochs and watch what must not grow: python -m benchmarks.growth --epochs 100 [--name NAME]
 
 A run is a real one of `training_cifar10.py` on the digits, checkpoints, event files and pictures and all, with a
 network of a few thousand weights. Prints, and with `--name` writes into `benchmarks/results/<name>/growth.json`, the
@@ -15,12 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-import tiny
-
 import training_cifar10
+from tests.support import tiny
 from Training.console import start_keras
 from Training.recipe import Recipe
 
@@ -38,7 +34,7 @@ def resident():
 def watch(found):
     """Have every run append to `found`, at each epoch's end, `(MB, seconds of the median step)`."""
     keras = start_keras()
-    from Training import events
+    from Training.engine import event_callbacks
 
     class Watch(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -51,8 +47,8 @@ def watch(found):
             steps = [b - a for a, b in zip(self.ends, self.ends[1:])]
             found.append((resident(), statistics.median(steps)))
 
-    own = events.event_callbacks
-    events.event_callbacks = lambda *arguments: [*own(*arguments), Watch()]
+    own = event_callbacks.make_event_callbacks
+    event_callbacks.make_event_callbacks = lambda *arguments: [*own(*arguments), Watch()]
 
 
 def quarters(found):
@@ -73,12 +69,12 @@ def main(arguments=None):
     if words.epochs < 8:
         parser.error(f"--epochs must be 8 or more, received {words.epochs}")
     found = []
-    training_cifar10.build = tiny.tiny_build
     with tempfile.TemporaryDirectory() as logs:
         watch(found)
         training_cifar10.train(
             Recipe(dataset="digits", samples=16 * STEPS, batch_size=16, epochs=words.epochs, masks_every=1,
-                   checkpoint_steps=7, logs=logs)
+                   checkpoint_steps=7, logs=logs),
+            build=tiny.tiny_build,
         )  # fmt: skip
     result = quarters(found)
     for number, quarter in enumerate(result, start=1):

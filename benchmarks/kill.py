@@ -1,6 +1,6 @@
 """Kill a run again and again, resume it to its end, and compare it with a run that nothing disturbed.
 
-    python benchmarks/kill.py --kills 50          # prints a line a kill and a summary; exit code 1 if anything differs
+    python -m benchmarks.kill --kills 50          # prints a line a kill and a summary; exit code 1 if anything differs
 
 A run is a real one of `training_cifar10.py` on the digits, with a network of a few thousand weights. SIGKILL comes at a
 random moment, within a save (as soon as a file that is being written appears), or at an epoch's end. Weights, optimizer
@@ -23,14 +23,14 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = ("seconds", "first_step_seconds", "images_per_second")
-SCRIPT = "import tiny, training_cifar10; training_cifar10.build = tiny.tiny_build; training_cifar10.main()"
+SCRIPT = "import training_cifar10; from tests.support import tiny; training_cifar10.main(build=tiny.tiny_build)"
 WORDS = ["--dataset=digits", "--samples=128", "--batch-size=16", "--epochs=8", "--warmup-epochs=1", "--masks-every=1",
          "--dropout=0.3", "--patience=7", "--checkpoint-steps=3"]  # fmt: skip
 
 
 def start(*words, script=SCRIPT, **environment):
     """A process of the script with these words, in this environment beside its own."""
-    ours = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
+    ours = {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
         [sys.executable, "-u", "-c", script, *words],
         cwd=ROOT, env={**os.environ, **ours}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -103,10 +103,10 @@ def points(folder):
 
 def differences(one, two):
     """What differs between two finished runs, in words."""
-    from Training.checkpoint import stored, unpack
+    from Training.runs.checkpoint import list_checkpoints, unpack
 
     found = []
-    (_, a), (_, b) = (unpack(stored(folder)[0].read_bytes()) for folder in (one, two))
+    (_, a), (_, b) = (unpack(list_checkpoints(folder)[0].read_bytes()) for folder in (one, two))
     unequal = sum(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
     if unequal:
         found.append(f"{unequal} of {len(a)} arrays")
@@ -163,5 +163,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     sys.exit(main())

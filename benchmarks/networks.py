@@ -1,4 +1,4 @@
-"""Build, save, load and train one step of every network of the family: python benchmarks/networks.py [NAME ...]
+"""Build, save, load and train one step of every network of the family: python -m benchmarks.networks [NAME ...]
 
 Runs on the backend that KERAS_BACKEND names. The step runs eagerly, on two images; ImageNet's networks take 64 pixels.
 Prints a row of a Markdown table for each; exit code 1 if a loaded network answers differently or a loss is not finite.
@@ -10,12 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 
 from Model.geometries import NETWORKS
-from Training.console import one_line_errors, start_keras
+from Training.console import report_errors, start_keras
 from Training.flags import Parser
 
 PROGRAM = "benchmarks/networks.py"
@@ -59,7 +57,7 @@ def parse(arguments):
 
 def main(arguments=None):
     names = parse(arguments)
-    with one_line_errors(PROGRAM, "Stopped."):
+    with report_errors(PROGRAM, "Stopped."):
         keras = start_keras()
     print(f"{keras.backend.backend()}\n")
     print("| network | geometry | build s | save and load s | loss of a step | |\n|---|---|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""Where a training step's time goes on TensorFlow: python benchmarks/operations.py [NETWORK] [BATCH SIZE]
+"""Where a training step's time goes on TensorFlow: python -m benchmarks.operations [NETWORK] [BATCH SIZE]
 
 Prints a Markdown table of the kinds of operations: how many run in a step, their milliseconds from begin to end, and
 their share of all. Taken by TensorFlow's profiler over ten steps; operations that run side by side count both.
@@ -7,16 +7,13 @@ their share of all. Taken by TensorFlow's profiler over ten steps; operations th
 import argparse
 import collections
 import os
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
 from Model.geometries import NETWORKS
-from Training.console import one_line_errors, start_keras
+from Training.console import report_errors, start_keras
 from Training.flags import Parser
 
 PROGRAM = "benchmarks/operations.py"
@@ -29,12 +26,12 @@ def training_step(name, batch_size):
     import tensorflow as tf
 
     from Model import network
-    from Training.fit import compiled
-    from Training.preprocessing import mean_subtraction
+    from Training.engine.fit import compile_model
+    from Training.engine.preprocessing import mean_subtraction
     from Training.recipe import Recipe
 
     built = network(name, preprocessing=mean_subtraction(np.full((32, 32, 3), 120.0, "float32")))
-    model = compiled(built, Recipe(model=name, batch_size=batch_size), 100)
+    model = compile_model(built, Recipe(model=name, batch_size=batch_size), 100)
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (batch_size, 32, 32, 3), dtype="uint8")
     labels = draw.integers(0, 10, batch_size).astype("int32")
@@ -82,7 +79,7 @@ def parse(arguments, program=PROGRAM, about=__doc__):
 def main(arguments=None):
     words = parse(arguments)
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with one_line_errors(PROGRAM, "Stopped."):
+    with report_errors(PROGRAM, "Stopped."):
         start_keras()
     found = profiled(training_step(words.network, words.batch_size))
     total = sum(seconds for _, seconds in found.values())

@@ -1,7 +1,7 @@
 """What training on ImageNet would take on 1, 8 and 64 GPUs, as arithmetic from a few figures.
 
-    python benchmarks/scale.py                       # the tables of docs/scale.md
-    python benchmarks/scale.py --utilization 0.3 --decoded 250
+    python -m benchmarks.scale                       # the tables of docs/scale.md
+    python -m benchmarks.scale --utilization 0.3 --decoded 250
 
 Nothing is run: the figures that go in are flags with their source in the help.
 """

@@ -1,4 +1,4 @@
-"""How fast the project is, beside a matrix product and beside PyTorch: python benchmarks/speed.py [--peer]
+"""How fast the project is, beside a matrix product and beside PyTorch: python -m benchmarks.speed [--peer]
 
 Every subject (TensorFlow, with and without augmentation and XLA, JAX, PyTorch, an earlier checkout) trains in a process
 of its own. One after the other they take their first step; then they take turns, so that what else the machine does
@@ -12,17 +12,13 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import subjects
-
+from benchmarks import subjects
 from Model.geometries import GEOMETRIES
-from Training.console import one_line_errors
+from Training.console import report_errors
 from Training.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -161,7 +157,7 @@ def report(result):
         f"# Speed of {words['network']}, {words['geometry']}, batches of {words['batch_size']}",
         "",
         f"{machine['device']}; Python {machine['python']}, {packages}; commit {machine['git_commit']}.",
-        f"Medians of {words['rounds']} rounds in which the subjects take turns; made by `python benchmarks/speed.py`.",
+        f"Medians of {words['rounds']} rounds in which the subjects take turns; made by `python -m benchmarks.speed`.",
         *[f"The column `{subjects.BEFORE}` is commit {words['before']} of this project."] * bool(words["before"]),
         "",
         *rows(result),
@@ -178,7 +174,7 @@ def report(result):
 
 
 def main(arguments=None):
-    with one_line_errors():
+    with report_errors():
         words = parse(arguments)
         result = measure(words)
         folder = RESULTS / words.name

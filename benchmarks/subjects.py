@@ -85,14 +85,14 @@ class Subject:
 
 def training_parts():
     """`compiled`, `Batches` and `mean_subtraction`, which earlier checkouts have all in `fit`."""
-    from Training import fit
+    from Training.engine import fit
 
     try:
-        from Training.batches import Batches
-        from Training.preprocessing import mean_subtraction
+        from Training.data.batches import Batches
+        from Training.engine.preprocessing import mean_subtraction
     except ImportError:
-        return fit.compiled, fit.Batches, fit.mean_subtraction
-    return fit.compiled, Batches, mean_subtraction
+        return fit.compile_model, fit.Batches, fit.mean_subtraction
+    return fit.compile_model, Batches, mean_subtraction
 
 
 class Ours(Subject):
@@ -107,7 +107,7 @@ class Ours(Subject):
         import keras
 
         from Model import network
-        from Training.data import Examples
+        from Training.data.datasets import Examples
         from Training.recipe import Recipe
 
         self.tick("import")
@@ -156,7 +156,7 @@ class Ours(Subject):
         """Seconds of a batch's augmentation alone, compiled, its images on the device."""
         import keras
 
-        from Training.augmentation import RandomAffine, RandomCrop
+        from Training.engine.augmentation import RandomAffine, RandomCrop
 
         layer = {"affine": RandomAffine, "crop": RandomCrop}[kind]()
         model = keras.Sequential([keras.Input(self.shape, dtype="uint8"), layer])
@@ -178,7 +178,7 @@ class Ours(Subject):
 
     def evaluation(self, seconds):
         """Images a second of `predict`, in batches of 256."""
-        from Training.data import Examples
+        from Training.data.datasets import Examples
 
         batches = self.make_batches(Examples(self.images, self.labels), min(EVALUATED, len(self.images)))
         spent = repeated(lambda: self.model.predict(batches, verbose=0), seconds)
@@ -191,9 +191,9 @@ class Ours(Subject):
 
     def environment(self):
         from Model.count import count
-        from Training import run_folder
+        from Training.runs import environment
 
-        return {**run_folder.environment(), "multiply_adds": count(self.network)["multiply_adds"]}
+        return {**environment.describe_environment(), "multiply_adds": count(self.network)["multiply_adds"]}
 
 
 class Peer(Subject):
@@ -267,7 +267,7 @@ def same_network(words):
     import peer
 
     from Model import network
-    from Training.preprocessing import mean_subtraction
+    from Training.engine.preprocessing import mean_subtraction
 
     rows = GEOMETRIES[words.geometry]
     mean = np.full((rows.pixels, rows.pixels, 3), 120.0, "float32")

@@ -1,4 +1,4 @@
-"""Images/s of training on one device, for batch sizes and precisions: python benchmarks/throughput.py
+"""Images/s of training on one device, for batch sizes and precisions: python -m benchmarks.throughput
 
 Each cell is a training of its own on random images that lie on the device, through Keras' `fit` as a run drives it; the
 device is waited for at its first and last step only. Beside it: for the largest batch the share of a step that is
@@ -9,18 +9,15 @@ multiply-add. Writes `throughput.json` and `throughput.md` into `benchmarks/resu
 import argparse
 import gc
 import json
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from Model.geometries import GEOMETRIES
-from Training.console import one_line_errors, start_keras
+from Training.console import report_errors, start_keras
 from Training.recipe import RECIPES, Recipe
-from Training.report import as_console, as_markdown
+from Training.tools.report import format_console, format_markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PRECISIONS = Recipe.__dataclass_fields__["precision"].metadata["choices"]
@@ -52,8 +49,8 @@ def images_per_second(words, batch_size, precision, augmentation):
 
     from Model import network
     from Model.count import count
-    from Training.fit import compiled
-    from Training.preprocessing import mean_subtraction
+    from Training.engine.fit import compile_model
+    from Training.engine.preprocessing import mean_subtraction
 
     keras.utils.clear_session()
     keras.config.set_dtype_policy(precision)
@@ -61,7 +58,7 @@ def images_per_second(words, batch_size, precision, augmentation):
     images = np.random.default_rng(0).integers(0, 256, (max(4096, batch_size), *shape), dtype="uint8")
     mean = mean_subtraction(np.full(shape, 120.0, "float32"))
     made = network(words.network, geometry=words.geometry, preprocessing=mean)
-    model = compiled(made, race(batch_size, precision, augmentation, words.steps), words.steps, stored=images)
+    model = compile_model(made, race(batch_size, precision, augmentation, words.steps), words.steps, stored=images)
     rng = np.random.default_rng(1)
 
     class Indices(keras.utils.PyDataset):
@@ -106,17 +103,17 @@ def keep(words, machine, rows):
     (folder / "throughput.json").write_text(json.dumps({**told, "environment": machine, "rows": rows}, indent=2) + "\n")
     table = [list(rows[0]), *(["-" if value is None else str(value) for value in row.values()] for row in rows)]
     on = f"{words.network}, {words.geometry}; {machine['device']}, {machine['backend']}\n\n"
-    (folder / "throughput.md").write_text(on + as_markdown(table))
-    return on + as_console(table)
+    (folder / "throughput.md").write_text(on + format_markdown(table))
+    return on + format_console(table)
 
 
 def main(arguments=None):
     words = parse(arguments)
-    with one_line_errors("benchmarks/throughput.py", "Stopped."):
+    with report_errors("benchmarks/throughput.py", "Stopped."):
         start_keras()
-        from Training.run_folder import environment
+        from Training.runs.environment import describe_environment
 
-        machine, rows = environment(), []
+        machine, rows = describe_environment(), []
         for row in measured(words):
             rows.append(row)
             print(row, flush=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import batch, official_files, pickled, write_folder, write_tar
 
-from Training import archives
-from Training.archives import ARCHIVES
+from tests.support.tiny import batch, official_files, pickled, write_folder, write_tar
+from Training.data import archives
+from Training.data.archives import ARCHIVES
 from Training.errors import InputError
 
 ROOT = Path(__file__).parent.parent

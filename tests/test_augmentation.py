@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from Training.augmentation import (
+from Training.engine.augmentation import (
     COLOUR_COMPONENTS,
     COLOUR_EIGENVALUES,
     Cutout,
@@ -13,8 +13,9 @@ from Training.augmentation import (
     RandomAffine,
     RandomCrop,
     RandomLighting,
-    augmentations,
+    make_augmentations,
 )
+from Training.recipe import Recipe
 
 pytestmark = pytest.mark.backends
 
@@ -98,12 +99,14 @@ def test_compiles_in_the_training_step(layer, jit):
 
 
 def test_recipe_s_choices():
-    given = dict(rotation=1.0, shift=0.1, flip=True, cutout=0, fill=0.0, mix="none", seed=0)
-    assert [type(layer) for layer in augmentations("affine", **given)] == [RandomAffine]
-    assert [type(layer) for layer in augmentations("crop", **{**given, "cutout": 2})] == [RandomCrop, Cutout]
-    assert [type(layer) for layer in augmentations("imagenet", **given)] == [RandomLighting]
-    assert [type(layer) for layer in augmentations("none", **{**given, "mix": "cutmix"})] == [Mix]
-    assert augmentations("none", **given) == []
+    def kinds(name, **changes):
+        return [type(layer) for layer in make_augmentations(name, Recipe(**changes), True, 0.0)]
+
+    assert kinds("affine") == [RandomAffine]
+    assert kinds("crop", cutout=2) == [RandomCrop, Cutout]
+    assert kinds("imagenet") == [RandomLighting]
+    assert kinds("none", mix="cutmix") == [Mix]
+    assert kinds("none") == []
 
 
 def test_lighting_moves_an_image_along_imagenet_s_colours():

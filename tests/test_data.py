@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from Training import data
-from Training.batches import Batches, even_batch
-from Training.data import Examples
+from Training.data import datasets
+from Training.data.batches import Batches, find_even_batch
+from Training.data.datasets import Examples
 from Training.errors import InputError
 
 
 def test_digits_are_real_and_split_by_class():
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     sizes = [len(part.labels) for part in (digits.train, digits.validation, digits.test)]
     assert sizes == [1293, 144, 360]
     assert digits.train.images.shape == (1293, 32, 32, 3) and digits.train.images.dtype == np.uint8
@@ -22,30 +22,30 @@ def test_digits_are_real_and_split_by_class():
 
 
 def test_split_is_fixed_and_complete():
-    one, two = data.load("digits"), data.load("digits")
+    one, two = datasets.load("digits"), datasets.load("digits")
     np.testing.assert_array_equal(one.held_out, two.held_out)
-    everything = data.load("digits", validation_split=0)
+    everything = datasets.load("digits", validation_split=0)
     assert len(everything.train.labels) == 1437 and len(everything.validation.labels) == 0
     np.testing.assert_array_equal(everything.train.images[one.held_out], one.validation.images)
 
 
 def test_samples_limit_training_by_class_alone():
-    limited = data.load("digits", samples=100)
+    limited = datasets.load("digits", samples=100)
     assert len(limited.train.labels) == 100 and len(limited.validation.labels) == 144
     assert set(np.bincount(limited.train.labels)) <= {9, 10, 11}
-    assert len(data.load("digits", samples=1290).train.labels) == 1290
-    assert len(data.load("digits", samples=10_000).train.labels) == 1293
+    assert len(datasets.load("digits", samples=1290).train.labels) == 1290
+    assert len(datasets.load("digits", samples=10_000).train.labels) == 1293
 
 
 def test_impossible_split_is_named():
     with pytest.raises(InputError, match="3 of 1293 images cannot be split off by class"):
-        data.load("digits", samples=3)
+        datasets.load("digits", samples=3)
     with pytest.raises(InputError, match="9 of 10 images cannot be split off by class"):
-        data._split(np.arange(10) % 5, 0.9, 0)  # one image would be left to train on, of five classes
+        datasets._split(np.arange(10) % 5, 0.9, 0)  # one image would be left to train on, of five classes
 
 
 def test_mean_is_per_pixel():
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     assert digits.mean.shape == (32, 32, 3)
     np.testing.assert_allclose(digits.mean, digits.train.images.astype("float64").mean(axis=0), rtol=1e-6)
 
@@ -74,7 +74,7 @@ def test_batches_stay_bytes_and_without_a_seed_give_all_in_order():
 
 
 def test_even_batches_divide_where_they_can():
-    assert [even_batch(n) for n in (10_000, 5_000, 144, 360, 7, 257)] == [250, 250, 144, 180, 7, 256]
+    assert [find_even_batch(n) for n in (10_000, 5_000, 144, 360, 7, 257)] == [250, 250, 144, 180, 7, 256]
 
 
 def test_label_noise_has_the_paper_s_confusion_matrix():
@@ -83,17 +83,17 @@ def test_label_noise_has_the_paper_s_confusion_matrix():
 
     labels = np.repeat(np.arange(10, dtype="int32"), 5000)
     for share in (0.1, 0.3, 0.5, 0.7):
-        matrix = confusion_matrix(labels, data.with_noise(labels, 10, share)) / 5000
+        matrix = confusion_matrix(labels, datasets.add_label_noise(labels, 10, share)) / 5000
         expected = np.full((10, 10), share / 9)
         np.fill_diagonal(expected, 1 - share)
         error = 5 * np.sqrt(expected * (1 - expected) / 5000)  # five standard deviations
         assert (np.abs(matrix - expected) < error).all()
-    assert np.array_equal(data.with_noise(labels, 10, 0.0), labels)
-    assert np.array_equal(data.with_noise(labels[:5000], 1, 0.0), labels[:5000])
+    assert np.array_equal(datasets.add_label_noise(labels, 10, 0.0), labels)
+    assert np.array_equal(datasets.add_label_noise(labels[:5000], 1, 0.0), labels[:5000])
 
 
 def test_label_noise_spares_what_is_held_out_and_tested():
-    clean, noisy = data.load("digits"), data.load("digits", label_noise=0.5)
+    clean, noisy = datasets.load("digits"), datasets.load("digits", label_noise=0.5)
     assert 0.4 < np.mean(clean.train.labels != noisy.train.labels) < 0.6
     assert np.array_equal(clean.validation.labels, noisy.validation.labels)
     assert np.array_equal(clean.test.labels, noisy.test.labels)

@@ -1,40 +1,36 @@
 """Several devices and several processes: the result of one device, refusals, and the end of one process."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
-from Training import data
-from Training.batches import Batches, even_batch
-from Training.devices import Devices, possible, refuse
+from benchmarks import distribute, kill
+from tests.support import tiny
+from Training.data import datasets
+from Training.data.batches import Batches, find_even_batch
+from Training.devices import Devices, drop_unsupported, refuse_mode
 from Training.errors import InputError
 from Training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import distribute  # noqa: E402
-import kill  # noqa: E402
 
 # What takes time here is compiling: not even the tiny network.
 SMALL = """
 import training_cifar10
 def build(*given):
-    import plain
+    from tests.support import plain
     return plain.build(*given)
-training_cifar10.build = build
 """
-MAIN = SMALL + "training_cifar10.main()"
+MAIN = SMALL + "training_cifar10.main(build=build)"
 WORDS = [*(word for word in distribute.WORDS if "masks" not in word), "--masks-every=0", "--validation-split=0.02"]
 
 
 # What is drawn for each image, by every layer that draws: on two replicas as on one device.
 SAME_DRAWS = """
 import keras, numpy as np, tensorflow as tf
-from Training import augmentation
+from Training.engine import augmentation
 images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype("float32")
 strategy = tf.distribute.MirroredStrategy()
 halves = strategy.experimental_distribute_values_from_function(
@@ -53,7 +49,7 @@ def both(mode, logs):
     runs = ((f"{logs}/one", "none"), (f"{logs}/two", mode))
     words = [*WORDS, "--checkpoint-epochs=20"]
     return SMALL + "".join(
-        f"training_cifar10.main({[*words, f'--logs={place}', f'--distribute={each}']})\n" for place, each in runs
+        f"training_cifar10.main({[*words, f'--logs={place}', f'--distribute={each}']}, build)\n" for place, each in runs
     )
 
 
@@ -98,7 +94,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_same_end(jax
 
 
 def test_batches_are_shared_without_gap_or_overlap():
-    examples = data.load("digits", samples=50).train
+    examples = datasets.load("digits", samples=50).train
     whole = Batches(examples, 12, seed=3)
     parts = [Batches(examples, 12, seed=3, devices=Devices(4, 2, process)) for process in range(2)]
     for step in range(len(whole)):
@@ -109,8 +105,8 @@ def test_batches_are_shared_without_gap_or_overlap():
 @pytest.mark.parametrize("devices", [1, 2, 7, 64])
 def test_what_fills_up_the_last_batch_has_no_weight(devices):
     """Means over batches, as Keras takes them, are those over the examples."""
-    examples = data.load("digits", samples=50).train
-    batches = Batches(examples, even_batch(50, devices), devices=Devices(devices))
+    examples = datasets.load("digits", samples=50).train
+    batches = Batches(examples, find_even_batch(50, devices), devices=Devices(devices))
     values, counts = [], []
     for images, labels, *weights in (batches[i] for i in range(len(batches))):
         assert len(images) % devices == 0 and len(images) <= max(256, devices)
@@ -121,11 +117,11 @@ def test_what_fills_up_the_last_batch_has_no_weight(devices):
 
 @pytest.mark.backends
 def test_weights_of_images_count_in_loss_and_accuracy():
-    from Training.fit import compiled
+    from Training.engine.fit import compile_model
 
     recipe = Recipe(dataset="digits", batch_size=10, classifier_l2=0.0)
-    examples = data.load("digits", samples=45).train
-    model = compiled(tiny.tiny_network(classifier_l2=0.0), recipe, 4)
+    examples = datasets.load("digits", samples=45).train
+    model = compile_model(tiny.tiny_network(classifier_l2=0.0), recipe, 4)
     plain = model.evaluate(examples.images, examples.labels, batch_size=15, verbose=0)
     filled = Batches(examples, 16, devices=Devices(8))
     assert len(filled[len(filled) - 1]) == 3
@@ -135,20 +131,20 @@ def test_weights_of_images_count_in_loss_and_accuracy():
 def test_what_fails_under_mirrored_is_left_out_and_told():
     said = []
     recipe = Recipe(distribute="mirrored", jit=True, steps_per_execution=4)
-    assert possible(recipe, said.append) == Recipe(distribute="mirrored")
+    assert drop_unsupported(recipe, said.append) == Recipe(distribute="mirrored")
     assert said == ["--distribute mirrored runs without --jit and --steps-per-execution"]
     for recipe in (Recipe(distribute="mirrored"), Recipe(distribute="data", jit=True), Recipe(jit=True)):
-        assert possible(recipe, said.append) == recipe
+        assert drop_unsupported(recipe, said.append) == recipe
     assert len(said) == 1
 
 
 def test_modes_name_the_backend_they_need(monkeypatch):
     for mode, backend in (("mirrored", "jax"), ("data", "tensorflow")):
         with pytest.raises(InputError, match=f"--distribute {mode} needs KERAS_BACKEND="):
-            refuse(mode, backend)
+            refuse_mode(mode, backend)
     monkeypatch.setenv("TF_CONFIG", "{}")
     with pytest.raises(InputError, match="take KERAS_BACKEND=jax and --distribute data"):
-        refuse("mirrored", "tensorflow")
+        refuse_mode("mirrored", "tensorflow")
     monkeypatch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", "127.0.0.1:1")
     with pytest.raises(InputError, match="--distribute data is needed, received --distribute none"):
-        refuse("none", "jax")
+        refuse_mode("none", "jax")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from Model import Geometry, Stage, residual_attention_network
-from Training import data, export
-from Training.preprocessing import mean_subtraction
+from Training.data import datasets
+from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import Recipe
+from Training.tools import export
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 on_tensorflow = pytest.mark.skipif(not TENSORFLOW, reason="Keras exports to this format on TensorFlow only")
@@ -23,7 +24,7 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     keras.utils.set_random_seed(3)
     keras.config.set_dtype_policy(request.param)
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     geometry = Geometry(stem_filters=4, stem_kernel=3, stem_pool=2, stages=(Stage(4, 2, 1),), tail=())
     network = residual_attention_network(geometry=geometry, preprocessing=mean_subtraction(digits.mean))
     network.save(folder / "last.keras")
@@ -44,7 +45,7 @@ def exported(run, kind, output, capsys):
     found = {int(line[-1]): float(line[0]) for line in lines if line[1:4] == ["in", "batches", "of"]}
     assert set(found) == {1, 64} and max(found.values()) < 1e-5
     assert [path.name for path in output.parent.iterdir()] == [output.name]
-    return export.opened(kind, output)
+    return export.open_export(kind, output)
 
 
 def assert_same(function, run):
@@ -92,7 +93,7 @@ def test_an_export_that_differs_is_not_kept(tmp_path, capsys, monkeypatch, error
         return lambda images: network.predict_on_batch(images) + (error if len(images) > 1 else 0)
 
     monkeypatch.setattr(export, "export", lambda network, kind, path: path.mkdir())
-    monkeypatch.setattr(export, "opened", wrong)
+    monkeypatch.setattr(export, "open_export", wrong)
     words = [path, "--to", "savedmodel", "--dataset", "digits", "--images", "3"]
     with pytest.raises(SystemExit) as stop:
         export.main(words)
@@ -107,7 +108,7 @@ def test_an_export_that_does_not_run_is_told_in_one_line(tmp_path, capsys, monke
         raise RuntimeError("no such operation\nin this library")
 
     monkeypatch.setattr(export, "export", lambda network, kind, path: path.mkdir())
-    monkeypatch.setattr(export, "opened", opened)
+    monkeypatch.setattr(export, "open_export", opened)
     with pytest.raises(SystemExit) as stop:
         export.main([linear(tmp_path, 32), "--to", "savedmodel", "--dataset", "digits", "--images", "3"])
     err = capsys.readouterr().err
@@ -138,7 +139,7 @@ def test_what_cannot_be_exported_says_so_in_one_line(run, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             export.main(words)
         out, err = capsys.readouterr()
-        assert stop.value.code == 2 and out == "" and err.startswith("python -m Training.export: error: ")
+        assert stop.value.code == 2 and out == "" and err.startswith("python -m Training.tools.export: error: ")
         assert said in err and err.count("\n") == 1, err
 
 

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import arithmetic
-import independent
 import keras
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from Model import Geometry, Stage, network, residual_attention_network
 from Model.__main__ import main
 from Model.count import count
 from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, parse_name
+from tests.support import arithmetic, independent
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,12 +5,12 @@ import json
 import keras
 import numpy as np
 import pytest
-import tiny
 
 import training_cifar10
+from tests.support import tiny
+from Training.engine.fine_tuning import freeze, load_weights
+from Training.engine.preprocessing import mean_subtraction
 from Training.errors import InputError
-from Training.fine_tuning import freeze, load_weights
-from Training.preprocessing import mean_subtraction
 from Training.recipe import Recipe
 
 pytestmark = pytest.mark.backends
@@ -93,16 +93,15 @@ def test_a_run_keeps_frozen_weights_and_resumes_without_the_file(saved, tmp_path
     path, weights = saved
     own = tmp_path / "own.keras"
     own.write_bytes(path.read_bytes())
-    monkeypatch.setattr(training_cifar10, "build", tiny.tiny_build)
     words = [f"--weights={own}", "--freeze=stage_1", "--logs", str(tmp_path / "Logs")]
-    training_cifar10.main([*WORDS, *words])
+    training_cifar10.main([*WORDS, *words], tiny.tiny_build)
     said = capsys.readouterr().out
     assert "the classifier is new, for 10 classes in place of 5" in said and "up to stage_1_attention_1 keep" in said
     (folder,) = (tmp_path / "Logs").iterdir()
     recipe = json.loads((folder / "recipe.json").read_text())
     assert (recipe["weights"], recipe["freeze"]) == (str(own), "stage_1")
     own.unlink()
-    training_cifar10.main(["--resume", str(folder), "--epochs=2"])
+    training_cifar10.main(["--resume", str(folder), "--epochs=2"], tiny.tiny_build)
     assert "begin with the weights" not in capsys.readouterr().out
     trained = keras.models.load_model(folder / "last.keras")
     for name, values in weights.items():

@@ -10,22 +10,21 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tiny import tiny_build, tiny_network
 
-from Training import data
-from Training.batches import Batches, even_batch
-from Training.callbacks import EpochMeter
-from Training.checkpoint import Checkpoints
-from Training.console import duration
+from tests.support.tiny import tiny_build, tiny_network
+from Training.console import format_duration
+from Training.data import datasets
+from Training.data.batches import Batches, find_even_batch
 from Training.devices import ONE
+from Training.engine.callbacks import EpochMeter
+from Training.engine.checkpointing import Checkpoints
+from Training.engine.fit import compile_model, fit, make_batches
+from Training.engine.optimizers import SGD, add_l2, make_optimizer, make_schedule
+from Training.engine.preprocessing import mean_subtraction
+from Training.engine.training_model import ImagesOnDevice, TrainingModel, make_training_model
 from Training.errors import InputError, RunError
-from Training.fit import batched, compiled, fit
-from Training.momentum import SGD
-from Training.optimizers import learning_rate, optimizer, with_l2
-from Training.preprocessing import mean_subtraction
 from Training.recipe import RECIPES, Recipe
-from Training.report import read_history
-from Training.training_model import ImagesOnDevice, TrainingModel, training_model
+from Training.runs.history import read_history
 
 QUICK = Recipe(
     dataset="digits", samples=64, epochs=2, batch_size=16, warmup_epochs=1.0, masks_every=0, augmentation="none"
@@ -37,22 +36,22 @@ def rate_at(schedule, step):
 
 
 def test_paper_schedule_divides_by_ten_at_64k_and_96k():
-    schedule = learning_rate(Recipe(**{**RECIPES["paper"], "epochs": 160}), 1000)
+    schedule = make_schedule(Recipe(**{**RECIPES["paper"], "epochs": 160}), 1000)
     rates = [rate_at(schedule, step) for step in (0, 63_999, 64_001, 95_999, 96_001, 159_999)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
 
 
 def test_cosine_warms_up_and_ends_at_zero():
-    schedule = learning_rate(Recipe(epochs=10, warmup_epochs=2.0, learning_rate=0.4), 100)
+    schedule = make_schedule(Recipe(epochs=10, warmup_epochs=2.0, make_schedule=0.4), 100)
     rates = [rate_at(schedule, step) for step in (0, 100, 200, 600, 1000)]
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
-    without = learning_rate(Recipe(epochs=10, warmup_epochs=0.0), 100)
+    without = make_schedule(Recipe(epochs=10, warmup_epochs=0.0), 100)
     assert rate_at(without, 0) == pytest.approx(0.1)
-    assert learning_rate(Recipe(schedule="constant", warmup_epochs=0.0), 100) == 0.1
+    assert make_schedule(Recipe(schedule="constant", warmup_epochs=0.0), 100) == 0.1
 
 
 def test_linear_rises_and_falls_to_zero():
-    schedule = learning_rate(Recipe(schedule="linear", epochs=10, warmup_epochs=2.0, learning_rate=0.4), 100)
+    schedule = make_schedule(Recipe(schedule="linear", epochs=10, warmup_epochs=2.0, make_schedule=0.4), 100)
     rates = [rate_at(schedule, step) for step in (0, 100, 200, 600, 1000)]
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
     again = type(schedule).from_config(schedule.get_config())
@@ -71,7 +70,7 @@ def test_l2_is_the_gradient_of_the_penalty(name):
         dense = keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotUniform(0), name="dense")
         dense.kernel_regularizer = dense.bias_regularizer = regularizer
         model = keras.Sequential([keras.Input((4,)), dense])
-        made = with_l2(kind)(0.1, l2=0.1, **extra) if ours else kind(0.1, **extra)
+        made = add_l2(kind)(0.1, l2=0.1, **extra) if ours else kind(0.1, **extra)
         model.compile(made, "mse")
         models.append(model)
     generator = np.random.default_rng(0)
@@ -91,7 +90,7 @@ def test_momentum_is_keras_momentum(nesterov, jit):
     for kind in (SGD, keras.optimizers.SGD):
         dense = keras.layers.Dense(4, kernel_initializer=keras.initializers.GlorotUniform(0))
         model = keras.Sequential([keras.Input((4,)), dense])
-        model.compile(with_l2(kind)(0.1, momentum=0.9, nesterov=nesterov, l2=0.1), "mse", jit_compile=jit)
+        model.compile(add_l2(kind)(0.1, momentum=0.9, nesterov=nesterov, l2=0.1), "mse", jit_compile=jit)
         for _ in range(3):
             model.train_on_batch(x, y)
         weights.append([*model.get_weights(), *map(ops.convert_to_numpy, model.optimizer.variables)])
@@ -116,7 +115,7 @@ def test_nothing_is_traced_again_and_nothing_grows(tmp_path, monkeypatch):
     loss = TrainingModel.compute_loss
     monkeypatch.setattr(TrainingModel, "compute_loss", lambda *a, **k: traced.append(1) or loss(*a, **k))
     recipe = dataclasses.replace(QUICK, epochs=6, validation_split=0.0, warmup_epochs=0.0)
-    digits = data.load("digits", samples=32, validation_split=0.0)
+    digits = datasets.load("digits", samples=32, validation_split=0.0)
     fit(tiny_build(recipe, digits), digits, recipe, tmp_path, lambda resumed: [living])
     assert len(traced) == 1
     assert living.counts[-1] - living.counts[2] < 50
@@ -127,13 +126,13 @@ def test_steps_are_keras_own_within_rounding():
 
     def losses(own):
         keras.utils.set_random_seed(0)
-        recipe = Recipe(batch_size=16, learning_rate=0.002, schedule="constant", warmup_epochs=0.0)
-        model = compiled(tiny_network(input_shape=(32, 32, 3), dropout=0.0), recipe, 20)
+        recipe = Recipe(batch_size=16, make_schedule=0.002, schedule="constant", warmup_epochs=0.0)
+        model = compile_model(tiny_network(input_shape=(32, 32, 3), dropout=0.0), recipe, 20)
         if own:
             keras.Model.make_train_function(model)
         draw = np.random.default_rng(0)
         images = draw.integers(0, 256, (320, 32, 32, 3), dtype="uint8")
-        batches, seen = Batches(data.Examples(images, draw.integers(0, 10, 320)), 16, seed=0), []
+        batches, seen = Batches(datasets.Examples(images, draw.integers(0, 10, 320)), 16, seed=0), []
         watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(logs["loss"]))
         model.fit(batches, shuffle=False, verbose=0, callbacks=[watch])
         return seen
@@ -146,11 +145,11 @@ def test_steps_are_keras_own_within_rounding():
 def test_a_batch_of_another_size_is_refused_and_the_graph_optimizer_stays_on_elsewhere():
     import tensorflow as tf
 
-    model = compiled(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
+    model = compile_model(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
     images, labels = np.zeros((10, 32, 32, 3), "uint8"), np.zeros(10, "int32")
     assert np.isfinite(model.train_on_batch(images, labels)[0]), "of any size where it is no part of fit"
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
-        model.fit(Batches(data.Examples(images, labels), 5, seed=0), shuffle=False, verbose=0)
+        model.fit(Batches(datasets.Examples(images, labels), 5, seed=0), shuffle=False, verbose=0)
     assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")
 
 
@@ -162,8 +161,8 @@ def test_the_graph_optimizer_is_left_out_of_float32_steps_on_a_cpu(precision, mo
     switch = tf.config.optimizer.get_experimental_options
     monkeypatch.setattr(TrainingModel, "train_step", lambda *a: seen.append(switch()) or step(*a))
     keras.config.set_dtype_policy(precision)
-    model = compiled(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
-    examples = data.Examples(np.zeros((8, 32, 32, 3), "uint8"), np.zeros(8, "int32"))
+    model = compile_model(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
+    examples = datasets.Examples(np.zeros((8, 32, 32, 3), "uint8"), np.zeros(8, "int32"))
     model.fit(Batches(examples, 8, seed=0), shuffle=False, verbose=0)
     left_out = precision == "float32" and not tf.config.list_physical_devices("GPU")
     assert [options.get("disable_meta_optimizer", False) for options in seen] == [left_out]
@@ -175,7 +174,7 @@ def test_decay_spares_norms_and_biases_on_request():
         recipe = dataclasses.replace(
             QUICK, decay_all=False, weight_decay=0.5, weight_decay_kind=kind, schedule="constant", warmup_epochs=0.0
         )
-        made = optimizer(recipe, 4)
+        made = make_optimizer(recipe, 4)
         names = ("kernel", "gamma", "beta", "bias")
         variables = [keras.Variable(np.ones(2, "float32"), name=name) for name in names]
         made.build(variables)
@@ -187,7 +186,7 @@ def test_decay_spares_norms_and_biases_on_request():
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
 def test_optimizers_by_name(name):
     recipe = dataclasses.replace(QUICK, optimizer=name, weight_decay_kind="decoupled", weight_decay=0.01)
-    made = optimizer(recipe, 4)
+    made = make_optimizer(recipe, 4)
     assert type(made).__name__.lower() == name and made.weight_decay == 0.01
     if name == "sgd":
         assert made.nesterov and made.momentum == 0.9
@@ -207,7 +206,7 @@ def test_mean_subtraction_is_part_of_the_model(tmp_path):
 @pytest.mark.backends
 def test_training_model_shares_weights_and_ends_at_the_logits():
     network = tiny_network()
-    model = training_model(network)
+    model = make_training_model(network)
     x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype("float32")
     logits = model.predict(x, verbose=0)
     np.testing.assert_allclose(ops.softmax(logits), network.predict(x, verbose=0), rtol=1e-4, atol=1e-6)
@@ -219,9 +218,9 @@ def test_training_model_shares_weights_and_ends_at_the_logits():
 )
 def test_one_step_under_each_precision(precision):
     keras.config.set_dtype_policy(precision)
-    digits = data.load("digits", samples=64)
+    digits = datasets.load("digits", samples=64)
     recipe = dataclasses.replace(QUICK, precision=precision, augmentation="affine")
-    model = compiled(tiny_build(recipe, digits), recipe, 4)
+    model = compile_model(tiny_build(recipe, digits), recipe, 4)
     loss, _ = model.train_on_batch(digits.train.images[:16], digits.train.labels[:16])
     assert np.isfinite(loss)
     assert all(v.dtype == "float32" for v in model.trainable_variables)
@@ -230,7 +229,7 @@ def test_one_step_under_each_precision(precision):
 def run(folder, recipe):
     folder.mkdir(exist_ok=True)
     keras.utils.set_random_seed(recipe.seed)
-    digits = data.load("digits", samples=recipe.samples)
+    digits = datasets.load("digits", samples=recipe.samples)
     network = tiny_build(recipe, digits)
     fit(network, digits, recipe, folder)
     return network.get_weights(), read_history(folder / "history.csv")["loss"]
@@ -261,7 +260,7 @@ def test_steps_are_counted_where_the_last_call_of_an_epoch_has_fewer(tmp_path, m
     """Keras numbers the last step as if that call had as many as every other."""
     seconds = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
-    batches = Batches(data.Examples(np.zeros((194, 1, 1, 3), "uint8"), np.zeros(194, "int32")), 2, seed=0)
+    batches = Batches(datasets.Examples(np.zeros((194, 1, 1, 3), "uint8"), np.zeros(194, "int32")), 2, seed=0)
     model = SimpleNamespace(optimizer=SimpleNamespace(learning_rate=0.1), jax_state_sync=lambda: None)
     meter, checkpoints = EpochMeter(batches), Checkpoints(tmp_path, {}, len(batches), {})
     for each in (meter, checkpoints):
@@ -284,7 +283,7 @@ def test_steps_are_counted_where_the_last_call_of_an_epoch_has_fewer(tmp_path, m
 @pytest.mark.backends
 def test_alternate_flip_shows_each_image_and_its_mirror_image_by_turns():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 3)).astype("uint8")
-    examples = data.Examples(images, np.arange(400, dtype="int32"))
+    examples = datasets.Examples(images, np.arange(400, dtype="int32"))
     on_device = ImagesOnDevice(np.concatenate([images[:7], images]))
     sent = Batches(examples, 100, seed=3, alternate=True)
     positions = Batches(examples, 100, seed=3, stored_from=7, alternate=True)
@@ -302,18 +301,18 @@ def test_alternate_flip_shows_each_image_and_its_mirror_image_by_turns():
 
 
 def test_alternate_flip_replaces_the_random_one_and_digits_have_none():
-    digits = data.load("digits", samples=64)
+    digits = datasets.load("digits", samples=64)
     changes = {"augmentation": "crop", "alternate_flip": True, "epochs": 6}
-    assert not batched(digits, Recipe(dataset="digits", **changes), ONE)[0].alternate
-    assert batched(digits, Recipe(**changes), ONE)[0].alternate
-    crop = compiled(tiny_build(QUICK, digits), Recipe(**changes), 4).get_layer("augmentation")
+    assert not make_batches(digits, Recipe(dataset="digits", **changes), ONE)[0].alternate
+    assert make_batches(digits, Recipe(**changes), ONE)[0].alternate
+    crop = compile_model(tiny_build(QUICK, digits), Recipe(**changes), 4).get_layer("augmentation")
     assert not crop.flip
 
 
 @pytest.mark.backends
 def test_loss_of_mixed_images_is_the_share_of_both_labels():
     network = tiny_network()
-    model = compiled(network, dataclasses.replace(QUICK, mix="mixup", label_smoothing=0.2), 4)
+    model = compile_model(network, dataclasses.replace(QUICK, mix="mixup", label_smoothing=0.2), 4)
     labels, share = np.arange(4), np.array([0.1, 0.5, 0.7, 1.0], "float32")
     logits = np.random.default_rng(0).normal(size=(4, 10)).astype("float32")
     log = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -336,7 +335,7 @@ def test_average_of_the_weights_is_kept_at_the_end(tmp_path):
     seen = []
     recipe = dataclasses.replace(QUICK, ema=0.8)
     keras.utils.set_random_seed(0)
-    digits = data.load("digits", samples=recipe.samples)
+    digits = datasets.load("digits", samples=recipe.samples)
     network = tiny_build(recipe, digits)
     model = fit(network, digits, recipe, tmp_path, lambda resumed: [Weights()])
     assert len(seen) == 8
@@ -368,17 +367,17 @@ def test_folder_gets_best_last_history_and_backup(tmp_path):
 
 def test_without_validation_there_is_no_best(tmp_path):
     recipe = dataclasses.replace(QUICK, validation_split=0.0)
-    digits = data.load("digits", samples=64, validation_split=0.0)
+    digits = datasets.load("digits", samples=64, validation_split=0.0)
     fit(tiny_build(recipe, digits), digits, recipe, tmp_path)
     assert not (tmp_path / "best.keras").exists() and (tmp_path / "last.keras").exists()
 
 
 def test_batch_larger_than_the_data_is_named(tmp_path):
-    digits = data.load("digits", samples=64)
+    digits = datasets.load("digits", samples=64)
     with pytest.raises(InputError, match="batch_size=100 needs as many images to train on, received 64"):
         fit(tiny_build(QUICK, digits), digits, dataclasses.replace(QUICK, batch_size=100), tmp_path)
 
 
 def test_durations_in_words():
-    assert [duration(s) for s in (4.2, 99, 720, 12_000)] == ["4 s", "99 s", "12 min", "3 h 20 min"]
-    assert even_batch(64) == 64
+    assert [format_duration(s) for s in (4.2, 99, 720, 12_000)] == ["4 s", "99 s", "12 min", "3 h 20 min"]
+    assert find_even_batch(64) == 64

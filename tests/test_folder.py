@@ -10,19 +10,23 @@ import pytest
 from PIL import Image
 
 import training_cifar10
-from Training import data, events, export, figures, folder, shards
-from Training.batches import Batches
-from Training.callbacks import EpochOrder
-from Training.checkpoint import stored, unpack
-from Training.data import Data, Examples
+from Training.data import datasets, folder, shards
+from Training.data.batches import Batches
+from Training.data.datasets import Data, Examples
+from Training.data.stream import Stream, draw_crop, shuffle_locally
+from Training.engine import event_callbacks
+from Training.engine.callbacks import EpochOrder
+from Training.engine.evaluation import top_5
+from Training.engine.fit import fit
+from Training.engine.optimizers import make_schedule
+from Training.engine.preprocessing import mean_subtraction
 from Training.errors import InputError, RunError
-from Training.evaluation import top_5
-from Training.fit import fit
 from Training.flags import parse
-from Training.optimizers import learning_rate
-from Training.preprocessing import mean_subtraction
 from Training.recipe import Recipe
-from Training.stream import Stream, local_order, scale_crop
+from Training.runs.checkpoint import list_checkpoints, unpack
+from Training.tools import export, figures
+from Training.tools import folder as folder_tool
+from Training.tools import shards as shards_tool
 
 CLASSES = ("ant", "bee", "cat")
 SIZES = {"ant": 14, "bee": 12, "cat": 10}  # training pictures
@@ -68,7 +72,7 @@ def break_behind_the_head(path):
 
 
 def test_a_stream_answers_as_an_array_does(root, tmp_path):
-    whole = data.load("folder", str(root), size=16).train.images
+    whole = datasets.load("folder", str(root), size=16).train.images
     assert whole.shape == (36, 16, 16, 3) and len(whole) == 36
     everything = whole[np.arange(36)]
     assert everything.dtype == np.uint8 and everything.shape == whole.shape
@@ -80,19 +84,21 @@ def test_a_stream_answers_as_an_array_does(root, tmp_path):
 
 
 def test_parts_classes_and_balance(root, own):
-    read = data.load("folder", str(root), size=16)
+    read = datasets.load("folder", str(root), size=16)
     assert read.classes == CLASSES and read.test.images is read.validation.images
     assert [len(part.labels) for part in read[:3]] == [36, 12, 12] and len(read.held_out) == 0
     np.testing.assert_array_equal(np.bincount(read.train.labels), list(SIZES.values()))
-    balance, role = data.described(read)
-    assert r"smallest 'caf\udce9' with" in data.described(read._replace(classes=("ant", "bee", "caf\udce9")))[0]
+    balance, role = datasets.describe_streams(read)
+    assert (
+        r"smallest 'caf\udce9' with" in datasets.describe_streams(read._replace(classes=("ant", "bee", "caf\udce9")))[0]
+    )
     assert "smallest cat with 10 training pictures, largest ant with 14 (1.4 times as many)" in balance
     assert role == "no test set: the validation set, 12 pictures, plays it"
     (own / "val").rename(own / "test")
-    split = data.load("folder", str(own), validation_split=0.25, size=16)
-    assert [len(part.labels) for part in split[:3]] == [27, 9, 12] and len(data.described(split)) == 1
+    split = datasets.load("folder", str(own), validation_split=0.25, size=16)
+    assert [len(part.labels) for part in split[:3]] == [27, 9, 12] and len(datasets.describe_streams(split)) == 1
     np.testing.assert_array_equal(np.bincount(split.validation.labels), [4, 3, 2])
-    assert len(data.load("folder", str(own), samples=9, size=16).train.labels) == 9
+    assert len(datasets.load("folder", str(own), samples=9, size=16).train.labels) == 9
 
 
 def test_what_is_no_picture_is_named_and_skipped_or_refused(own, capsys):
@@ -103,20 +109,20 @@ def test_what_is_no_picture_is_named_and_skipped_or_refused(own, capsys):
     bad[3].mkdir()
     (own / "train/.DS_Store").touch()
     (own / "train/cat/.hidden").touch()
-    read = data.load("folder", str(own), size=16)
+    read = datasets.load("folder", str(own), size=16)
     assert [len(part.labels) for part in read[:2]] == [36, 12]
     err = capsys.readouterr().err
     assert all(err.count(f"skipped: {path} ") == 1 for path in bad) and ".DS_Store" not in err and ".hidden" not in err
     assert "3 files in" in err and "1 files in" in err
     with pytest.raises(InputError, match=r"3 files in .* cannot be read: .*empty.png is empty; mend or remove them"):
-        data.load("folder", str(own), size=16, broken="refuse")
+        datasets.load("folder", str(own), size=16, broken="refuse")
 
 
 @pytest.mark.parametrize("crops", [False, True])
 def test_what_breaks_behind_its_head_gives_way_to_the_next_of_its_class(own, capsys, crops):
     break_behind_the_head(own / "train/bee/002.jpg")
     break_behind_the_head(own / "train/bee/010.jpg")
-    read = data.load("folder", str(own), size=16, random_crops=crops, workers=3)
+    read = datasets.load("folder", str(own), size=16, random_crops=crops, workers=3)
     images, bee = read.train.images, 14
 
     def get(positions):
@@ -130,12 +136,12 @@ def test_what_breaks_behind_its_head_gives_way_to_the_next_of_its_class(own, cap
     err = capsys.readouterr().err
     assert err.count("002.jpg") == 1 and err.count("010.jpg") == 1 and read.broken == 2
     with pytest.raises(InputError, match="2 files in .*: give --broken skip|2 files in .*002.jpg"):
-        data.load("folder", str(own), size=16, broken="refuse")
+        datasets.load("folder", str(own), size=16, broken="refuse")
 
 
 @pytest.mark.backends
 def test_pictures_that_vanish_end_a_run_in_one_line(own):
-    read = data.load("folder", str(own), size=16, workers=2)
+    read = datasets.load("folder", str(own), size=16, workers=2)
     shutil.rmtree(own / "val")
     inputs = keras.Input((16, 16, 3))
     model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))
@@ -159,7 +165,7 @@ def test_pictures_that_vanish_end_a_run_in_one_line(own):
 def test_folders_that_cannot_be_used_are_refused_in_one_line(own, change, said):
     change(own)
     with pytest.raises(InputError) as refusal:
-        data.load("folder", str(own), validation_split=0.0, size=16)
+        datasets.load("folder", str(own), validation_split=0.0, size=16)
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -173,24 +179,24 @@ def test_a_class_that_cannot_be_read_is_refused_in_one_line(own, monkeypatch):
 
     monkeypatch.setattr(folder.os, "scandir", refuse)
     with pytest.raises(InputError, match=r"train/bee cannot be read: Permission denied$"):
-        data.load("folder", str(own), size=16)
+        datasets.load("folder", str(own), size=16)
 
 
 def test_a_folder_must_be_named():
     with pytest.raises(InputError, match="dataset=folder needs its folder: give --data-dir"):
-        data.load("folder", size=16)
+        datasets.load("folder", size=16)
 
 
 def test_random_crops_lie_within_the_picture_and_depend_on_seed_epoch_and_position(root):
     rng = np.random.default_rng(0)
-    boxes = np.array([scale_crop(rng, 200, 300) for _ in range(2000)])
+    boxes = np.array([draw_crop(rng, 200, 300) for _ in range(2000)])
     wide, high = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes[:, :2].min() >= 0 and boxes[:, 2].max() <= 300 and boxes[:, 3].max() <= 200
     share, aspect = wide * high / 60_000, wide / high
     assert 0.0799 < share.min() < 0.1 and share.max() > 0.8
     assert 0.7499 < aspect.min() < 0.76 and 1.32 < aspect.max() < 1.3334
-    assert scale_crop(rng, 10, 1000) == (495, 0, 505, 10)  # nothing of such an aspect fits
-    images = data.load("folder", str(root), size=16, random_crops=True).train.images
+    assert draw_crop(rng, 10, 1000) == (495, 0, 505, 10)  # nothing of such an aspect fits
+    images = datasets.load("folder", str(root), size=16, random_crops=True).train.images
     one = images.crops([5, 6], (0, 1))
     np.testing.assert_array_equal(images.crops([6], (0, 1))[0], one[1])
     for other in ((1, 1), (0, 2)):
@@ -199,7 +205,7 @@ def test_random_crops_lie_within_the_picture_and_depend_on_seed_epoch_and_positi
 
 def test_where_crops_are_random_others_take_the_middle_of_a_larger_picture(own):
     Image.fromarray(np.arange(256, dtype=np.uint8).repeat(768).reshape(256, 256, 3)).save(own / "val/ant/00.png")
-    images = data.load("folder", str(own), size=224, random_crops=True).validation.images
+    images = datasets.load("folder", str(own), size=224, random_crops=True).validation.images
     np.testing.assert_array_equal(images[0][:, 0, 0], np.arange(16, 240))  # 256 rows, of which the middle 224
 
 
@@ -214,7 +220,7 @@ def dense(recipe, source):
 @pytest.mark.backends
 def test_several_threads_keep_the_order_of_every_epoch(root):
     """The same weights after three epochs as from an array, in the last of which an epoch begins in its middle."""
-    source = data.load("folder", str(root), size=8, workers=4)
+    source = datasets.load("folder", str(root), size=8, workers=4)
     in_memory = Examples(source.train.images[:], source.train.labels)
     weights = []
     for examples in (in_memory, source.train):
@@ -237,13 +243,13 @@ def test_a_folder_of_png_files_trains_as_the_same_images_in_memory(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.sort(rng.integers(0, 3, 60)).astype("int32")
     images = np.stack([colours(rng, label, 16, 16) for label in labels])
-    folder.write(images[:48], labels[:48], CLASSES, tmp_path / "pictures" / "train")
-    folder.write(images[48:], labels[48:], CLASSES, tmp_path / "pictures" / "val")
+    folder_tool.write(images[:48], labels[:48], CLASSES, tmp_path / "pictures" / "train")
+    folder_tool.write(images[48:], labels[48:], CLASSES, tmp_path / "pictures" / "val")
     held = Examples(images[48:], labels[48:])
     recipe = Recipe(dataset="digits", epochs=2, warmup_epochs=0.0, batch_size=8, augmentation="none", mean="pixel")
     in_memory = Data(Examples(images[:48], labels[:48]), held, held, CLASSES, np.arange(0))
     histories = []
-    for source in (in_memory, data.load("folder", str(tmp_path / "pictures"), size=16)):
+    for source in (in_memory, datasets.load("folder", str(tmp_path / "pictures"), size=16)):
         keras.utils.set_random_seed(0)
         run = tmp_path / f"run {len(histories)}"
         run.mkdir()
@@ -257,9 +263,8 @@ def test_a_folder_of_png_files_trains_as_the_same_images_in_memory(tmp_path):
 @pytest.fixture
 def main(monkeypatch):
     """The training script with one dense layer, and without event files, whose masks that has not."""
-    monkeypatch.setattr(training_cifar10, "build", dense)
-    monkeypatch.setattr(events, "is_available", lambda: False)
-    return lambda *words: training_cifar10.main([str(word) for word in words])
+    monkeypatch.setattr(event_callbacks, "is_available", lambda: False)
+    return lambda *words: training_cifar10.main([str(word) for word in words], dense)
 
 
 @pytest.mark.backends
@@ -270,7 +275,7 @@ def test_a_run_of_the_imagenet_recipe_goes_on_exactly_within_an_epoch(own, tmp_p
     assert "3 classes; smallest cat" in capsys.readouterr().out
     (whole,) = (tmp_path / "Logs").iterdir()
     again = Path(shutil.copytree(whole, tmp_path / "again" / whole.name))
-    newest, before = stored(again)
+    newest, before = list_checkpoints(again)
     assert unpack(before.read_bytes())[0]["step"] == 3
     newest.unlink()
     main("--resume", again)
@@ -287,18 +292,18 @@ def test_a_run_of_the_imagenet_recipe_goes_on_exactly_within_an_epoch(own, tmp_p
 
 def test_a_cache_spares_decoding_and_keeps_naming_what_is_broken(own, tmp_path, capsys):
     break_behind_the_head(own / "train/bee/002.jpg")
-    plain = data.load("folder", str(own), size=16).train.images[:]
-    kept = data.load("folder", str(own), size=16, cache=str(tmp_path / "cache"))
+    plain = datasets.load("folder", str(own), size=16).train.images[:]
+    kept = datasets.load("folder", str(own), size=16, cache=str(tmp_path / "cache"))
     for _ in range(2):
         np.testing.assert_array_equal(kept.train.images[:], plain)
-    again = data.load("folder", str(own), size=16, cache=str(tmp_path / "cache"))
+    again = datasets.load("folder", str(own), size=16, cache=str(tmp_path / "cache"))
     asked, fetch = [], again.train.images.listing.fetch
     again.train.images.listing = again.train.images.listing._replace(fetch=lambda i: asked.append(i) or fetch(i))
     np.testing.assert_array_equal(again.train.images[:], plain)
     assert asked == [16, 17] and capsys.readouterr().err.count("002.jpg") == 3
     with pytest.raises(InputError, match="--cache /proc/cache cannot be written"):
-        data.load("folder", str(own), size=16, cache="/proc/cache")
-    other = data.load("folder", str(own), size=8, cache=str(tmp_path / "cache"))
+        datasets.load("folder", str(own), size=16, cache="/proc/cache")
+    other = datasets.load("folder", str(own), size=8, cache=str(tmp_path / "cache"))
     assert other.train.images[:3].shape == (3, 8, 8, 3)
 
 
@@ -313,11 +318,11 @@ def test_a_cache_keeps_parts_and_data_sets_of_one_size_apart(tmp_path, kind):
                 path.parent.mkdir(parents=True)
                 Image.new("RGB", (8, 8), (colour,) * 3).save(path)
         if kind == "shards":
-            shards.main([str(tmp_path / name), str(tmp_path / f"{name} as shards")])
+            shards_tool.main([str(tmp_path / name), str(tmp_path / f"{name} as shards")])
         return str(tmp_path / (f"{name} as shards" if kind == "shards" else name))
 
     for name, colours in (("one", (10, 20, 30)), ("two", (40, 50, 60))):
-        read = data.load(kind, written(name, colours), size=8, cache=str(tmp_path / "cache"))
+        read = datasets.load(kind, written(name, colours), size=8, cache=str(tmp_path / "cache"))
         seen = [part.images[:] for part in (read.train, read.validation, read.test)]
         assert [(images.min(), images.max()) for images in seen] == [(colour, colour) for colour in colours]
 
@@ -327,17 +332,17 @@ def test_figures_and_exports_take_the_pictures_that_the_run_was_tested_on(root, 
     own = Path(shutil.copytree(root / "train", tmp_path / "own" / "train")).parent
     recipe = Recipe(dataset="folder", data_dir=str(own), image_size=20, validation_split=0.25)
     (tmp_path / "recipe.json").write_text(recipe.to_json())
-    tested = data.of_recipe(recipe).test.images[:]
+    tested = datasets.load_for_recipe(recipe).test.images[:]
     assert tested.shape == (9, 20, 20, 3)
-    np.testing.assert_array_equal(figures.test_examples(tmp_path)[0].images[:], tested)
-    name, images = export.test_images(tmp_path / "last.keras", None, None, 5)
+    np.testing.assert_array_equal(figures.load_test_examples(tmp_path)[0].images[:], tested)
+    name, images = export.load_test_images(tmp_path / "last.keras", None, None, 5)
     assert name == "folder"
     np.testing.assert_array_equal(images, tested[:5])
-    assert export.test_images(tmp_path / "last.keras", "digits", None, 5)[1].shape == (5, 32, 32, 3)
+    assert export.load_test_images(tmp_path / "last.keras", "digits", None, 5)[1].shape == (5, 32, 32, 3)
 
 
 def test_means_are_those_of_numpy(root):
-    read = data.load("folder", str(root), size=8)
+    read = datasets.load("folder", str(root), size=8)
     pixels = read.train.images[:].astype("float64")
     mean, std = read.mean_and_std("auto")
     np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-5)
@@ -384,18 +389,18 @@ def test_imagenet_recipe_is_the_paper_s():
     recipe, _ = parse(["--recipe", "imagenet", "--data-dir", "x"], "")
     steps = recipe.epochs * 1_281_167 / recipe.batch_size
     assert steps == pytest.approx(530_000, rel=2e-3)
-    schedule = learning_rate(recipe, steps_per_epoch=5000)  # 530k steps
+    schedule = make_schedule(recipe, steps_per_epoch=5000)  # 530k steps
     rates = [float(schedule(1000 * k)) for k in (0, 199, 201, 399, 401, 499, 501)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4])
 
 
 def test_shards_hold_the_same_pictures_in_an_order_of_their_own(root, tmp_path):
     out = tmp_path / "shards"
-    shards.main([str(root), str(out), "--per-shard", "10"])
+    shards_tool.main([str(root), str(out), "--per-shard", "10"])
     assert [path.name for path in sorted(out.iterdir())][:3] == ["index.npz", *(
         f"train-0000{i}-of-00004.tfrecord" for i in (0, 1)
     )]  # fmt: skip
-    one, two = (data.load(name, str(path), size=16) for name, path in (("folder", root), ("shards", out)))
+    one, two = (datasets.load(name, str(path), size=16) for name, path in (("folder", root), ("shards", out)))
     assert two.classes == CLASSES and [len(part.labels) for part in two[:3]] == [36, 12, 12]
     for a, b in zip(one[:2], two[:2]):
         unordered = [sorted((label, image.tobytes()) for label, image in zip(p.labels, p.images[:])) for p in (a, b)]
@@ -409,21 +414,21 @@ def test_a_full_disk_is_one_line_for_shards_too(root, tmp_path, monkeypatch):
     def full(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "/a/shard; No space left on device")
 
-    monkeypatch.setattr(shards, "write_part", full)
+    monkeypatch.setattr(shards_tool, "write_part", full)
     with pytest.raises(InputError, match="out cannot be written: .*No space left on device$"):
-        shards.write(str(root), str(tmp_path / "out"))
+        shards_tool.write(str(root), str(tmp_path / "out"))
 
 
 def test_tensorflow_reads_the_shards_too(root, tmp_path):
     tf = pytest.importorskip("tensorflow")
-    shards.write(root, tmp_path / "shards", per_shard=100)
+    shards_tool.write(root, tmp_path / "shards", per_shard=100)
     form = {
         "image/encoded": tf.io.FixedLenFeature([], tf.string),
         "image/class/label": tf.io.FixedLenFeature([], "int64"),
     }
     records = tf.data.TFRecordDataset(str(tmp_path / "shards" / "val-00000-of-00001.tfrecord"))
     parsed = [tf.io.parse_single_example(record, form) for record in records]
-    labels = data.load("shards", str(tmp_path / "shards"), size=16).validation.labels
+    labels = datasets.load("shards", str(tmp_path / "shards"), size=16).validation.labels
     assert [int(p["image/class/label"]) for p in parsed] == labels.tolist()
     files = {path.read_bytes() for path in (root / "val").glob("*/*")}
     assert {p["image/encoded"].numpy() for p in parsed} == files
@@ -431,25 +436,25 @@ def test_tensorflow_reads_the_shards_too(root, tmp_path):
 
 def test_shards_that_cannot_be_used_are_refused_in_one_line(root, tmp_path, capsys):
     out = tmp_path / "shards"
-    shards.write(root, out, per_shard=20)
+    shards_tool.write(root, out, per_shard=20)
     with pytest.raises(SystemExit) as stop:
-        shards.main([str(root), str(out)])
+        shards_tool.main([str(root), str(out)])
     assert stop.value.code == 2 and f"{out} is already there" in capsys.readouterr().err
     first = out / "train-00000-of-00002.tfrecord"
     first.write_bytes(first.read_bytes()[:-500])
     with pytest.raises(InputError, match="train-00000-of-00002.tfrecord is truncated"):
-        shards.read(out)
+        shards.read("shards", out)
     first.unlink()
     with pytest.raises(InputError, match="cannot be read"):
-        shards.read(out)
+        shards.read("shards", out)
     (out / "index.npz").write_bytes(b"PK no index")
     with pytest.raises(InputError, match="no index of shards"):
-        shards.read(out)
+        shards.read("shards", out)
 
 
 def test_local_order_is_a_permutation_that_reads_few_shards_at_a_time():
     shard = np.repeat(np.arange(7), 10)
-    order = local_order(np.random.default_rng(0), shard, at_once=2)
+    order = shuffle_locally(np.random.default_rng(0), shard, at_once=2)
     assert sorted(order) == list(range(70))
     assert all(len(set(shard[order[start : start + 10]])) <= 4 for start in range(0, 70, 10))
     assert order[:20].tolist() != sorted(order[:20])
@@ -478,9 +483,9 @@ def test_a_data_set_of_tensorflow_datasets_is_streamed(tmp_path):
                 yield i, {"image": images[i], "label": i % 3}
 
     OwnPictures(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    read = data.load("tfds:own_pictures", str(tmp_path), size=16)
+    read = datasets.load("tfds:own_pictures", str(tmp_path), size=16)
     assert read.classes == CLASSES and [len(part.labels) for part in read[:3]] == [9, 3, 3]
     brightest = read.train.images[:].mean(axis=(1, 2)).argmax(axis=1)
     np.testing.assert_array_equal(brightest, read.train.labels)
     with pytest.raises(InputError, match="--dataset tfds:no_such_pictures cannot be had"):
-        data.load("tfds:no_such_pictures", str(tmp_path), size=16)
+        datasets.load("tfds:no_such_pictures", str(tmp_path), size=16)

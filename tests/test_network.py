@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tiny import tiny_network
 
 from Model import attention_56, attention_92, residual_attention_network
 from Model.count import count
 from Model.geometries import blocks_per_stage
 from Module import AttentionBlock
+from tests.support.tiny import tiny_network
 
 # The compact network, row by row: kind of layer and output size. BN-ReLU before the pooling belongs to the
 # pre-activation form; the input layer is no row.

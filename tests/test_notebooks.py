@@ -10,8 +10,9 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ("training_56.ipynb", "training_92.ipynb")
 BUDGET = """
-import sys; sys.path.insert(0, "tests")
-import tiny, training_cifar10; training_cifar10.build = tiny.tiny_build
+import functools, training_cifar10; from tests.support import tiny
+training_cifar10.build = tiny.tiny_build
+training_cifar10.train = functools.partial(training_cifar10.train, build=tiny.tiny_build)
 DATASET, DATA_DIR, SAMPLES, EPOCHS, SEED, LOGS, SHOW_DATA = "digits", "", 128, 2, 0, {logs!r}, True
 """
 

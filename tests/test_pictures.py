@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from Training import pictures
+from Training.data import decoding
 from Training.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::Warning:PIL\.")
@@ -45,7 +45,7 @@ def test_pictures_of_the_asked_size_stay_bit_for_bit(tmp_path, ending):
     options = {"lossless": True} if ending == "webp" else {}
     path = written(tmp_path / f"a.{ending}", Image.fromarray(PIXELS), **options)
     for size in (None, (32, 32)):
-        read = pictures.read(path, size)
+        read = decoding.read(path, size)
         assert read.dtype == np.uint8
         np.testing.assert_array_equal(read, PIXELS)
 
@@ -66,9 +66,9 @@ def test_exif_orientation_is_applied(tmp_path):
         exif = Image.Exif()
         exif[0x0112] = orientation
         path = written(tmp_path / "a.png", Image.fromarray(np.ascontiguousarray(pixels)), exif=exif)
-        np.testing.assert_array_equal(pictures.read(path), upright)
+        np.testing.assert_array_equal(decoding.read(path), upright)
     written(path, Image.fromarray(upright), exif=b"Exif\0\0II*\0\xff\xff\xff\xff broken")
-    np.testing.assert_array_equal(pictures.read(path), upright)
+    np.testing.assert_array_equal(decoding.read(path), upright)
 
 
 def test_transparency_lies_over_white(tmp_path):
@@ -79,34 +79,34 @@ def test_transparency_lies_over_white(tmp_path):
     expected[5, 3], expected[5, 4] = 255, 127
     for ending in ("png", "webp", "tif"):
         options = {"lossless": True, "exact": True} if ending == "webp" else {}
-        np.testing.assert_array_equal(pictures.read(written(tmp_path / f"a.{ending}", clear, **options)), expected)
-    np.testing.assert_array_equal(pictures.read(tmp_path / "a.png", (32, 32)), expected)
+        np.testing.assert_array_equal(decoding.read(written(tmp_path / f"a.{ending}", clear, **options)), expected)
+    np.testing.assert_array_equal(decoding.read(tmp_path / "a.png", (32, 32)), expected)
     palette = Image.fromarray(np.eye(4, dtype=np.uint8), "P")
     palette.putpalette([0, 0, 255, 9, 9, 9])
-    read = pictures.read(written(tmp_path / "p.gif", palette, transparency=1))
+    read = decoding.read(written(tmp_path / "p.gif", palette, transparency=1))
     np.testing.assert_array_equal(read, np.where(np.eye(4)[..., None] == 1, [255, 255, 255], [0, 0, 255]))
     grey = written(tmp_path / "l.png", Image.fromarray(PIXELS[..., 0]), transparency=int(PIXELS[0, 0, 0]))
-    assert (pictures.read(grey)[0, 0] == 255).all()
+    assert (decoding.read(grey)[0, 0] == 255).all()
 
 
 def test_sixteen_bits_and_other_ranges_are_scaled_not_clipped(tmp_path):
     ramp = np.arange(0, 2**16, 64, dtype=np.uint16).reshape(32, 32)
     expected = np.repeat((ramp // 256).astype(np.uint8)[..., None], 3, axis=-1)
     for name in ("a.png", "a.tif", "a.pgm"):
-        np.testing.assert_array_equal(pictures.read(written(tmp_path / name, Image.fromarray(ramp))), expected)
+        np.testing.assert_array_equal(decoding.read(written(tmp_path / name, Image.fromarray(ramp))), expected)
     for values in (ramp / 1e5 - 3, (ramp.astype("int32") - 9) * 1000, ramp.astype("int32") // 64):
         image = Image.fromarray(values.astype("float32" if values.dtype.kind == "f" else "int32"))
         for name in ("f.tif", "f.pfm") if image.mode == "F" else ("f.tif",):
-            read = pictures.read(written(tmp_path / name, image))
+            read = decoding.read(written(tmp_path / name, image))
             np.testing.assert_allclose(read[..., 0], ramp / ramp.max() * 255, atol=0.51)
 
 
 def test_grey_cmyk_and_one_bit_become_rgb(tmp_path):
     grey = Image.fromarray(PIXELS[..., 0])
-    np.testing.assert_array_equal(pictures.read(written(tmp_path / "a.png", grey)), np.stack([PIXELS[..., 0]] * 3, -1))
+    np.testing.assert_array_equal(decoding.read(written(tmp_path / "a.png", grey)), np.stack([PIXELS[..., 0]] * 3, -1))
     inks = Image.merge("CMYK", [Image.new("L", (8, 8), ink) for ink in (0, 255, 255, 0)])
-    np.testing.assert_allclose(pictures.read(written(tmp_path / "a.jpg", inks)).mean((0, 1)), [255, 0, 0], atol=3)
-    bits = pictures.read(written(tmp_path / "b.png", grey.convert("1")))
+    np.testing.assert_allclose(decoding.read(written(tmp_path / "a.jpg", inks)).mean((0, 1)), [255, 0, 0], atol=3)
+    bits = decoding.read(written(tmp_path / "b.png", grey.convert("1")))
     assert set(np.unique(bits)) == {0, 255} and bits.shape == (32, 32, 3)
 
 
@@ -115,7 +115,7 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path):
     for name in ("a.gif", "a.webp", "a.png", "a.tif"):
         options = {"lossless": True} if name == "a.webp" else {}
         path = written(tmp_path / name, frames[0], save_all=True, append_images=frames[1:], **options)
-        assert (pictures.read(path) == [255, 0, 0]).all(), name
+        assert (decoding.read(path) == [255, 0, 0]).all(), name
 
 
 def test_other_sizes_are_scaled_with_antialiasing_and_their_middle_is_taken(tmp_path):
@@ -124,23 +124,23 @@ def test_other_sizes_are_scaled_with_antialiasing_and_their_middle_is_taken(tmp_
     for pixels in (thirds, thirds.transpose(1, 0, 2)):
         path = written(tmp_path / "a.png", Image.fromarray(np.ascontiguousarray(pixels)))
         middle = PIXELS if pixels is thirds else PIXELS.transpose(1, 0, 2)
-        np.testing.assert_array_equal(pictures.read(path, (32, 32)), middle)
+        np.testing.assert_array_equal(decoding.read(path, (32, 32)), middle)
     board = np.kron(np.indices((64, 64)).sum(axis=0) % 2, np.ones((4, 4))).astype(np.uint8) * 255
-    small = pictures.read(written(tmp_path / "b.png", Image.fromarray(board)), (16, 24))
+    small = decoding.read(written(tmp_path / "b.png", Image.fromarray(board)), (16, 24))
     assert small.shape == (16, 24, 3) and abs(small[2:-2, 2:-2].astype(int) - 127).max() < 20
     for shape in ((1, 5000), (5000, 1), (1, 1)):
         path = written(tmp_path / "c.png", Image.fromarray(np.full(shape, 77, np.uint8)))
-        assert (pictures.read(path, (32, 32)) == 77).all()
+        assert (decoding.read(path, (32, 32)) == 77).all()
 
 
 def test_large_jpegs_are_decoded_small_and_look_the_same(tmp_path, monkeypatch):
     y, x = np.mgrid[0:900, 0:1200]
     waves = np.stack([np.sin(x / 90), np.cos(y / 70), np.sin((x + y) / 110)], -1) * 100 + 128
     image = Image.fromarray(waves.astype(np.uint8))
-    exact = pictures.read(written(tmp_path / "a.png", image), (32, 32)).astype(int)
-    fit, decoded = pictures.ImageOps.fit, []
-    monkeypatch.setattr(pictures.ImageOps, "fit", lambda image, size: decoded.append(image.size) or fit(image, size))
-    drafted = pictures.read(written(tmp_path / "a.jpg", image, quality=95), (32, 32))
+    exact = decoding.read(written(tmp_path / "a.png", image), (32, 32)).astype(int)
+    fit, decoded = decoding.ImageOps.fit, []
+    monkeypatch.setattr(decoding.ImageOps, "fit", lambda image, size: decoded.append(image.size) or fit(image, size))
+    drafted = decoding.read(written(tmp_path / "a.jpg", image, quality=95), (32, 32))
     assert decoded == [(150, 113)]
     assert abs(exact - drafted).max() <= 8 and abs(exact - drafted).mean() < 2
 
@@ -168,7 +168,7 @@ def broken_files(folder):
 def test_what_is_no_whole_picture_is_refused_in_one_line_that_names_it(tmp_path):
     for name, said in broken_files(tmp_path).items():
         with pytest.raises(InputError) as refusal:
-            pictures.read(tmp_path / name.replace("\\n", "\n"), (32, 32))
+            decoding.read(tmp_path / name.replace("\\n", "\n"), (32, 32))
         message = str(refusal.value)
         assert said in message and "\n" not in message and (name == "." or name in message), message
 
@@ -179,27 +179,27 @@ def test_threads_read_the_same(tmp_path):
         for i in range(24) for ending in ("png", "jpg")
     ]  # fmt: skip
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda path: pictures.read(path, (24, 24)), paths))
-    np.testing.assert_array_equal(together, [pictures.read(path, (24, 24)) for path in paths])
+        together = list(pool.map(lambda path: decoding.read(path, (24, 24)), paths))
+    np.testing.assert_array_equal(together, [decoding.read(path, (24, 24)) for path in paths])
 
 
 def test_a_folder_s_pictures_are_found_below_it(tmp_path):
     for name in ("b.png", "a/c.JPG", "a/d.txt", ".hidden.png", "e", ".thumbs/b.png", "a/.f/g/h.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.relative_to(tmp_path).as_posix() for path in pictures.in_folder(tmp_path)] == ["a/c.JPG", "b.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in decoding.find_pictures(tmp_path)] == ["a/c.JPG", "b.png"]
 
 
 def test_a_folder_that_cannot_be_read_is_told_from_an_empty_one(tmp_path, monkeypatch):
     def refuse(path):  # as for a user who is not root
         raise PermissionError(13, "Permission denied", str(path))
 
-    assert pictures.in_folder(tmp_path) == []
+    assert decoding.find_pictures(tmp_path) == []
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match=rf"^{tmp_path} cannot be read: Permission denied$"):
-        pictures.in_folder(tmp_path)
+        decoding.find_pictures(tmp_path)
 
 
 def test_reading_starts_no_framework():
-    code = "import sys, Training.pictures; sys.exit(bool({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
+    code = "import sys, Training.data.decoding; sys.exit(bool({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

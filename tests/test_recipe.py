@@ -37,7 +37,7 @@ def test_every_field_has_a_flag_a_help_and_a_reader(capsys):
         parse(["--help"], "")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    sources = [ROOT / "training_cifar10.py", *(ROOT / "Training").glob("*.py")]
+    sources = [ROOT / "training_cifar10.py", *(ROOT / "Training").rglob("*.py")]
     readers = "\n".join(path.read_text() for path in sources if path.name != "recipe.py")
     for item in dataclasses.fields(Recipe):
         assert "--" + item.name.replace("_", "-") in text

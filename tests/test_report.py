@@ -12,11 +12,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from tiny import tiny_network
 
-from Training import experiments, figures, report
-from Training.published import PUBLISHED, published
+from tests.support.tiny import tiny_network
 from Training.recipe import Recipe
+from Training.runs import history
+from Training.tools import experiments, figures, report
+from Training.visual.published import PUBLISHED, find_published
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,15 +68,15 @@ def test_columns_put_a_field_s_errors_side_by_side(tmp_path, capsys):
 def test_a_legend_names_what_differs_or_the_table_s_row(tmp_path):
     write_run(tmp_path / "a", optimizer="adam", dropout=0.1)
     write_run(tmp_path / "b", optimizer="sgd", dropout=0.2)
-    assert sorted(report.labels(report.grouped(report.find([tmp_path])[0]))) == ["0.1, adam", "0.2, sgd"]
+    assert sorted(report.label_groups(report.group_runs(history.find([tmp_path])[0]))) == ["0.1, adam", "0.2, sgd"]
     write_run(tmp_path / "c", batch_size=32, epochs=7)
-    assert report.labels(report.grouped(report.find([tmp_path])[0])) == ["row 1", "row 2", "row 3"]
+    assert report.label_groups(report.group_runs(history.find([tmp_path])[0])) == ["row 1", "row 2", "row 3"]
 
 
 def test_what_differs_is_told_and_what_is_aside_is_not(tmp_path):
     write_run(tmp_path / "a", optimizer="adam", logs="x", seed=1)
     write_run(tmp_path / "b", optimizer="sgd", logs="y", seed=2)
-    header = report.run_table(report.grouped(report.find([tmp_path])[0]))[0]
+    header = report.make_run_table(report.group_runs(history.find([tmp_path])[0]))[0]
     assert "optimizer" in header and not {"logs", "seed", "epochs"} & set(header)
 
 
@@ -115,13 +116,13 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys, make, words):
 def test_published_errors_are_for_networks_that_exist():
     for each in PUBLISHED:
         recipe = Recipe(**{name: getattr(each, name) for name in each._fields if name not in ("source", "error")})
-        assert each in published(json.loads(recipe.to_json()))
+        assert each in find_published(json.loads(recipe.to_json()))
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_every_experiment_s_runs_are_possible_and_different(name):
     for quick in (False, True):
-        planned = experiments.recipes(name, quick, seeds=2)
+        planned = experiments.plan_recipes(name, quick, seeds=2)
         assert len(set(planned)) == len(planned) >= 4
         compared = {json.dumps(recipe.to_json()) for recipe in planned if recipe.seed == 0}
         assert len(compared) == len(planned) / 2
@@ -131,8 +132,8 @@ def test_commands_give_the_recipe_back():
     from Training.flags import parse
 
     for name in experiments.EXPERIMENTS:
-        for recipe in experiments.recipes(name, quick=True, logs="somewhere", data_dir="here"):
-            assert parse(experiments.command(recipe)[2:], "")[0] == recipe
+        for recipe in experiments.plan_recipes(name, quick=True, logs="somewhere", data_dir="here"):
+            assert parse(experiments.make_command(recipe)[2:], "")[0] == recipe
 
 
 def test_experiments_skip_what_is_done_resume_what_is_not_and_report(tmp_path, monkeypatch, capsys):
@@ -142,7 +143,7 @@ def test_experiments_skip_what_is_done_resume_what_is_not_and_report(tmp_path, m
     def trained(command):
         ran.append(command)
         resumed = "--resume" in command
-        recipe = experiments.recipes("mask", True, logs=str(logs), epochs=2)[len(ran) == 3]
+        recipe = experiments.plan_recipes("mask", True, logs=str(logs), epochs=2)[len(ran) == 3]
         fields = json.loads(recipe.to_json())
         if not resumed:
             write_run(logs / f"run{len(ran)}", finished=len(ran) != 1, **fields)
@@ -152,7 +153,7 @@ def test_experiments_skip_what_is_done_resume_what_is_not_and_report(tmp_path, m
         return 130 if len(ran) == 1 else 0
 
     logs = tmp_path / "mask-quick"
-    monkeypatch.setattr(experiments, "trained", trained)
+    monkeypatch.setattr(experiments, "run_command", trained)
     words = ["mask", "--quick", "--epochs", "2", "--logs", str(tmp_path)]
     with pytest.raises(SystemExit) as stopped:
         experiments.main(words)
@@ -181,7 +182,7 @@ time.sleep(60)
 """
     words = ["mask", "--quick", "--logs", str(tmp_path)]
     script = (
-        "import sys; from Training import experiments; "
+        "import sys; from Training.tools import experiments; "
         f"experiments.command = lambda *_: [sys.executable, '-c', {run!r}]; experiments.main({words!r})"
     )
     experiment = subprocess.Popen(
@@ -196,11 +197,11 @@ time.sleep(60)
 
 
 def test_a_finished_run_of_an_older_recipe_is_not_trained_again(tmp_path):
-    recipe = experiments.recipes("mask", True, logs=str(tmp_path))[0]
+    recipe = experiments.plan_recipes("mask", True, logs=str(tmp_path))[0]
     run = write_run(tmp_path / "old", **json.loads(recipe.to_json()))
     older = {name: value for name, value in json.loads(recipe.to_json()).items() if name != "alternate_flip"}
     (run / "recipe.json").write_text(json.dumps(older))
-    assert experiments.started(tmp_path, recipe) == run
+    assert experiments.find_run(tmp_path, recipe) == run
 
 
 def test_confusion_figure_of_a_run(tmp_path, capsys):
@@ -254,4 +255,4 @@ def test_figures_refuse_in_one_line(runs, monkeypatch, capsys, words, message):
 
 def test_histories_are_read_as_numbers(tmp_path):
     folder = write_run(tmp_path / "run")
-    np.testing.assert_array_equal(report.read_history(folder / "history.csv")["loss"], [2.0, 1.0])
+    np.testing.assert_array_equal(history.read_history(folder / "history.csv")["loss"], [2.0, 1.0])

@@ -17,11 +17,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 
 import training_cifar10
-from Training import data, figures
+from tests.support import tiny
+from Training.data import datasets
+from Training.tools import figures
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["--dataset=digits", "--samples=64", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--masks-every=1"]
@@ -34,7 +35,7 @@ RESULT = {
 SCALARS = {f"epoch_{name}" for name in ("loss", "accuracy", "learning_rate", "images_per_second", "seconds")}
 SCALARS.add("epoch_first_step_seconds")
 # A run of the script with the tiny network in place of the real one.
-TINY = "import tiny, training_cifar10; training_cifar10.build = tiny.tiny_build; training_cifar10.main()"
+TINY = "import training_cifar10; from tests.support import tiny; training_cifar10.main(build=tiny.tiny_build)"
 
 
 def only_run(logs):
@@ -42,13 +43,12 @@ def only_run(logs):
     return folder
 
 
-def tiny_main(monkeypatch, *arguments):
-    monkeypatch.setattr(training_cifar10, "build", tiny.tiny_build)
-    training_cifar10.main(list(arguments))
+def tiny_main(*arguments):
+    training_cifar10.main(list(arguments), tiny.tiny_build)
 
 
 def python(code, *arguments, **environment):
-    paths = os.pathsep.join([*environment.pop("paths", []), str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([*environment.pop("paths", []), str(ROOT)])
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": paths, **environment},
@@ -60,8 +60,7 @@ def python(code, *arguments, **environment):
 def logs(tmp_path_factory):
     """The Logs folder of one whole run."""
     folder = tmp_path_factory.mktemp("Logs")
-    with pytest.MonkeyPatch.context() as patch:
-        tiny_main(patch, *WORDS, "--histograms", "--logs", str(folder))
+    tiny_main(*WORDS, "--histograms", "--logs", str(folder))
     return folder
 
 
@@ -88,7 +87,7 @@ def test_run_folder_explains_itself(logs):
 
 @pytest.mark.backends
 def test_saved_model_takes_raw_images_and_scores_as_the_result_says(logs):
-    folder, digits = only_run(logs), data.load("digits")
+    folder, digits = only_run(logs), datasets.load("digits")
     result = json.loads((folder / "result.json").read_text())
     probabilities = keras.models.load_model(folder / "last.keras").predict(digits.test.images, verbose=0)
     assert np.mean(probabilities.argmax(axis=-1) == digits.test.labels) == result["test_accuracy"]
@@ -171,9 +170,9 @@ def test_tensorboard_answers_with_every_tag(logs):
         server.wait(20)
 
 
-def test_a_run_without_validation_and_with_test_flip_has_a_result(tmp_path, monkeypatch, capsys):
+def test_a_run_without_validation_and_with_test_flip_has_a_result(tmp_path, capsys):
     words = ["--validation-split=0", "--test-flip", "--epochs=2", "--ema=0.9", "--data-on-device", "--masks-every=0"]
-    tiny_main(monkeypatch, *WORDS, *words, "--logs", str(tmp_path))
+    tiny_main(*WORDS, *words, "--logs", str(tmp_path))
     result = json.loads((only_run(tmp_path) / "result.json").read_text())
     assert result["validation_error_percent"] is None and 0 <= result["test_error_flip_percent"] <= 100
     assert "with mirror image" in capsys.readouterr().out
@@ -243,7 +242,7 @@ def test_a_path_of_two_lines_is_told_in_one(words, capsys):
 
 
 def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):
-    from Training import run_folder
+    from Training.runs import run_folder
 
     monkeypatch.setattr(time, "strftime", lambda form: "20260101-120000")
     made = [run_folder.create(tmp_path).name for _ in range(3)]

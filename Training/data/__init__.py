@@ -1,0 +1,1 @@
+"""Data sets: read, split, decoded and batched."""

@@ -1,0 +1,328 @@
+"""CIFAR-10 and CIFAR-100 from the official Python archives, read so that no file can run code."""
+
+import hashlib
+import io
+import os
+import pickle
+import pickletools
+import tarfile
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from Training.errors import InputError, shorten
+
+PIXELS = 32 * 32 * 3
+WAIT_S = 8.0  # for the first answer of the server
+# The instructions of pickle protocol 2 that the official files have, with their nearest kin.
+OPCODES = frozenset(
+    "PROTO STOP MARK EMPTY_DICT EMPTY_LIST APPEND APPENDS SETITEM SETITEMS SHORT_BINSTRING BINSTRING BINPUT "
+    "LONG_BINPUT BINGET LONG_BINGET BININT BININT1 BININT2 NONE NEWFALSE NEWTRUE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+    "EMPTY_TUPLE GLOBAL REDUCE BUILD".split()
+)
+LARGEST_MEMO = 1_000_000
+LARGEST_MEMBER = 256 * 2**20  # bytes; the largest official file has 154 MB
+
+
+class Archive(NamedTuple):
+    """What the official archive of a data set holds."""
+
+    folder: str
+    file: str
+    url: str
+    sha256: str
+    in_keras_cache: str  # the name under which Keras keeps the archive
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    rows: tuple[int, int]  # images in each training and each test file
+    labels: bytes
+    names: bytes
+    classes: int
+
+
+ARCHIVES = {
+    "cifar10": Archive(
+        folder="cifar-10-batches-py",
+        file="cifar-10-python.tar.gz",
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        in_keras_cache="cifar-10-batches-py-target",
+        train=tuple(f"data_batch_{i}" for i in range(1, 6)),
+        test=("test_batch",),
+        meta="batches.meta",
+        rows=(10_000, 10_000),
+        labels=b"labels",
+        names=b"label_names",
+        classes=10,
+    ),
+    "cifar100": Archive(
+        folder="cifar-100-python",
+        file="cifar-100-python.tar.gz",
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        in_keras_cache="cifar-100-python-target",
+        train=("train",),
+        test=("test",),
+        meta="meta",
+        rows=(50_000, 10_000),
+        labels=b"fine_labels",
+        names=b"fine_label_names",
+        classes=100,
+    ),
+}
+
+
+class _Array:
+    """Stands for a pickled NumPy array; takes bytes of a uint8 matrix and nothing else."""
+
+    value = None
+
+    def __setstate__(self, state):
+        _version, shape, dtype, fortran, raw = state
+        if not isinstance(dtype, _Dtype) or fortran or not isinstance(raw, bytes):
+            raise pickle.UnpicklingError("an array that is no plain uint8 matrix")
+        self.value = np.frombuffer(raw, np.uint8).reshape(shape)
+
+
+class _Dtype:
+    """Stands for a pickled NumPy dtype; only uint8 passes."""
+
+    def __setstate__(self, state):
+        pass  # byte order and alignment say nothing of single bytes
+
+
+def _new_array(kind, _shape, _code):
+    if kind is not _Array:
+        raise pickle.UnpicklingError("an array of an unknown class")
+    return _Array()
+
+
+def _new_dtype(code, _align, _copy):
+    if code not in (b"u1", "u1"):
+        raise pickle.UnpicklingError(f"an array of dtype {code!r}")
+    return _Dtype()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the three names that the official batches use, and gives stand-ins of ours even for those."""
+
+    known = {
+        ("numpy.core.multiarray", "_reconstruct"): _new_array,
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _new_dtype,
+    }
+
+    def find_class(self, module, name):
+        try:
+            return self.known[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file holds") from None
+
+
+def _refuse_other_opcodes(raw):
+    """Refuse pickle instructions that no official file has; a huge memo index alone could take all memory."""
+    for opcode, argument, _ in pickletools.genops(raw):
+        if opcode.name not in OPCODES:
+            raise pickle.UnpicklingError(f"it has the instruction {opcode.name}, which no CIFAR file has")
+        if opcode.name in ("BINPUT", "LONG_BINPUT") and argument > LARGEST_MEMO:
+            raise pickle.UnpicklingError(f"it numbers its objects up to {argument}")
+
+
+def unpickle(raw, name):
+    """The dictionary in the bytes of an official file, with byte-string keys.
+
+    Raises:
+        InputError: the bytes are no such pickle, or ask for anything beyond plain data.
+    """
+    try:
+        _refuse_other_opcodes(raw)
+        content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
+    # A broken pickle can raise nearly anything; none of it may reach the user as a traceback.
+    except Exception as error:
+        raise InputError(f"{name} is truncated or no CIFAR file: {shorten(error)}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{name} must hold a dictionary, received {type(content).__name__}")
+    return content
+
+
+def read_batch(raw, name, archive, rows):
+    """Images `(rows, 32, 32, 3)` uint8 and labels `(rows,)` int32 of one official file.
+
+    Raises:
+        InputError: names the file and what is wrong in it.
+    """
+    content = unpickle(raw, name)
+    images, labels = content.get(b"data"), content.get(archive.labels)
+    if not isinstance(images, _Array) or images.value is None:
+        raise InputError(f"{name} has no uint8 array under the key 'data'")
+    if images.value.shape != (rows, PIXELS):
+        raise InputError(f"{name} must have images of shape ({rows}, {PIXELS}), received {images.value.shape}")
+    if not isinstance(labels, list) or len(labels) != rows:
+        received = f"{len(labels)} labels" if isinstance(labels, list) else "none"
+        raise InputError(f"{name} must have {rows} labels under {archive.labels.decode()!r}, received {received}")
+    for label in labels:
+        if type(label) is not int or not 0 <= label < archive.classes:
+            raise InputError(f"{name} must have labels from 0 to {archive.classes - 1}, received {label!r:.80}")
+    # Red, green and blue planes to pixels of three channels.
+    pixels = images.value.reshape(rows, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(pixels), np.asarray(labels, np.int32)
+
+
+def read_names(raw, name, archive):
+    """The class names, in the order of the labels."""
+    names = unpickle(raw, name).get(archive.names)
+    if (
+        not isinstance(names, list)
+        or len(names) != archive.classes
+        or not all(isinstance(n, bytes) and 0 < len(n) < 100 for n in names)
+    ):
+        raise InputError(f"{name} must have {archive.classes} class names under {archive.names.decode()!r}")
+    return tuple(n.decode("ascii", "replace") for n in names)
+
+
+def _from_folder(folder, wanted):
+    files = {}
+    for name in wanted:
+        path = folder / name
+        try:
+            if path.stat().st_size > LARGEST_MEMBER:
+                raise InputError(f"{path} has {path.stat().st_size} bytes, more than any CIFAR file")
+            files[name] = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    return files
+
+
+def _from_tar(path, archive, wanted):
+    """The wanted files of a .tar.gz; nothing is written to the disk, and other members are passed over."""
+    files, total = {}, 0
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            for member in tar:
+                total += max(member.size, 0)
+                if member.size > LARGEST_MEMBER or total > 4 * LARGEST_MEMBER:
+                    raise InputError(f"{path} unpacks to more than any CIFAR archive, at member {member.name!r:.80}")
+                name = member.name.removeprefix("./").removeprefix(archive.folder + "/")
+                if member.isreg() and name in wanted:
+                    files[name] = tar.extractfile(member).read()
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # tarfile and zlib raise many kinds for broken bytes
+        raise InputError(f"{path} is truncated or no .tar.gz: {shorten(error)}") from None
+    missing = [name for name in wanted if name not in files]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}")
+    return files
+
+
+def _keras_cache():
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
+
+
+def _candidates(archive, data_dir):
+    """Where the data may lie, the first place first: `--data-dir`, or else Keras' cache."""
+    if data_dir:
+        root = Path(data_dir)
+        return [root / archive.folder, root / archive.file, root]
+    cache, target = _keras_cache(), archive.in_keras_cache
+    return [cache / target / archive.folder, cache / archive.folder, cache / f"{target}_archive", cache / archive.file]
+
+
+def _is_data(path, archive):
+    return path.is_file() or (path / archive.train[0]).is_file() or (path / archive.test[0]).is_file()
+
+
+def find(archive, data_dir, name):
+    """The folder or file with the data, or None where Keras' cache has none.
+
+    Raises:
+        InputError: a `data_dir` was given and does not hold it.
+    """
+    for path in _candidates(archive, data_dir):
+        if _is_data(path, archive):
+            return path
+    if not data_dir:
+        return None
+    if not Path(data_dir).exists():
+        raise InputError(f"--data-dir {data_dir} does not exist")
+    raise InputError(f"--data-dir {data_dir} holds neither {archive.folder}/ nor {archive.file} for {name}")
+
+
+def _first_answer(url, failures):
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        urllib.request.urlopen(request, timeout=WAIT_S).close()
+    except (OSError, ValueError) as error:
+        failures.append(str(getattr(error, "reason", error)))
+
+
+def _refuse_without_network(archive, name):
+    """Ask for the first answer in a thread: neither a dead name server nor a silent network may hang us."""
+    failures = []
+    thread = threading.Thread(target=_first_answer, args=(archive.url, failures), daemon=True)
+    thread.start()
+    thread.join(WAIT_S)
+    if thread.is_alive():
+        failures.append(f"no answer within {WAIT_S:g} s")
+    if failures:
+        raise InputError(
+            f"no {name} in {_keras_cache()}, and {archive.url} cannot be reached ({failures[0]:.120}): give "
+            f"--data-dir with {archive.file}, or put that file into {_keras_cache()}, or take --dataset digits"
+        )
+
+
+def download(archive, name):
+    """Fetch the official archive into Keras' cache, with a progress bar, and check its SHA-256.
+
+    Raises:
+        InputError: no network, or bytes other than the official ones.
+    """
+    _refuse_without_network(archive, name)
+    import keras  # its downloader; reading local files needs no framework
+
+    try:
+        path = keras.utils.get_file(archive.file, archive.url, cache_dir=_keras_cache().parent, cache_subdir="datasets")
+    except Exception as error:
+        raise InputError(f"the download of {archive.url} failed: {shorten(error)}") from None
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != archive.sha256:
+        os.replace(path, f"{path}.broken")
+        raise InputError(f"{archive.url} gave other bytes than the official ones; they were kept as {path}.broken")
+    return Path(path)
+
+
+def read(name, data_dir=""):
+    """The official data set: `(train_images, train_labels, test_images, test_labels, class_names)`.
+
+    Args:
+        name: "cifar10" or "cifar100".
+        data_dir: folder with the unpacked folder or the `.tar.gz`; else Keras' cache, else a download into it.
+
+    Returns:
+        Images uint8 `(n, 32, 32, 3)`, labels int32 `(n,)`, names of the classes.
+
+    Raises:
+        InputError: the data is not there, cannot be had, or a file of it is not what it should be.
+    """
+    archive = ARCHIVES[name]
+    path = find(archive, data_dir, name) or download(archive, name)
+    wanted = (*archive.train, *archive.test, archive.meta)
+    files = _from_tar(path, archive, wanted) if path.is_file() else _from_folder(path, wanted)
+    where = f"{path}:" if path.is_file() else f"{path}/"
+    train = [read_batch(files[f], where + f, archive, archive.rows[0]) for f in archive.train]
+    test = [read_batch(files[f], where + f, archive, archive.rows[1]) for f in archive.test]
+    names = read_names(files[archive.meta], where + archive.meta, archive)
+    return (*_concatenate(train), *_concatenate(test), names)
+
+
+def _concatenate(batches):
+    images, labels = zip(*batches)
+    return np.concatenate(images), np.concatenate(labels)

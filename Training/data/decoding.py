@@ -1,0 +1,123 @@
+"""Picture files of every format that Pillow decodes, as RGB pixels. No state is kept: it may run in threads."""
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from Training.errors import InputError, format_path, shorten
+
+LARGEST_PIXELS = 90_000_000  # of a picture; decoded it takes four bytes each
+DRAFT = 2  # a JPEG is decoded at least so many times larger than what is asked for
+NOT_READ = ("EPS",)  # Pillow would run Ghostscript, a program, on the file
+
+# Once for the process, since `catch_warnings` is not made for threads: what Pillow only warns of, it reads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def read(path, size=None, raw=None):
+    """The first frame of a picture file, upright (EXIF), as RGB.
+
+    Grey, palette and CMYK are converted; transparency lies over white. 16 bits a channel are scaled to 8; numbers
+    without a fixed range (32-bit, floating point) are stretched between their lowest and highest.
+
+    Args:
+        path: a file of any format that Pillow decodes, except EPS.
+        size: `(height, width)` in pixels, or None for the picture's own. A picture of another size is scaled until it
+            just covers this one (bicubic, antialiased), and its middle is taken; one of this size stays bit for bit.
+        raw: the file's bytes where they lie in another file; `path` then only names them.
+
+    Returns:
+        uint8 `(height, width, 3)`.
+
+    Raises:
+        InputError: in one line that names the file: it is not there, no picture, truncated, or has more than
+            `LARGEST_PIXELS`.
+    """
+    try:
+        if raw is None and not Path(path).is_file():  # a pipe or a device might never end
+            raise InputError(
+                f"{format_path(path)} is no file" if os.path.exists(path) else f"{format_path(path)} does not exist"
+            )
+        with Image.open(path if raw is None else io.BytesIO(raw)) as image:
+            return np.asarray(_decode(image, size))
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        what = "is no picture that can be read" if (raw or raw is None and os.path.getsize(path)) else "is empty"
+        raise InputError(f"{format_path(path)} {what}") from None
+    # A broken file can raise nearly anything; none of it may reach the user as a traceback.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or shorten(error)
+        raise InputError(f"{format_path(path)} cannot be read: {reason}") from None
+
+
+def _decode(image, size):
+    if image.width * image.height > LARGEST_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} are more than {LARGEST_PIXELS:,} pixels")
+    if image.format in NOT_READ:
+        raise ValueError(f"{image.format} is not supported")
+    if size:
+        side = DRAFT * max(size)  # the EXIF orientation may swap the sides
+        image.draft(None, (side, side))
+    image.load()
+    # PPM, whose 16 bits Pillow gives as 32
+    sixteen = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")
+    image = _convert_to_eight_bits(_orient(image), sixteen)
+    if size:
+        image = ImageOps.fit(image, size[::-1])
+    return _blend_over_white(image)
+
+
+def _orient(image):
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF says nothing of the pixels
+        return image
+
+
+def _convert_to_eight_bits(image, sixteen):
+    """As mode RGB or RGBA; `sixteen` says that the numbers of a grey picture are of 16 bits."""
+    if image.mode[0] in "IF":  # I, F, I;16, I;16B
+        values = np.asarray(image)
+        grey = (values >> 8).astype("uint8") if sixteen else _stretch(values.astype("float64"))
+        return Image.fromarray(grey).convert("RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _stretch(values):
+    """Grey values as uint8: 0 the lowest, 255 the highest."""
+    values = np.nan_to_num(values)
+    low, high = values.min(), values.max()
+    return ((values - low) * (255 / max(high - low, 1e-30))).round().astype("uint8")
+
+
+def _blend_over_white(image):
+    if image.mode == "RGB":
+        return image
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def find_pictures(folder):
+    """Picture files in a folder and below it, sorted: those whose ending is one of Pillow's.
+
+    Hidden files, and all that lies in hidden folders below this one, are left out.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+
+    def refuse(error):
+        raise InputError(f"{format_path(error.filename)} cannot be read: {error.strerror}")
+
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found = []
+    for where, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if name[0] != "."]
+        found += [Path(where, name) for name in files if name[0] != "."]
+    return sorted(path for path in found if path.suffix.lower() in endings and path.is_file())

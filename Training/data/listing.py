@@ -1,0 +1,30 @@
+"""What is known of a set of pictures before any is decoded."""
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from Training.errors import InputError
+
+
+class Listing(NamedTuple):
+    """What is known of a set of pictures before any is decoded."""
+
+    fetch: Callable  # from a position to `(name, raw)`; raw is None where the name is a file's path
+    labels: np.ndarray  # int32 (n,)
+    identity: str  # a digest that changes when pictures are added, removed or resized
+    shard: np.ndarray | None = None  # (n,), the file that holds each picture, where one holds many
+    place: str = ""  # where the pictures lie, and since when: what a cache keeps of them is no other's
+
+
+def digest(raw):
+    """SHA-256 of bytes, in hexadecimal digits."""
+    return hashlib.sha256(raw).hexdigest()
+
+
+def refuse_missing(name, data_dir):
+    """Raise `InputError` if a data set that lies in a folder was given none."""
+    if not data_dir:
+        raise InputError(f"dataset={name} needs its folder: give --data-dir")

@@ -1,0 +1,1 @@
+"""Training: what happens to images, weights and losses from the first step to the evaluation."""

@@ -1,0 +1,157 @@
+"""What a run came to: its errors on the parts of the data and its cost, as `result.json` and as a table."""
+
+import keras
+import numpy as np
+
+from Training.console import format_duration
+from Training.data.batches import Batches, find_even_batch
+from Training.data.datasets import Examples, spread_evenly
+from Training.devices import ONE
+from Training.engine.training_model import cross_entropy, make_logits_model
+
+MOST_TRAIN_IMAGES = 50_000  # over which the error on the training set is taken
+TOP_5_ABOVE = 10  # classes above which the error of the five best is given too
+
+
+def score(model, examples, devices=ONE, mirrored=False):
+    """Cross-entropy, accuracy and logits of a model on examples, or on their mirror images.
+
+    Args:
+        model: from raw images to logits, see `training_model.make_logits_model`.
+        examples: `datasets.Examples`.
+        devices: `devices.Devices`.
+        mirrored: bool.
+
+    Returns:
+        `(loss, accuracy, logits)`, the loss in nats without penalties, or Nones where there are no examples.
+    """
+    count = len(examples.labels)
+    if not count:
+        return None, None, None
+    batches = Batches(examples, find_even_batch(count, devices.count), devices=devices, mirrored=mirrored)
+    logits = model.predict(batches, verbose=0)[:count]
+    loss = np.mean(keras.ops.convert_to_numpy(cross_entropy(examples.labels, logits)))
+    return float(loss), accuracy(logits, examples.labels), logits
+
+
+def accuracy(logits, labels):
+    """The share of images whose highest logit is their label's."""
+    return float(np.mean(np.argmax(logits, axis=-1) == labels))
+
+
+def top_5(logits, labels):
+    """The share of images whose label is among the five highest logits; None for 10 classes and fewer."""
+    if logits.shape[1] <= TOP_5_ABOVE:
+        return None
+    return float(np.mean(keras.ops.convert_to_numpy(keras.ops.in_top_k(labels, logits, 5))))
+
+
+def limit_examples(examples, limit):
+    """The examples, or `limit` of them, spread evenly."""
+    if len(examples.labels) <= limit:
+        return examples
+    chosen = spread_evenly(len(examples.labels), limit)
+    return Examples(examples.images.take(chosen, axis=0), examples.labels[chosen])
+
+
+def _percent(accuracy):
+    return None if accuracy is None else round(100 * (1 - accuracy), 4)
+
+
+def evaluate(network, data, flip=False, devices=ONE):
+    """Errors of the last weights on all three parts of the data; the test set is predicted once, here.
+
+    The error on the training set is that of at most 50,000 images, spread evenly.
+
+    Args:
+        network: the functional model of `Model`.
+        data: `datasets.Data`.
+        flip: bool, whether the test set is predicted a second time, with the probabilities of each image and its
+            mirror image averaged. Reported beside the plain error, never in its place.
+        devices: `devices.Devices`.
+
+    Returns:
+        `(figures, predictions)`: a dictionary for `result.json` and the predicted classes of the test set.
+    """
+    model = make_logits_model(network)
+    _, train, _ = score(model, limit_examples(data.train, MOST_TRAIN_IMAGES), devices)
+    validation_loss, validation, _ = score(model, data.validation, devices)
+    test_loss, test, logits = score(model, data.test, devices)
+    figures = {
+        "test_accuracy": test,
+        "test_loss": test_loss,
+        "test_error_percent": _percent(test),
+        "test_top_5_error_percent": _percent(top_5(logits, data.test.labels)),
+        "train_error_percent": _percent(train),
+        "validation_accuracy": validation,
+        "validation_loss": validation_loss,
+        "validation_error_percent": _percent(validation),
+    }
+    if flip:
+        twice = logits, score(model, data.test, devices, mirrored=True)[2]
+        both = sum(keras.ops.convert_to_numpy(keras.ops.softmax(z)) for z in twice)
+        figures["test_error_flip_percent"] = _percent(accuracy(both, data.test.labels))
+    return figures, np.argmax(logits, axis=-1)
+
+
+def summarize(figures, recipe, history, network, environment):
+    """Everything that `result.json` holds.
+
+    `running_time_s` is the time in epochs, validation included, start and evaluation not; `first_step_s` is the part
+    of it that the first step took, compilation included (the first call, where a call has several steps);
+    `images_per_s` is the median epoch's rate of training alone. `training_time_s` is the running time without
+    compilation: the steps of first calls at that rate. All are over all epochs in `history.csv`.
+    """
+    rates = [rate for rate in history["images_per_second"] if np.isfinite(rate)]
+    rate = float(np.median(rates)) if rates else None
+    running, first = sum(history["seconds"]), sum(history["first_step_seconds"])
+    calls = sum(seconds > 0 for seconds in history["first_step_seconds"])
+    images = calls * recipe.steps_per_execution * recipe.batch_size
+    return {
+        **figures,
+        "running_time_s": round(running, 2),
+        "first_step_s": round(first, 2),
+        "training_time_s": round(running - first + images / rate, 2) if rate else None,
+        "images_per_s": round(rate, 2) if rate else None,
+        "parameters": network.count_params(),
+        "epochs": len(history["seconds"]),
+        "dataset": recipe.dataset,
+        "model": recipe.model,
+        "learning": recipe.learning,
+        "backend": environment["backend"],
+        "device": environment["device"],
+        "seed": recipe.seed,
+    }
+
+
+def format_predictions(labels, predictions):
+    """The test set's images in their official order as CSV: number, label and predicted class, counted from 0."""
+    rows = [f"{i},{label},{predicted}" for i, (label, predicted) in enumerate(zip(labels, predictions))]
+    return "\n".join(["index,label,predicted", *rows]) + "\n"
+
+
+def format_result(values):
+    """The result as a table for the console."""
+
+    def shown(key, text="{}", scale=1):
+        value = values.get(key)
+        return "-" if value is None else text.format(value * scale if scale != 1 else value)
+
+    rows = [
+        ("network", f"{values['model']}, {values['learning']}, {values['parameters']:,} parameters"),
+        ("data set", f"{values['dataset']}, {values['epochs']} epochs, seed {values['seed']}"),
+        ("test accuracy", shown("test_accuracy", "{:.2f} %", 100)),
+        ("test error", shown("test_error_percent", "{:.2f} %")),
+        ("top-5 error", shown("test_top_5_error_percent", "{:.2f} %")),
+        ("with mirror image", shown("test_error_flip_percent", "{:.2f} %")),
+        ("test loss", shown("test_loss", "{:.4f}")),
+        ("validation error", shown("validation_error_percent", "{:.2f} %")),
+        ("train error", shown("train_error_percent", "{:.2f} %")),
+        (
+            "running time",
+            f"{format_duration(values['running_time_s'])}, {values['first_step_s']:.0f} s of it the first step",
+        ),
+        ("training speed", shown("images_per_s", "{:.0f} images/s")),
+        ("on", f"{values['device']}, {values['backend']}"),
+    ]
+    return "\n".join(f"  {name:<17} {value}" for name, value in rows if value != "-")

@@ -1,0 +1,18 @@
+"""The recipe of a run: every hyper-parameter, what it can be, and the named recipes."""
+
+from Training.recipe.choices import AUGMENTATIONS, DATASETS, OPTIMIZERS, dataset_names, find_dataset, is_streamed
+from Training.recipe.named import RECIPES
+from Training.recipe.recipe import Recipe, compared_fields, parse_shares
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "OPTIMIZERS",
+    "RECIPES",
+    "Recipe",
+    "compared_fields",
+    "dataset_names",
+    "find_dataset",
+    "is_streamed",
+    "parse_shares",
+]

@@ -1,0 +1,109 @@
+"""What a recipe can choose from: data sets, augmentations and optimizers, one row each.
+
+A row names the code that does the work, as `module:name`, so that reading a recipe starts no framework. To add an
+entry, add a row here and the code that it names (see CONTRIBUTING.md).
+"""
+
+import importlib
+import re
+from typing import NamedTuple
+
+
+class Dataset(NamedTuple):
+    """A data set.
+
+    The reader of images in memory takes `(name, data_dir)` and returns training images, training labels, test images,
+    test labels and class names. The reader of streamed pictures takes `(name, data_dir, broken)` and returns
+    `({"train": listing.Listing, ...}, class names)`.
+    """
+
+    reader: str
+    streamed: bool = False  # pictures are decoded when they are needed, not held in memory
+    mirrored: bool = True  # the mirror image of an image belongs to the same class
+    named: bool = False  # the name goes on after a colon, as in tfds:NAME
+
+
+DATASETS = {
+    "cifar10": Dataset("Training.data.archives:read"),
+    "cifar100": Dataset("Training.data.archives:read"),
+    "digits": Dataset("Training.data.datasets:read_digits", mirrored=False),
+    "folder": Dataset("Training.data.folder:read", streamed=True),
+    "shards": Dataset("Training.data.shards:read", streamed=True),
+    "tfds": Dataset("Training.data.tfds:read", streamed=True, named=True),
+}
+
+
+class Augmentation(NamedTuple):
+    """An augmentation: its help text, its layer, and the recipe's fields that are the layer's arguments."""
+
+    help: str
+    layer: str = ""  # "" changes nothing
+    fields: tuple[str, ...] = ()
+    random_crops: bool = False  # decoding cuts random parts out of whole pictures, which must be streamed
+
+
+AUGMENTATIONS = {
+    "affine": Augmentation(
+        "rotation, shift, flip (the reference's)",
+        "Training.engine.augmentation:RandomAffine",
+        ("rotation", "shift", "flip"),
+    ),
+    "crop": Augmentation("pad 4, crop, flip (the paper's)", "Training.engine.augmentation:RandomCrop", ("flip",)),
+    "imagenet": Augmentation(
+        "crops of random scale and aspect, flip, colour (the paper's), for streamed pictures",
+        "Training.engine.augmentation:RandomLighting",
+        ("flip",),
+        random_crops=True,
+    ),
+    "none": Augmentation("no change"),
+}
+
+
+class Optimizer(NamedTuple):
+    """An optimizer: its class, and the recipe's fields that are its arguments."""
+
+    kind: str
+    fields: tuple[str, ...] = ()
+    l2: bool = True  # the gradient may carry L2; False for optimizers whose weight decay is decoupled
+
+
+OPTIMIZERS = {
+    "sgd": Optimizer("Training.engine.optimizers:SGD", ("momentum",)),
+    "adam": Optimizer("keras.optimizers:Adam"),
+    "adamw": Optimizer("keras.optimizers:AdamW", l2=False),
+    "rmsprop": Optimizer("keras.optimizers:RMSprop"),
+}
+
+
+def find_dataset(name):
+    """Return the row of a data set.
+
+    Raises:
+        ValueError: no data set has this name.
+    """
+    key, colon, rest = name.partition(":")
+    row = DATASETS.get(key)
+    if row is None or row.named != bool(colon) or (colon and not re.fullmatch(r"\w[\w./:-]*", rest)):
+        raise ValueError(f"must be one of {dataset_names()}, received {name!r:.80}")
+    return row
+
+
+def dataset_names():
+    """Return the names of all data sets as a text for help and errors."""
+    names = [f"{name}:NAME" if row.named else name for name, row in DATASETS.items()]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def is_streamed(dataset):
+    """Return whether the pictures of a data set are decoded when they are needed.
+
+    Raises:
+        ValueError: no data set has this name.
+    """
+    return find_dataset(dataset).streamed
+
+
+def load_object(path):
+    """Import the class or function that a row names as `module:name`."""
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)

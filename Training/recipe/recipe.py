@@ -1,0 +1,287 @@
+"""The recipe of a run: every hyper-parameter once, with its help and its range."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+
+from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
+from Training.errors import InputError
+from Training.recipe.choices import AUGMENTATIONS, OPTIMIZERS, dataset_names, find_dataset, is_streamed
+
+
+def option(
+    default, text, choices=None, low=None, high=None, check=None, compared=True, streamed_only=False, movable=False
+):
+    """Declare a field of the recipe.
+
+    Args:
+        default: the default value.
+        text: help text.
+        choices: values that are allowed.
+        low, high: smallest and largest value.
+        check: function that raises `ValueError` for a bad value.
+        compared: bool, whether runs with different values were trained differently. False for fields that only say
+            where and how a run was computed or written.
+        streamed_only: bool, whether only streamed pictures have a use for it.
+        movable: bool, whether a resumed run may change it.
+    """
+    limits = {"choices": choices, "low": low, "high": high, "check": check}
+    roles = {"compared": compared, "streamed_only": streamed_only, "movable": movable}
+    return field(default=default, metadata={"help": text, **limits, **roles})
+
+
+def parse_shares(text):
+    """Return the numbers in a text such as "0.4,0.6".
+
+    Raises:
+        ValueError: they are not numbers between 0 and 1 that rise.
+    """
+    try:
+        values = [float(word) for word in text.split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(a < b for a, b in zip([0, *values], [*values, 1])):
+        raise ValueError(f"must be rising shares between 0 and 1, such as 0.4,0.6, received {text!r:.80}")
+    return values
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every hyper-parameter of a training run. Flags, `--help` and `recipe.json` are made from this class.
+
+    Raises:
+        InputError: a value outside its choices or range, or two values that exclude each other.
+    """
+
+    # What is trained
+    dataset: str = option("cifar10", f"data set: {dataset_names()}", check=find_dataset)
+    data_dir: str = option(
+        "", "folder with the official archive or its unpacked folder; with train/<class>/; of shards", compared=False
+    )
+    image_size: int = option(
+        0, "streamed pictures: height and width; 0 is the geometry's own", low=0, high=4096, streamed_only=True
+    )
+    broken: str = option(
+        "skip",
+        "folder: what to do with pictures that cannot be read",
+        choices=("skip", "refuse"),
+        compared=False,
+        streamed_only=True,
+    )
+    cache: str = option(
+        "",
+        "streamed pictures: folder that keeps them decoded, as size * size * 3 bytes each",
+        compared=False,
+        streamed_only=True,
+    )
+    workers: int = option(
+        0,
+        "streamed pictures: threads that decode; 0 is one a core",
+        low=0,
+        high=1024,
+        compared=False,
+        streamed_only=True,
+    )
+    shards_at_once: int = option(0, "shards: how many are mixed at a time, to read them in order; 0 is all", low=0)
+    mean: str = option(
+        "auto",
+        "what is subtracted: pixel, the mean image; channel, mean and deviation of 256 images; imagenet, ImageNet's; "
+        "auto is channel for streamed pictures, else pixel",
+        choices=("auto", "pixel", "channel", "imagenet"),
+    )
+    samples: int = option(0, "limit of training images, the same share of each class; 0 is no limit", low=0)
+    validation_split: float = option(0.1, "share of the training set held out, stratified", low=0.0, high=0.9)
+    model: str = option("attention_56", f"network: {', '.join(NETWORKS)}, or another depth 36 m + 20", check=parse_name)
+    geometry: str = option("compact", "what stands around the blocks", choices=tuple(GEOMETRIES))
+    learning: str = option("arl", "attention residual or naive attention learning", choices=LEARNING)
+    attention: str = option("mixed", "activation of the masks", choices=ATTENTION)
+    mask: str = option("encoder_decoder", "structure of the masks", choices=MASKS)
+    p: int = option(0, "residual units before and after a block's branches; 0 is the network's own", low=0, high=16)
+    t: int = option(0, "residual units in the trunk of a block; 0 is the network's own", low=0, high=16)
+    r: int = option(0, "residual units between poolings of a mask; 0 is the network's own", low=0, high=16)
+    dropout: float = option(0.2, "share of features dropped before the classifier", low=0.0, high=0.99)
+    classifier_l2: float = option(1e-4, "L2 penalty on the classifier's kernel", low=0.0, high=1.0)
+    weights: str = option("", "run folder or .keras file to begin from; a classifier of other classes begins anew")
+    freeze: str = option("", "stem, stage_1, ... or a layer's name: the network up to it keeps its weights")
+    # How it is trained
+    epochs: int = option(200, "passes over the training set", low=1, high=100_000)
+    batch_size: int = option(64, "images a step", low=1, high=65_536)
+    optimizer: str = option("sgd", "sgd is Nesterov's", choices=OPTIMIZERS)
+    learning_rate: float = option(0.1, "highest learning rate", low=1e-9, high=100.0)
+    momentum: float = option(0.9, "momentum of sgd", low=0.0, high=0.9999)
+    schedule: str = option(
+        "cosine",
+        "learning rate: step divides by 10 at the shares step_at of the run, cosine and linear fall to 0, plateau "
+        "divides by 10 after 10 epochs without a lower validation loss",
+        choices=("step", "cosine", "linear", "constant", "plateau"),
+    )
+    step_at: str = option("0.4,0.6", "schedule step: shares of the run, rising, between 0 and 1", check=parse_shares)
+    warmup_epochs: float = option(
+        5.0, "epochs of linear warm-up from 0; with cosine and linear only", low=0.0, high=1000.0
+    )
+    weight_decay: float = option(1e-4, "weight decay", low=0.0, high=10.0)
+    weight_decay_kind: str = option(
+        "l2",
+        "l2 adds decay * weight to the gradient (the paper's); decoupled shrinks weights by rate * decay a step",
+        choices=("l2", "decoupled"),
+    )
+    decay_all: bool = option(True, "decay batch normalization and biases too (the paper's way)")
+    label_smoothing: float = option(0.0, "share of each label spread evenly over all classes", low=0.0, high=0.99)
+    label_noise: float = option(
+        0.0, "share of the training labels replaced by another class, as in the paper's table 5", low=0.0, high=1.0
+    )
+    ema: float = option(
+        0.0, "decay a step of an average of the weights, which the finished run keeps; 0 is none", low=0.0, high=0.99999
+    )
+    augmentation: str = option(
+        "affine", "; ".join(f"{name}: {row.help}" for name, row in AUGMENTATIONS.items()), choices=AUGMENTATIONS
+    )
+    rotation: float = option(15.0, "affine: largest rotation, in degrees", low=0.0, high=180.0)
+    shift: float = option(0.1, "affine: largest shift, as a share of height and width", low=0.0, high=1.0)
+    flip: bool = option(True, "flip half of the images left to right; never done to digits")
+    alternate_flip: bool = option(False, "flip each image in every second epoch, half in the first, and not at random")
+    cutout: int = option(0, "side of a square that is blanked in each image, in pixels; 0 is none", low=0, high=1024)
+    mix: str = option(
+        "none", "mix each image and its label with another: whole (mixup) or a window (cutmix), in a uniform share",
+        choices=("none", "mixup", "cutmix"),
+    )  # fmt: skip
+    test_flip: bool = option(
+        False, "test once more with each image and its mirror image averaged, reported beside", compared=False
+    )
+    patience: int = option(
+        0, "stop after so many epochs without a lower validation loss; 0 is never", low=0, high=100_000
+    )
+    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1, compared=False)
+    # How it is computed
+    precision: str = option("float32", "arithmetic", choices=("float32", "mixed_bfloat16", "mixed_float16"))
+    jit: bool = option(False, "compile the step with XLA (JAX always does)", compared=False)
+    steps_per_execution: int = option(
+        1, "steps in one call of the compiled function", low=1, high=10_000, compared=False
+    )
+    distribute: str = option(
+        "none",
+        "split each batch over all devices: mirrored on TensorFlow (one machine), data on JAX (one or many)",
+        choices=("none", "mirrored", "data"),
+        compared=False,
+    )
+    data_on_device: bool = option(
+        False, "keep all images on the device, as bytes; a step is sent indices alone", compared=False
+    )
+    # What is written
+    logs: str = option("Logs", "folder that gets the run's folder", compared=False)
+    checkpoint_steps: int = option(
+        0, "steps between checkpoints within an epoch; 0 saves at its end alone", low=0, compared=False
+    )
+    checkpoint_epochs: int = option(
+        1, "epochs between checkpoints; the last epoch is always saved", low=1, compared=False
+    )
+    masks_every: int = option(
+        5, "epochs between pictures of the soft masks in TensorBoard; 0 is never", low=0, compared=False
+    )
+    histograms: bool = option(False, "histograms of the weights in TensorBoard, each epoch", compared=False)
+
+    def __post_init__(self):
+        for item in dataclasses.fields(self):
+            _check(item, getattr(self, item.name))
+        if not OPTIMIZERS[self.optimizer].l2 and self.weight_decay_kind == "l2":
+            raise InputError(
+                f"optimizer={self.optimizer} decouples its weight decay: give --weight-decay-kind decoupled"
+            )
+        if self.warmup_epochs and self.schedule not in ("cosine", "linear"):
+            raise InputError(
+                f"warmup_epochs={self.warmup_epochs:g} needs schedule=cosine or linear, received "
+                f"schedule={self.schedule}: give --warmup-epochs 0"
+            )
+        if self.schedule in ("cosine", "linear") and self.warmup_epochs >= self.epochs:
+            raise InputError(f"warmup_epochs must be less than epochs={self.epochs}, received {self.warmup_epochs:g}")
+        if self.freeze and not self.weights:
+            raise InputError("freeze keeps weights that are already good: give --weights beside it")
+        if not self.validation_split and (self.schedule == "plateau" or self.patience):
+            raise InputError(
+                "schedule=plateau and patience watch the validation loss: give a --validation-split above 0"
+            )
+
+        self._check_pictures()
+
+    def _check_pictures(self):
+        """Refuse what only some kinds of data sets can do."""
+        if not is_streamed(self.dataset):
+            for item in dataclasses.fields(self):
+                if item.metadata["streamed_only"] and getattr(self, item.name) != item.default:
+                    raise InputError(f"{item.name} is for folder, shards or tfds:NAME, received dataset={self.dataset}")
+            if AUGMENTATIONS[self.augmentation].random_crops:
+                raise InputError(
+                    f"augmentation={self.augmentation} cuts its crops from whole pictures: give --dataset folder, "
+                    f"shards or tfds:NAME, received dataset={self.dataset}"
+                )
+        elif self.data_on_device or self.alternate_flip:
+            name = "data_on_device" if self.data_on_device else "alternate_flip"
+            raise InputError(f"{name} is for images held in memory; dataset={self.dataset} is streamed")
+        if self.alternate_flip and (not self.flip or self.augmentation == "none"):
+            raise InputError(
+                "alternate_flip says how to flip: give --flip true and --augmentation affine or crop, received "
+                f"flip={str(self.flip).lower()}, augmentation={self.augmentation}"
+            )
+        if self.shards_at_once and self.dataset != "shards":
+            raise InputError(f"shards_at_once is for dataset=shards, received dataset={self.dataset}")
+
+    @property
+    def flips(self):
+        """Whether images are mirrored: only where a mirror image belongs to the same class."""
+        return self.flip and find_dataset(self.dataset).mirrored
+
+    @property
+    def random_crops(self):
+        """Whether decoding cuts random parts out of the training pictures."""
+        return AUGMENTATIONS[self.augmentation].random_crops
+
+    def to_json(self):
+        """The recipe as JSON text, one field a line."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text):
+        """The recipe that `to_json` wrote.
+
+        Raises:
+            InputError: no JSON object, an unknown field, or a value that cannot be.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the recipe is no JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise InputError(f"the recipe must be a JSON object, received {type(values).__name__}")
+        unknown = sorted(set(values) - {item.name for item in dataclasses.fields(cls)})
+        if unknown:
+            raise InputError(f"the recipe has unknown fields: {', '.join(unknown):.200}")
+        return cls(**values)
+
+
+def _check(item, value):
+    """Refuse a value of the wrong type, outside its choices or outside its range."""
+    expected, limits = item.type, item.metadata
+    shown = f"{value!r:.80}"
+    if expected is float and type(value) is int:
+        value = float(value)
+    if type(value) is not expected:
+        raise InputError(f"{item.name} must be of type {expected.__name__}, received {shown}")
+    if limits["choices"] and value not in limits["choices"]:
+        raise InputError(f"{item.name} must be one of {', '.join(limits['choices'])}, received {shown}")
+    if expected is float and not math.isfinite(value):
+        raise InputError(f"{item.name} must be finite, received {shown}")
+    if limits["check"]:
+        try:
+            limits["check"](value)
+        except ValueError as error:
+            raise InputError(f"{item.name}: {str(error):.400}") from None
+    if limits["low"] is not None and value < limits["low"]:
+        raise InputError(f"{item.name} must be {limits['low']} or more, received {shown}")
+    if limits["high"] is not None and value > limits["high"]:
+        raise InputError(f"{item.name} must be {limits['high']} or less, received {shown}")
+
+
+def compared_fields():
+    """Return the names of the fields that say what was trained, and not only where and how it was computed."""
+    return [item.name for item in dataclasses.fields(Recipe) if item.metadata["compared"]]

@@ -1,0 +1,101 @@
+"""Networks that runs have saved: which file, what is in it, and what its classes are called."""
+
+import json
+import warnings
+import zipfile
+from pathlib import Path
+
+from Training.errors import InputError, format_path, shorten
+from Training.recipe import Recipe
+
+
+def find(where, best=False):
+    """The `.keras` file that is meant by a run's folder (`last.keras`, or `best.keras`) or by its own path.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(where)
+    if path.is_file():
+        if best:
+            raise InputError(f"--best chooses a file of a run's folder, received the file {format_path(where)}")
+        return path
+    if not path.is_dir():
+        raise InputError(f"{format_path(where)} does not exist: a run's folder or a .keras file is needed")
+    name = "best.keras" if best else "last.keras"
+    if not (path / name).is_file():
+        others = ", ".join(sorted(other.name for other in path.glob("*.keras"))) or "no .keras file"
+        raise InputError(f"{format_path(where)} has no {name}; it has {others}")
+    return path / name
+
+
+def load(path):
+    """The network in a `.keras` file, from images to class probabilities.
+
+    Raises:
+        InputError: no file of Keras, one that this version cannot load, or no network of RGB images and classes.
+    """
+    import keras  # only here: finding files needs no framework
+
+    import Module  # noqa: F401  its layers are registered with Keras, which loading needs
+
+    try:
+        with warnings.catch_warnings():
+            # Of weights that it does not find Keras only warns, and leaves them as they were drawn.
+            warnings.filterwarnings("error", module=r"keras\.src\.saving")
+            model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # any kind, for a broken file or one of another version
+        raise InputError(
+            f"{format_path(path)} cannot be loaded as a network{_version(path)}, this is Keras {keras.__version__}: "
+            f"{shorten(error)}"
+        ) from None
+    inputs, outputs = (getattr(model, name, None) for name in ("input_shape", "output_shape"))
+    if not isinstance(inputs, tuple) or len(inputs) != 4 or None in inputs[1:] or inputs[3] != 3:
+        raise InputError(f"{format_path(path)} must take images (height, width, 3), it takes {inputs!r:.100}")
+    if not isinstance(outputs, tuple) or len(outputs) != 2 or outputs[1] is None:
+        raise InputError(f"{format_path(path)} must give a probability a class, it gives {outputs!r:.100}")
+    return model
+
+
+def read_recipe(path):
+    """The recipe in a run's `recipe.json`.
+
+    Raises:
+        InputError: the file cannot be read, or is no recipe.
+    """
+    try:
+        return Recipe.from_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InputError(f"{format_path(path)} cannot be read: {reason}") from None
+
+
+def _version(path):
+    """Which Keras has saved the file, as far as it says so."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return f" (saved by Keras {json.loads(file.read('metadata.json'))['keras_version']!s:.20})"
+    except Exception:
+        return ""
+
+
+def read_classes(path, least, most=None):
+    """Names of the classes, from the `classes.json` that a run writes beside its networks, or None without one.
+
+    Raises:
+        InputError: the file is not a list of `least` names (or up to `most`, where that is given).
+    """
+    path = Path(path).with_name("classes.json")
+    if not path.exists():
+        return None
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{format_path(path)} cannot be read: {shorten(error)}") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{format_path(path)} must be a list of class names")
+    if not least <= len(names) <= (most or least):
+        raise InputError(
+            f"{format_path(path)} must be a list of the network's {least} class names, it has {len(names)}"
+        )
+    return names

@@ -1,0 +1,211 @@
+"""Export a saved network, raw images in and probabilities out, and check what came of it against Keras on real images.
+
+python -m Training.tools.export Logs/<run> --to savedmodel|onnx|tflite
+"""
+
+import dataclasses
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from Training.console import exit_with, report_errors, silence_stderr, start_keras
+from Training.data.datasets import load_for_recipe
+from Training.errors import InputError, format_path, shorten
+from Training.flags import Parser
+from Training.recipe import Recipe, dataset_names, find_dataset
+from Training.runs import saved
+
+PROGRAM = "python -m Training.tools.export"
+LARGEST_DIFFERENCE = 1e-4  # between two probabilities
+BATCH = 64
+
+
+class Format(NamedTuple):
+    """An export format: its name in Keras, what its files are called, and what it needs beside Keras."""
+
+    keras: str
+    ending: str
+    packages: tuple[str, ...]
+    backends: tuple[str, ...]
+
+
+FORMATS = {
+    "savedmodel": Format("tf_saved_model", ".savedmodel", ("tensorflow",), ("tensorflow", "jax")),
+    "onnx": Format("onnx", ".onnx", ("tensorflow", "tf2onnx", "onnxruntime"), ("tensorflow",)),
+    "tflite": Format("litert", ".tflite", ("tensorflow",), ("tensorflow",)),
+}
+
+
+def parse(arguments):
+    parser = Parser(prog=PROGRAM, description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("model", metavar="RUN|FILE", help="a run's folder, or a .keras file")
+    parser.add_argument("--to", required=True, choices=tuple(FORMATS), help="format")
+    parser.add_argument("--best", action="store_true", help="the run's best.keras instead of its last.keras")
+    parser.add_argument("--output", metavar="PATH", help="file, or SavedModel's folder (default: beside the network)")
+    parser.add_argument("--dataset", help=f"whose test images are compared: {dataset_names()} (default: the run's own)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where that is, as in training (default: the run's own)")
+    parser.add_argument("--images", type=int, default=256, metavar="N", help="images compared (default: 256)")
+    words = parser.parse_args(arguments)
+    if words.images < 1:
+        parser.error(f"--images must be 1 or more, received {words.images}")
+    try:
+        find_dataset(words.dataset or "cifar10")
+    except ValueError as error:
+        parser.error(f"--dataset {error}")
+    return words
+
+
+def refuse_impossible(kind):
+    """Raise `InputError` where this backend or these packages cannot export to the format."""
+    import keras
+
+    needed, backend = FORMATS[kind], keras.backend.backend()
+    if backend not in needed.backends:
+        raise InputError(
+            f"Keras {keras.__version__} does not export to {kind} on {backend}: give KERAS_BACKEND=tensorflow; a saved "
+            "network is the same on every backend"
+        )
+    missing = [name for name in needed.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"{kind} needs {', '.join(missing)}: pip install -r requirements-export.txt")
+
+
+def load_test_images(path, dataset, data_dir, count):
+    """A data set's name and the first images of its test set; by default of the run that the network is from."""
+    recipe = path.with_name("recipe.json")
+    if recipe.exists():
+        own = saved.read_recipe(recipe)
+        if dataset in (None, own.dataset):
+            own = dataclasses.replace(own, data_dir=own.data_dir if data_dir is None else data_dir)
+            return own.dataset, load_for_recipe(own).test.images[:count]
+    if dataset is None:
+        raise InputError(f"there is no recipe.json beside {format_path(path)}: give --dataset")
+    return dataset, load_for_recipe(Recipe(dataset=dataset, data_dir=data_dir or "")).test.images[:count]
+
+
+def export(network, kind, path):
+    """Write the network to `path`; its input is float32 `(batch, height, width, 3)` of 0 to 255, any batch.
+
+    Raises:
+        InputError: Keras or the converter it calls cannot do it.
+    """
+    import keras
+
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            # Tensors of TensorFlow would be further inputs of the ONNX graph, arrays are constants in it.
+            layer.mean, layer.variance = (np.asarray(values) for values in (layer.mean, layer.variance))
+    try:
+        with silence_stderr():
+            network.export(path, format=FORMATS[kind].keras, verbose=False)
+    except Exception as error:  # converters raise many kinds
+        reason = shorten(error)
+        raise InputError(f"Keras {keras.__version__} cannot export this network to {kind}: {reason}") from None
+
+
+def convert_to_float32(network):
+    """The network computing in float32, as what is exported does, whatever precision it was trained in."""
+    import keras
+
+    if all(layer.compute_dtype == "float32" for layer in network.layers):
+        return network
+    copy = keras.models.clone_model(
+        network, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+    )
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+def open_export(kind, path):
+    """What was exported, as a function from images to probabilities, run by the format's own library."""
+    if kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
+    import tensorflow as tf
+
+    if kind == "savedmodel":
+        module = tf.saved_model.load(path)
+        return lambda images: module.serve(images).numpy()
+    interpreter = tf.lite.Interpreter(str(path))
+    interpreter.allocate_tensors()
+
+    def run(images):
+        source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+        if tuple(source["shape"]) != images.shape:
+            interpreter.resize_tensor_input(source["index"], images.shape)
+            interpreter.allocate_tensors()
+        interpreter.set_tensor(source["index"], images)
+        interpreter.invoke()
+        return interpreter.get_tensor(target["index"])
+
+    return run
+
+
+def measure_differences(run, images, expected):
+    """Largest differences of `run` from the expected probabilities, `{images at a time: difference}`."""
+    images, found = images.astype("float32"), {}
+    for batch in sorted({1, min(BATCH, len(images))}):
+        given = [run(images[start : start + batch]) for start in range(0, len(images), batch)]
+        found[batch] = float(np.abs(np.concatenate(given) - expected).max())
+    return found
+
+
+def export_and_check(network, kind, images, output):
+    """Export beside `output`, compare, and put it there if it agrees; returns the differences."""
+    expected = network.predict(images, batch_size=BATCH, verbose=0)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as place:
+        path = Path(place) / f"network{FORMATS[kind].ending}"
+        export(network, kind, path)
+        try:
+            with silence_stderr():
+                found = measure_differences(open_export(kind, path), images, expected)
+        except Exception as error:  # of any kind, from the format's own library
+            raise InputError(f"what was exported to {kind} does not run, nothing was kept: {shorten(error)}") from None
+        if all(difference <= LARGEST_DIFFERENCE for difference in found.values()):  # also false for not a number
+            os.replace(path, output)
+    return found
+
+
+def run(words):
+    path = saved.find(words.model, words.best)
+    output = Path(words.output or path.with_suffix(FORMATS[words.to].ending))
+    if output.exists():
+        raise InputError(f"{format_path(output)} exists: remove it, or give another --output")
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(f"{format_path(output)} cannot be written")
+    dataset, images = load_test_images(path, words.dataset, words.data_dir, words.images)
+    start_keras()
+    refuse_impossible(words.to)
+    network = convert_to_float32(saved.load(path))
+    if network.input_shape[1:] != images.shape[1:]:
+        raise InputError(
+            f"{format_path(path)} takes images of {network.input_shape[1:]}, {dataset} has {images.shape[1:]}"
+        )
+    found = export_and_check(network, words.to, images, output)
+    print(f"  compared with Keras on {len(images)} test images of {dataset}, largest difference of a probability:")
+    for batch, difference in found.items():
+        print(f"  {difference:.1e}  in batches of {batch}")
+    if not output.exists():
+        exit_with(1, f"{PROGRAM}: error: more than {LARGEST_DIFFERENCE:g}: nothing was kept")
+    print(f"  written to {format_path(output)}")
+
+
+def main(arguments=None):
+    words = parse(arguments)
+    with report_errors(PROGRAM, "Stopped."):
+        try:
+            run(words)
+        except OSError as error:
+            exit_with(
+                1, f"{PROGRAM}: error: {error.filename or words.model} cannot be written: {error.strerror or error}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Write a CIFAR archive as folders of PNG files: `python -m Training.tools.folder cifar10 OUT`."""
+
+import sys
+from pathlib import Path
+
+from Training.console import report_errors
+from Training.data import archives
+from Training.errors import InputError
+from Training.flags import Parser
+
+
+def write(images, labels, classes, folder):
+    """Write images uint8 `(n, height, width, 3)` as `<folder>/<class>/<position>.png`.
+
+    Sorted by class and name they keep their order within a class.
+    """
+    from PIL import Image
+
+    for name in classes:
+        (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+    for i, (image, label) in enumerate(zip(images, labels)):
+        Image.fromarray(image).save(Path(folder) / classes[label] / f"{i:05d}.png")
+
+
+def main(arguments=None):
+
+    parser = Parser(
+        prog="python -m Training.tools.folder", description="Write a CIFAR archive as folders of PNG files."
+    )
+    parser.add_argument("dataset", choices=tuple(archives.ARCHIVES))
+    parser.add_argument("out", help="folder that gets train/<class>/ and test/<class>/; it must not exist")
+    parser.add_argument("--data-dir", default="", help="folder with the official archive or its unpacked folder")
+    words = parser.parse_args(arguments)
+    with report_errors(parser.prog, "Stopped."):
+        if Path(words.out).exists():
+            raise InputError(f"{words.out} is already there: name a folder that is not")
+        images, labels, test_images, test_labels, classes = archives.read(words.dataset, words.data_dir)
+        try:
+            write(images, labels, classes, Path(words.out) / "train")
+            write(test_images, test_labels, classes, Path(words.out) / "test")
+        except OSError as error:
+            raise InputError(f"{words.out} cannot be written: {error.strerror or error}") from None
+    print(f"{len(labels) + len(test_labels):,} pictures in {words.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

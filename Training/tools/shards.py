@@ -1,0 +1,88 @@
+"""Write a folder of pictures as TFRecord shards: `python -m Training.tools.shards DIR OUT`."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from Training.console import report_errors, start_keras
+from Training.data import folder
+from Training.data.shards import COLUMNS, INDEX, shard_name
+from Training.errors import InputError, shorten
+from Training.flags import Parser
+
+SHUFFLE_SEED = 0  # of the pictures' order in the shards: each shard is a sample of all classes
+
+
+def write_part(part, listing, out, per_shard):
+    """Write one part's shards, its pictures in random order; returns its columns of the index."""
+    import tensorflow as tf
+
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(len(listing.labels))
+    count = -(-len(order) // per_shard)
+    rows = []
+    for number in range(count):
+        path, end = str(Path(out) / shard_name(part, number, count)), 0
+        with tf.io.TFRecordWriter(path) as writer:
+            for i in order[number * per_shard : (number + 1) * per_shard]:
+                raw, label = Path(listing.fetch(i)[0]).read_bytes(), int(listing.labels[i])
+                record = _example(tf.train, raw, label)
+                writer.write(record)
+                # A record is its length (8 bytes), a checksum of it (4), the bytes, and a checksum of them (4).
+                rows.append((number, end + 12 + record.index(raw), len(raw), label))
+                end += 12 + len(record) + 4
+    return {f"{part}_{name}": np.asarray(column) for name, column in zip(COLUMNS, zip(*rows))}
+
+
+def _example(train, raw, label):
+    encoded = train.Feature(bytes_list=train.BytesList(value=[raw]))
+    number = train.Feature(int64_list=train.Int64List(value=[label]))
+    features = train.Features(feature={"image/encoded": encoded, "image/class/label": number})
+    return train.Example(features=features).SerializeToString()
+
+
+def write(data_dir, out, per_shard=1000, broken="skip"):
+    """Write a folder of pictures (see `folder.read`) as shards and their index; returns the number of pictures.
+
+    Raises:
+        InputError: see `folder.read`; or `out` is there already or cannot be written.
+    """
+    import tensorflow as tf
+
+    parts, classes = folder.read("folder", data_dir, broken)
+    try:
+        Path(out).mkdir(parents=True)
+        columns = {}
+        for part, listing in parts.items():
+            columns.update(write_part(part, listing, out, per_shard))
+        # Last: a folder without the index is known to be unfinished.
+        np.savez(Path(out) / INDEX, classes=np.asarray(classes), **columns)
+    except FileExistsError:
+        raise InputError(f"{out} is already there: name a folder that is not") from None
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror or error}") from None
+    except tf.errors.OpError as error:
+        raise InputError(f"{out} cannot be written: {shorten(error)}") from None
+    return sum(len(listing.labels) for listing in parts.values())
+
+
+def main(arguments=None):
+
+    parser = Parser(
+        prog="python -m Training.tools.shards", description="Write a folder of pictures as TFRecord shards."
+    )
+    parser.add_argument("folder", help="folder with train/<class>/* and, where there are, val/ and test/")
+    parser.add_argument("out", help="folder that gets the shards and their index; it must not exist")
+    parser.add_argument("--per-shard", type=int, default=1000, metavar="N", help="pictures in a shard (default: 1000)")
+    parser.add_argument("--broken", choices=("skip", "refuse"), default="skip", help="pictures that cannot be read")
+    words = parser.parse_args(arguments)
+    with report_errors(parser.prog, "Stopped."):
+        if words.per_shard < 1:
+            raise InputError(f"--per-shard must be 1 or more, received {words.per_shard}")
+        start_keras()  # quiets TensorFlow, which writes the records
+        count = write(words.folder, words.out, words.per_shard, words.broken)
+    print(f"{count:,} pictures in {words.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

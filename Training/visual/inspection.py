@@ -1,0 +1,33 @@
+"""What happens inside a network: the branches of its attention blocks, and how strongly its features respond."""
+
+import keras
+
+from Module import AttentionBlock, Branches, Unit
+
+
+def find_blocks(network):
+    """The attention blocks of a network, in their order."""
+    return [layer for layer in network.layers if isinstance(layer, AttentionBlock)]
+
+
+def make_branch_model(network):
+    """A model from images to `{block's name: {"trunk": ..., "mask": ...}}`, each `(batch, h, w, channels)`."""
+    both = {block.name: Branches(block, name=f"{block.name}_branches")(block.input) for block in find_blocks(network)}
+    return keras.Model(network.inputs, both, name=f"{network.name}_branches")
+
+
+def make_mask_model(network):
+    """A model from images to the soft masks of all attention blocks, `{block's name: (batch, h, w, channels)}`."""
+    masks = {name: both["mask"] for name, both in make_branch_model(network).output.items()}
+    return keras.Model(network.inputs, masks, name=f"{network.name}_masks")
+
+
+def measure_responses(network, images, batch_size=64):
+    """Mean absolute response of the features behind each residual unit and attention block, over the images.
+
+    Wang et al. 2017, figure 4. Returns `{layer's name: float}`, in the network's order.
+    """
+    parts = [layer for layer in network.layers if isinstance(layer, AttentionBlock | Unit)]
+    means = {part.name: keras.ops.mean(keras.ops.abs(part.output), axis=(1, 2, 3)) for part in parts}
+    measured = keras.Model(network.inputs, means).predict(images, batch_size=batch_size, verbose=0)
+    return {part.name: float(measured[part.name].mean()) for part in parts}

@@ -1,0 +1,56 @@
+"""Published test errors, to stand beside those of our runs. Plain data."""
+
+from typing import NamedTuple
+
+SOURCES = {
+    "paper": "Wang et al. 2017, arXiv 1704.06904, tables 1, 3, 4, 5 and 6",
+    "reference": "the reference re-implementation in TensorFlow 2.0, compact network, one P100",
+}
+
+
+class Published(NamedTuple):
+    """A test error in per cent and the settings it belongs to, named as in `recipe.Recipe`."""
+
+    source: str
+    error: float
+    model: str
+    learning: str = "arl"
+    dataset: str = "cifar10"
+    attention: str = "mixed"
+    mask: str = "encoder_decoder"
+    label_noise: float = 0.0
+
+
+PUBLISHED = (
+    *(
+        Published("paper", error, f"attention_{depth}", learning)
+        for depth, errors in {56: (5.52, 5.89), 92: (4.99, 5.35), 128: (4.44, 5.57), 164: (4.31, 7.18)}.items()
+        for learning, error in zip(("arl", "nal"), errors)
+    ),
+    Published("paper", 6.24, "attention_56", attention="channel"),
+    Published("paper", 6.33, "attention_56", attention="spatial"),
+    Published("paper", 6.48, "attention_56", mask="local"),
+    Published("paper", 4.14, "attention_236"),
+    Published("paper", 3.90, "attention_452"),
+    Published("paper", 21.71, "attention_92", dataset="cifar100"),
+    Published("paper", 21.16, "attention_236", dataset="cifar100"),
+    Published("paper", 20.45, "attention_452", dataset="cifar100"),
+    Published("paper", 5.15, "attention_92", label_noise=0.1),
+    Published("paper", 5.79, "attention_92", label_noise=0.3),
+    Published("paper", 7.27, "attention_92", label_noise=0.5),
+    Published("paper", 15.75, "attention_92", label_noise=0.7),
+    Published("reference", 5.28, "attention_56"),
+    Published("reference", 9.03, "attention_56", "nal"),
+    Published("reference", 36.2, "attention_92"),
+    Published("reference", 40.05, "attention_92", "nal"),
+)
+
+
+def find_published(recipe):
+    """All published errors of a recipe's network, data and noise.
+
+    Args:
+        recipe: dictionary as in `recipe.json`.
+    """
+    wanted = [name for name in Published._fields if name not in ("source", "error")]
+    return [each for each in PUBLISHED if all(getattr(each, name) == recipe.get(name) for name in wanted)]

@@ -1,0 +1,32 @@
+"""The smallest network with all that several devices must agree on: an attention block of units of one convolution."""
+
+import keras
+from keras import layers
+
+from Module import AttentionBlock, BatchNormalization, Dropout, Unit
+from Module.residual_unit import build_chain, convolution, norm_relu, run_chain
+from Training.engine.preprocessing import mean_subtraction
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Plain(Unit):
+    """`y = x + conv1x1(act(x))`."""
+
+    def build(self, input_shape):
+        self.branch = [*norm_relu("1", self.dtype_policy), convolution(self.filters, 1, name="convolve")]
+        build_chain(self.branch, input_shape)
+
+    def call(self, inputs):
+        return inputs + run_chain(self.branch, inputs)
+
+
+def build(recipe, data):
+    """Stands in for `training_cifar10.build`."""
+    inputs = keras.Input(data.train.images.shape[1:], name="images")
+    x = mean_subtraction(*data.mean_and_std(recipe.mean))(inputs)
+    x = convolution(4, 3, 4, padding="same", name="stem_convolve")(x)
+    x = AttentionBlock(4, mask_depth=1, unit=Plain, name="stage_1_attention_1")(x)
+    x = layers.Flatten(name="flatten")(BatchNormalization(name="norm_tail")(x))
+    x = Dropout(recipe.dropout, name="dropout")(x)
+    x = layers.Dense(len(data.classes), dtype="float32", name="logits")(x)
+    return keras.Model(inputs, layers.Softmax(name="probabilities")(x), name="plain")

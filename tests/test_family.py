@@ -245,8 +245,8 @@ def test_command_says_one_line_where_no_backend_starts(name, said):
     assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1 and said in run.stderr
 
 
-def test_readme_table_is_the_counts():
-    text = (ROOT / "README.md").read_text()
+def test_table_of_networks_is_the_counts():
+    text = (ROOT / "docs" / "networks.md").read_text()
     rows = re.findall(r"^\| (attention\w*_\d+) \| (\w+) \| ([\d,]+(?: \| [\d,]+){4}) \|$", text, re.M)
     assert len(rows) >= 12
     for name, geometry, figures in rows:

@@ -1,4 +1,4 @@
-"""How fast the project is, beside a matrix product and beside PyTorch: python -m benchmarks.speed [--peer]
+"""Compare the project's speed with a matrix product and with PyTorch: python -m benchmarks.speed [--peer]
 
 Every subject (TensorFlow, with and without augmentation and XLA, JAX, PyTorch, an earlier checkout) trains in a process
 of its own. One after the other they take their first step; then they take turns, so that what else the machine does
@@ -30,19 +30,25 @@ def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="attention_56", help="(default: %(default)s)")
     parser.add_argument("--geometry", default="compact", choices=tuple(GEOMETRIES), help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images a step (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[64], help="images a step (default: 64)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each subject (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: %(default)s)")
     parser.add_argument("--subjects", nargs="+", choices=tuple(subjects.SUBJECTS), default=list(subjects.DEFAULT))
-    parser.add_argument("--peer", action="store_true", help="PyTorch, too, which must be installed (see README.md)")
+    parser.add_argument(
+        "--peer", nargs="*", choices=tuple(subjects.PEERS), metavar="PEER",
+        help=f"PyTorch, which must be installed: {', '.join(subjects.PEERS)} (default: the first two)",
+    )  # fmt: skip
     parser.add_argument("--before", metavar="DIR", help="an earlier checkout of this project, measured beside this one")
+    parser.add_argument("--before-precision", default="", help="precision of the earlier checkout (default: float32)")
     parser.add_argument("--name", default="speed", help="folder in benchmarks/results (default: %(default)s)")
-    words = parser.parse_args(arguments)
-    if min(words.batch_size, words.rounds) < 1:
+    options = parser.parse_args(arguments)
+    if options.peer is not None:
+        options.peer = options.peer or list(subjects.PEERS)[:2]
+    if min(*options.batch_size, options.rounds) < 1:
         raise InputError("--batch-size and --rounds must be 1 or more")
-    if words.before and not (Path(words.before) / "Training" / "fit.py").exists():
-        raise InputError(f"--before must be a checkout of this project, received {words.before}")
-    return words
+    if options.before and not (Path(options.before) / "Training").is_dir():
+        raise InputError(f"--before must be a checkout of this project, received {options.before}")
+    return options
 
 
 def commit(checkout):
@@ -57,49 +63,49 @@ def process():
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
-def alternating(running, words):
+def alternating(running, options):
     """Each subject's step and matrix product in every round: `{name: [(seconds, GFLOP/s), ...]}`."""
     found = {name: [] for name in running}
-    for turn in range(words.rounds):
+    for turn in range(options.rounds):
         for name, pool in running.items():
-            rate = pool.submit(subjects.ask, "matrix", words.seconds / 4).result()
-            found[name].append((pool.submit(subjects.ask, "steps", words.seconds).result(), rate))
+            rate = pool.submit(subjects.ask, "matrix", options.seconds / 4).result()
+            found[name].append((pool.submit(subjects.ask, "steps", options.seconds).result(), rate))
             print(
                 f"round {turn + 1}, {name}: {found[name][-1][0]:.3f} s a step, product {rate:.0f} GFLOP/s", flush=True
             )
     return found
 
 
-def once(pool, name, words):
+def once(pool, name, options):
     """What is measured once: `{figure: value}`."""
-    each = words.seconds / 2
+    each = options.seconds / 2
     wanted = ["memory", "evaluation", "latency"]
     figures = {what: pool.submit(subjects.ask, what, *[each] * (what != "memory")).result() for what in wanted}
-    if name != subjects.PEER:
+    if name not in subjects.PEERS:
         figures["pipeline"] = pool.submit(subjects.ask, "pipeline", each).result()
         for kind in ("affine", "crop"):
             figures[kind] = pool.submit(subjects.ask, "augmentation", kind, each).result()
     return figures
 
 
-def measure(words):
+def measure(options):
     """Everything, as plain data."""
-    names = [*words.subjects, *[subjects.BEFORE] * bool(words.before), *[subjects.PEER] * words.peer]
+    names = [*options.subjects, *[subjects.BEFORE] * bool(options.before), *(options.peer or ())]
     running = {name: process() for name in names}
     try:
-        result = {"words": {**vars(words), "before": commit(words.before)}, "first": {}}
+        result = {"options": {**vars(options), "before": commit(options.before)}, "first": {}}
         for name, pool in running.items():
-            result["first"][name] = pool.submit(subjects.begin, name, words).result()
+            result["first"][name] = pool.submit(subjects.begin, name, options).result()
             print(f"{name}: {shown_first(result['first'][name])}", flush=True)
         result["environment"] = running[names[0]].submit(subjects.ask, "environment").result()
-        result["rounds"] = alternating(running, words)
-        result["once"] = {name: once(pool, name, words) for name, pool in running.items()}
+        result["rounds"] = alternating(running, options)
+        result["once"] = {name: once(pool, name, options) for name, pool in running.items()}
     finally:
         for pool in running.values():
             pool.shutdown(cancel_futures=True)
-    if words.peer:
+    if options.peer:
         with process() as pool:
-            result["same_network"] = pool.submit(subjects.same_network, words).result()
+            result["same_network"] = pool.submit(subjects.same_network, options).result()
     return result
 
 
@@ -113,9 +119,16 @@ def ratio(result, name, other):
     return statistics.median(theirs[0] / ours[0] for ours, theirs in pairs)
 
 
+def compare(result, name):
+    """Format the speed of a subject's step relative to the fastest peer of its precision; "-" without one."""
+    half = "bfloat16" in name or (name == subjects.BEFORE and "bfloat16" in result["options"]["before_precision"])
+    peers = [peer for peer in result["options"]["peer"] or () if ("bfloat16" in peer) == half]
+    return f"{min(ratio(result, name, peer) for peer in peers):.2f}" if peers else "-"
+
+
 def rows(result):
     """The Markdown table: one row a figure, one column a subject."""
-    names, batch = list(result["rounds"]), result["words"]["batch_size"]
+    names, batch = list(result["rounds"]), result["options"]["batch_size"]
     work = FLOP * result["environment"]["multiply_adds"] * batch / 1e9  # GFLOP of a step
     first, once = result["first"], result["once"]
     step = {name: statistics.median(s for s, _ in result["rounds"][name]) for name in names}
@@ -135,7 +148,7 @@ def rows(result):
         "images/s": lambda n: f"{batch / step[n]:.0f}",
         "GFLOP/s": lambda n: f"{work / step[n]:.0f}",
         "share of the matrix product's rate": lambda n: f"{100 * product[n]:.0f} %",
-        f"speed of a step, {names[-1]} = 1": lambda n: f"{ratio(result, n, names[-1]):.2f}",
+        "speed of a step, the fastest PyTorch of this precision = 1": lambda n: compare(result, n),
         "evaluation, images/s": lambda n: f"{once[n]['evaluation']:.0f}",
         "one image, ms": lambda n: f"{1000 * once[n]['latency']:.0f}",
         "affine alone: share of a step, images/s": share("affine"),
@@ -145,20 +158,20 @@ def rows(result):
     }
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for text, cell in table.items():
-        cells = [cell(n) if n != subjects.PEER or "alone" not in text else "-" for n in names]
+        cells = [cell(n) if n not in subjects.PEERS or "alone" not in text else "-" for n in names]
         lines.append(f"| {text} | {' | '.join(cells)} |")
     return lines
 
 
 def report(result):
-    words, machine = result["words"], result["environment"]
+    options, machine = result["options"], result["environment"]
     packages = ", ".join(f"{key} {value}" for key, value in machine["packages"].items() if value)
     lines = [
-        f"# Speed of {words['network']}, {words['geometry']}, batches of {words['batch_size']}",
+        f"# Speed of {options['network']}, {options['geometry']}, batches of {options['batch_size']}",
         "",
         f"{machine['device']}; Python {machine['python']}, {packages}; commit {machine['git_commit']}.",
-        f"Medians of {words['rounds']} rounds in which the subjects take turns; made by `python -m benchmarks.speed`.",
-        *[f"The column `{subjects.BEFORE}` is commit {words['before']} of this project."] * bool(words["before"]),
+        f"Medians of {options['rounds']} rounds in which the subjects take turns; from `python -m benchmarks.speed`.",
+        *[f"The column `{subjects.BEFORE}` is commit {options['before']} of this project."] * bool(options["before"]),
         "",
         *rows(result),
     ]
@@ -175,13 +188,16 @@ def report(result):
 
 def main(arguments=None):
     with report_errors():
-        words = parse(arguments)
-        result = measure(words)
-        folder = RESULTS / words.name
+        options = parse(arguments)
+        sizes, found = options.batch_size, []
+        for options.batch_size in sizes:
+            found.append(measure(options))
+        folder = RESULTS / options.name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
-        (folder / "speed.md").write_text(report(result))
-        print("\n" + report(result) + f"\nwritten into {folder}")
+        text = "\n".join(map(report, found))
+        (folder / "speed.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / "speed.md").write_text(text)
+        print(f"\n{text}\nwritten into {folder}")
 
 
 if __name__ == "__main__":

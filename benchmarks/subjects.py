@@ -24,17 +24,29 @@ SUBJECTS = {
 }
 DEFAULT = tuple(SUBJECTS)[:-1]  # processors without bfloat16 take ten times as long with it
 BEFORE = "before"
-PEER = "pytorch"
+# PyTorch at its best: `channels_last`, autocast in bfloat16, and compiled, which takes minutes for the first step.
+PEERS = {
+    "pytorch": {},
+    "pytorch, bfloat16": {"precision": "bfloat16"},
+    "pytorch, compiled": {"compile": True},
+    "pytorch, bfloat16, compiled": {"precision": "bfloat16", "compile": True},
+}
 
 subject = None  # of this process
 
 
-def begin(name, words):
+def begin(name, options):
     """Make this process' subject and let it take its first step; gives the seconds of each part."""
     global subject
     if name == BEFORE:
-        other_checkout(words.before)
-    subject = Peer(words) if name == PEER else Ours(*SUBJECTS.get(name, ("tensorflow", {})), words)
+        other_checkout(options.before)
+    if name in PEERS:
+        subject = Peer(PEERS[name], options)
+    else:
+        backend, changes = SUBJECTS.get(name, ("tensorflow", {}))
+        if name == BEFORE and options.before_precision:
+            changes = {"precision": options.before_precision}
+        subject = Ours(backend, changes, options)
     return subject.first
 
 
@@ -64,14 +76,14 @@ def repeated(act, seconds):
 class Subject:
     """Random images and labels, and a clock that starts before the framework is imported."""
 
-    def __init__(self, words):
+    def __init__(self, options):
         self.clock = time.perf_counter()
         self.first = {}
-        rows = GEOMETRIES[words.geometry]
+        rows = GEOMETRIES[options.geometry]
         draw = np.random.default_rng(0)
         self.shape, self.classes = (rows.pixels, rows.pixels, 3), rows.classes
-        self.batch_size = words.batch_size
-        self.images = draw.integers(0, 256, (BATCHES * words.batch_size, *self.shape), dtype="uint8")
+        self.batch_size = options.batch_size
+        self.images = draw.integers(0, 256, (BATCHES * options.batch_size, *self.shape), dtype="uint8")
         self.labels = draw.integers(0, self.classes, len(self.images)).astype("int32")
 
     def tick(self, part):
@@ -83,23 +95,27 @@ class Subject:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def training_parts():
-    """`compiled`, `Batches` and `mean_subtraction`, which earlier checkouts have all in `fit`."""
-    from Training.engine import fit
-
+def import_parts():
+    """Import `compile_model`, `Batches`, `Examples` and `mean_subtraction`, which earlier checkouts have elsewhere."""
     try:
         from Training.data.batches import Batches
+        from Training.data.datasets import Examples
+        from Training.engine.fit import compile_model
         from Training.engine.preprocessing import mean_subtraction
     except ImportError:
-        return fit.compile_model, fit.Batches, fit.mean_subtraction
-    return fit.compile_model, Batches, mean_subtraction
+        from Training.batches import Batches
+        from Training.fit import compiled as compile_model
+        from Training.preprocessing import mean_subtraction
+
+        from Training.data import Examples
+    return compile_model, Batches, Examples, mean_subtraction
 
 
 class Ours(Subject):
     """The project's own training model, driven by Keras' `fit` as a run drives it."""
 
-    def __init__(self, backend, changes, words):
-        super().__init__(words)
+    def __init__(self, backend, changes, options):
+        super().__init__(options)
         os.environ["KERAS_BACKEND"] = backend
         from Training.console import start_keras
 
@@ -107,16 +123,16 @@ class Ours(Subject):
         import keras
 
         from Model import network
-        from Training.data.datasets import Examples
         from Training.recipe import Recipe
 
         self.tick("import")
+        self.dtype = "bfloat16" if changes.get("precision") == "mixed_bfloat16" else "float32"
         keras.config.set_dtype_policy(changes.get("precision", "float32"))
-        compiled, self.make_batches, mean_subtraction = training_parts()
+        compile_model, self.make_batches, self.make_examples, mean_subtraction = import_parts()
         mean = mean_subtraction(np.full(self.shape, 120.0, "float32"))
-        self.network = network(words.network, geometry=words.geometry, preprocessing=mean)
-        self.model = compiled(self.network, Recipe(batch_size=self.batch_size, **changes), BATCHES)
-        self.batches = self.make_batches(Examples(self.images, self.labels), self.batch_size, 0)
+        self.network = network(options.network, geometry=options.geometry, preprocessing=mean)
+        self.model = compile_model(self.network, Recipe(batch_size=self.batch_size, **changes), BATCHES)
+        self.batches = self.make_batches(self.make_examples(self.images, self.labels), self.batch_size, 0)
         self.tick("build")
         busy = time.thread_time()
         self.first["first step"] = self.fitted(2)[0]  # the second still warms up
@@ -145,11 +161,13 @@ class Ours(Subject):
         return float(np.median(self.fitted(count + 1)[1:]))
 
     def matrix(self, seconds):
-        """GFLOP/s of a float32 matrix product: two operations a multiply-add."""
+        """Measure GFLOP/s of a matrix product in the precision of the step: two operations a multiply-add."""
         import keras
 
-        operand = keras.ops.convert_to_tensor(np.ones((MATRIX, MATRIX), "float32"))
-        spent = repeated(lambda: np.asarray(keras.ops.matmul(operand, operand)[0, 0]), seconds)
+        operand = keras.ops.ones((MATRIX, MATRIX), self.dtype)
+        spent = repeated(
+            lambda: np.asarray(keras.ops.cast(keras.ops.matmul(operand, operand)[0, 0], "float32")), seconds
+        )
         return 2 * MATRIX**3 / float(np.median(spent)) / 1e9
 
     def augmentation(self, kind, seconds):
@@ -178,9 +196,7 @@ class Ours(Subject):
 
     def evaluation(self, seconds):
         """Images a second of `predict`, in batches of 256."""
-        from Training.data.datasets import Examples
-
-        batches = self.make_batches(Examples(self.images, self.labels), min(EVALUATED, len(self.images)))
+        batches = self.make_batches(self.make_examples(self.images, self.labels), min(EVALUATED, len(self.images)))
         spent = repeated(lambda: self.model.predict(batches, verbose=0), seconds)
         return len(self.images) / float(np.median(spent))
 
@@ -197,20 +213,24 @@ class Ours(Subject):
 
 
 class Peer(Subject):
-    """The PyTorch network of `peer.py`, in the plainest training loop."""
+    """The PyTorch network of `peer.py` in a plain training loop, in the memory layout that is fastest on CPUs."""
 
-    def __init__(self, words):
-        super().__init__(words)
-        import peer
+    def __init__(self, changes, options):
+        super().__init__(options)
         import torch
+
+        from benchmarks import peer
 
         self.tick("import")
         torch.manual_seed(0)
-        _, depth = parse_name(words.network)
+        _, depth = parse_name(options.network)
         mean = np.full(self.shape, 120.0, "float32")
-        self.model = peer.Network(depth, words.geometry, self.classes, self.shape[0], mean)
+        self.model = peer.Network(depth, options.geometry, self.classes, self.shape[0], mean)
+        self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
-        self.batch = torch.tensor(self.images[: self.batch_size]).permute(0, 3, 1, 2).contiguous()
+        self.dtype = getattr(torch, changes.get("precision", "float32"))
+        self.run = torch.compile(self.model) if changes.get("compile") else self.model
+        self.batch = self.to_layout(self.images[: self.batch_size])
         self.target = torch.tensor(self.labels[: self.batch_size]).long()
         self.tick("build")
         busy = time.thread_time()
@@ -218,60 +238,72 @@ class Peer(Subject):
         self.tick("first step")
         self.first["main thread"] = time.thread_time() - busy
 
+    def to_layout(self, images):
+        """Return images `(batch, 3, height, width)` in the layout `channels_last`."""
+        import torch
+
+        return torch.tensor(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+    def forward(self, images):
+        import torch
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return self.run(images)
+
     def step(self):
         from torch.nn.functional import cross_entropy
 
         self.optimizer.zero_grad()
-        loss = cross_entropy(self.model(self.batch), self.target)
+        loss = cross_entropy(self.forward(self.batch).float(), self.target)
         loss.backward()
         self.optimizer.step()
         return loss.item()
 
     def steps(self, seconds):
-        """The median step's seconds."""
+        """Measure the seconds of the median step."""
         self.model.train()
         return float(np.median(repeated(self.step, seconds)))
 
     def matrix(self, seconds):
-        """GFLOP/s of a float32 matrix product: two operations a multiply-add."""
+        """Measure GFLOP/s of a matrix product in the precision of the step: two operations a multiply-add."""
         import torch
 
-        operand = torch.ones(MATRIX, MATRIX)
+        operand = torch.ones(MATRIX, MATRIX, dtype=self.dtype)
         return 2 * MATRIX**3 / float(np.median(repeated(lambda: operand @ operand, seconds))) / 1e9
 
     def evaluation(self, seconds):
-        """Images a second in batches of 256."""
+        """Measure images a second in batches of 256."""
         import torch
 
         self.model.eval()
-        images = torch.tensor(self.images).permute(0, 3, 1, 2)
+        images = self.to_layout(self.images)
         with torch.no_grad():
-            spent = repeated(lambda: [self.model(part) for part in images.split(EVALUATED)], seconds)
+            spent = repeated(lambda: [self.forward(part) for part in images.split(EVALUATED)], seconds)
         return len(images) / float(np.median(spent))
 
     def latency(self, seconds):
-        """Seconds of the prediction of one image."""
+        """Measure the seconds of the prediction of one image."""
         import torch
 
         self.model.eval()
+        image = self.batch[:1]
         with torch.no_grad():
-            return float(np.median(repeated(lambda: self.model(self.batch[:1]).softmax(-1).numpy(), seconds)))
+            return float(np.median(repeated(lambda: self.forward(image).float().softmax(-1).numpy(), seconds)))
 
 
-def same_network(words):
-    """What `peer.check` says of the network and its peer."""
+def same_network(options):
+    """Compare the network with its peer, see `peer.check`."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from Training.console import start_keras
 
     start_keras()
-    import peer
-
+    from benchmarks import peer
     from Model import network
     from Training.engine.preprocessing import mean_subtraction
 
-    rows = GEOMETRIES[words.geometry]
+    rows = GEOMETRIES[options.geometry]
     mean = np.full((rows.pixels, rows.pixels, 3), 120.0, "float32")
-    ours = network(words.network, geometry=words.geometry, preprocessing=mean_subtraction(mean))
-    theirs = peer.Network(parse_name(words.network)[1], words.geometry, rows.classes, rows.pixels, mean)
+    ours = network(options.network, geometry=options.geometry, preprocessing=mean_subtraction(mean))
+    theirs = peer.Network(parse_name(options.network)[1], options.geometry, rows.classes, rows.pixels, mean)
     images = np.random.default_rng(0).integers(0, 256, (4, *mean.shape), dtype="uint8")
     return peer.check(ours, theirs, images)

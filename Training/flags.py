@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 
 from Training.errors import InputError, escape
+from Training.files import read_text
 from Training.recipe import RECIPES, Recipe
 
 
@@ -75,11 +76,11 @@ def _resumed(folder, name, given):
     if not folder:  # what a shell makes of "$RUN" where RUN is not set: no wish for a run of its own
         raise InputError("--resume needs a run's folder, received ''")
     try:
-        with open(f"{folder}/recipe.json", encoding="utf-8") as file:
-            recipe = Recipe.from_json(file.read())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise InputError(f"--resume needs a run's folder, and {folder}/recipe.json cannot be read: {reason}") from None
+        recipe = Recipe.from_json(read_text(f"{folder}/recipe.json"))
+    except OSError as error:
+        raise InputError(
+            f"--resume needs a run's folder, and {folder}/recipe.json cannot be read: {error.strerror}"
+        ) from None
     values = {**RECIPES.get(name, {}), **given}
     other = [f"{key} (run: {getattr(recipe, key)!r}, given: {values[key]!r})"
              for key in values if key != "epochs" and values[key] != getattr(recipe, key)]  # fmt: skip

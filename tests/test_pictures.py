@@ -159,9 +159,10 @@ def broken_files(folder):
     bomb(folder / "large.png", 12_000, 12_000)
     return {
         "cut.png": "cannot be read: ", "cut.jpg": "cannot be read: image file is truncated", "empty.png": "is empty",
-        "text.jpg": "is no picture", "vector.eps": "EPS is not supported", "two\\nlines.png": "is no picture",
-        "pipe.png": "is no file", "bomb.png": "cannot be read: ", "large.png": "more than 90,000,000 pixels",
-        "nothing.png": "does not exist", ".": "is no file",
+        "text.jpg": "is not a picture", "vector.eps": "EPS is not supported", "two\\nlines.png": "is not a picture",
+        "pipe.png": "must be a regular file, it is a FIFO", "bomb.png": "cannot be read: ",
+        "large.png": "more than 90,000,000 pixels",
+        "nothing.png": "does not exist", ".": "it is a directory",
     }  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def test_broken_pictures_are_named_and_skipped(run, tmp_path, capsys):
     assert out.splitlines() == [f"{tmp_path / name}  {shares}" for name in ("b.png", "d.bmp")]
     assert err.splitlines() == [
         f"predict.py: skipped: {tmp_path / 'a.png'} is empty",
-        f"predict.py: skipped: {tmp_path / 'c.jpg'} is no picture that can be read",
+        f"predict.py: skipped: {tmp_path / 'c.jpg'} is not a picture that can be read",
         "predict.py: 2 of 4 pictures could not be read",
     ]
 

@@ -16,9 +16,10 @@ import pytest
 import training_cifar10
 from benchmarks import fuzz, kill
 from tests.support import tiny
+from Training import files
 from Training.engine import checkpointing
 from Training.errors import InputError, RunError
-from Training.runs import checkpoint, files, run_folder
+from Training.runs import checkpoint, run_folder
 from Training.runs.checkpoint import list_checkpoints, pack, unpack
 
 ROOT = Path(__file__).parent.parent

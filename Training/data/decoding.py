@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from Training.errors import InputError, format_path, shorten
+from Training.files import LARGEST_PICTURE, open_file
 
 LARGEST_PIXELS = 90_000_000  # of a picture; decoded it takes four bytes each
 DRAFT = 2  # a JPEG is decoded at least so many times larger than what is asked for
@@ -38,17 +39,18 @@ def read(path, size=None, raw=None):
             `LARGEST_PIXELS`.
     """
     try:
-        if raw is None and not Path(path).is_file():  # a pipe or a device might never end
-            raise InputError(
-                f"{format_path(path)} is no file" if os.path.exists(path) else f"{format_path(path)} does not exist"
-            )
-        with Image.open(path if raw is None else io.BytesIO(raw)) as image:
-            return np.asarray(_decode(image, size))
+        with open_file(path, LARGEST_PICTURE) if raw is None else io.BytesIO(raw) as file:
+            if not file.seek(0, os.SEEK_END):
+                raise InputError(f"{format_path(path)} is empty")
+            file.seek(0)
+            with Image.open(file) as image:
+                return np.asarray(_decode(image, size))
     except InputError:
         raise
+    except FileNotFoundError:
+        raise InputError(f"{format_path(path)} does not exist") from None
     except UnidentifiedImageError:
-        what = "is no picture that can be read" if (raw or raw is None and os.path.getsize(path)) else "is empty"
-        raise InputError(f"{format_path(path)} {what}") from None
+        raise InputError(f"{format_path(path)} is not a picture that can be read") from None
     # A broken file can raise nearly anything; none of it may reach the user as a traceback.
     except Exception as error:
         reason = getattr(error, "strerror", None) or shorten(error)

@@ -12,6 +12,7 @@ from Training.data import decoding
 from Training.data.listing import Listing, digest, refuse_missing
 from Training.devices import count_cores
 from Training.errors import InputError, format_path
+from Training.files import LARGEST_PICTURE, open_file
 
 # How whole files of the two common formats begin and end.
 WHOLE = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
@@ -29,11 +30,11 @@ class Scanned(NamedTuple):
 def looks_whole(path):
     """Whether a file begins and ends as a whole JPEG or PNG file does; False says nothing."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path, LARGEST_PICTURE) as file:
             head = file.read(8)
             file.seek(-8, os.SEEK_END)
             tail = file.read()
-    except OSError:
+    except (InputError, OSError):
         return False
     return any(head.startswith(first) and tail.endswith(last) for first, last in WHOLE.items())
 

@@ -5,6 +5,7 @@ so that TensorFlow's own readers take the shards too. Beside them `index.npz` sa
 picture can be read at once, without TensorFlow, and an epoch's order is a permutation like every other's.
 """
 
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -13,8 +14,11 @@ import numpy as np
 
 from Training.data.listing import Listing, digest, refuse_missing
 from Training.errors import InputError, format_path
+from Training.files import open_file, read_bytes
 
 INDEX = "index.npz"
+LARGEST_INDEX = 256 * 2**20  # bytes: 8 million pictures
+LARGEST_SHARD = 2**40  # bytes
 COLUMNS = ("shard", "offset", "length", "label")
 
 
@@ -31,13 +35,15 @@ def read(name, data_dir, broken="skip"):
     refuse_missing(name, data_dir)
     path = Path(data_dir) / INDEX
     try:
-        raw = path.read_bytes()
-        with np.load(path, allow_pickle=False) as file:
+        raw = read_bytes(path, LARGEST_INDEX)
+        with np.load(io.BytesIO(raw), allow_pickle=False) as file:
             index = dict(file)
         classes = tuple(str(name) for name in index["classes"])
         names = [part for part in ("train", "val", "test") if f"{part}_label" in index]
         place = f"{os.path.realpath(path)} {path.stat().st_mtime_ns}"
         parts = {part: _listing(data_dir, part, index, len(classes), digest(raw), place) for part in names}
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(
             f"{format_path(path)} cannot be read ({error.strerror or error}): --data-dir must be a folder that "
@@ -63,7 +69,7 @@ def _listing(data_dir, part, index, classes, identity, place):
             raise InputError(f"{format_path(path)} is truncated: it must have {end} bytes and more")
 
     def fetch(i):
-        with open(paths[shard[i]], "rb") as file:
+        with open_file(paths[shard[i]], LARGEST_SHARD) as file:
             file.seek(offset[i])
             return f"{paths[shard[i]]}, byte {offset[i]}", file.read(length[i])
 

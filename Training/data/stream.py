@@ -13,6 +13,7 @@ from Training.data import decoding
 from Training.data.listing import digest
 from Training.devices import count_cores
 from Training.errors import InputError
+from Training.files import open_own
 
 TRIES = 10  # pictures of a class that are tried in the place of a broken one
 AREA = (0.08, 1.0)  # of a picture that a random crop takes
@@ -166,12 +167,12 @@ class Stream:
 
 def _map_file(path, shape):
     """A uint8 array in a file, zeros where it is new; its space is taken at once, lest the disk be full later."""
-    with open(path, "ab") as file:
+    with open_own(path) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
         else:
             file.truncate(int(np.prod(shape)))
-    return np.memmap(path, "uint8", "r+", shape=shape)
+        return np.memmap(file, "uint8", "r+", shape=shape)
 
 
 class ReadAhead:

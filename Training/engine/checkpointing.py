@@ -8,6 +8,7 @@ import numpy as np
 
 from Training.devices import ONE, should_stop
 from Training.errors import Interrupted, RunError
+from Training.files import read_text
 from Training.runs.checkpoint import list_checkpoints, write
 from Training.runs.run_folder import sync_event_files
 
@@ -138,7 +139,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def _write(self, steps, arrays):
         history = self.folder / "history.csv"
-        self.state["history"] = history.read_text() if history.exists() else None
+        self.state["history"] = read_text(history) if history.exists() else None
         self.state["events"] = sync_event_files(self.folder)
         try:
             write(self.folder, steps, self.state, arrays)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from Training.errors import RunError
-from Training.runs.files import replace_file
+from Training.files import LARGEST_CHECKPOINT, read_bytes, replace_file
 
 MAGIC = b"residual-attention checkpoint 1\n"
 KEPT = 2
@@ -70,7 +70,7 @@ def write(folder, step, state, arrays):
     path.parent.mkdir(exist_ok=True)
     raw = pack(state, arrays)
     replace_file(path, raw)
-    if path.read_bytes() != raw:
+    if read_bytes(path, LARGEST_CHECKPOINT) != raw:
         path.unlink()
         raise RunError(f"{path} reads back other bytes than were written: the disk cannot be trusted")
     for old in list_checkpoints(folder)[KEPT:]:
@@ -81,7 +81,7 @@ def load_newest(folder, say):
     """State and arrays of the newest checkpoint that is whole, or None; `say` is told of each that is not."""
     for path in list_checkpoints(folder):
         try:
-            return unpack(path.read_bytes())
+            return unpack(read_bytes(path, LARGEST_CHECKPOINT))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             say(f"{path} cannot be used ({error}); the checkpoint before it is tried")
     return None

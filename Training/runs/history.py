@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import NamedTuple
 
 from Training.errors import InputError
+from Training.files import read_text
 from Training.recipe import Recipe
 
 
@@ -25,8 +27,7 @@ def read_history(path):
     An epoch that was repeated after an interruption counts with its last row. Without validation Keras' `CSVLogger`
     still writes its columns, full of NA: they are left out.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = {int(row["epoch"]): row for row in csv.DictReader(file)}
+    rows = {int(row["epoch"]): row for row in csv.DictReader(io.StringIO(read_text(path), newline=""))}
     columns = {key: [rows[epoch][key] for epoch in sorted(rows)] for key in next(iter(rows.values()))}
     return {key: list(map(float, values)) for key, values in columns.items() if "NA" not in values}
 
@@ -40,8 +41,8 @@ def read_run(folder):
     folder = Path(folder)
     defaults = {item.name: item.default for item in dataclasses.fields(Recipe)}
     try:
-        recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        recipe = json.loads(read_text(folder / "recipe.json"))
+        result = json.loads(read_text(folder / "result.json"))
         run = Run(folder, {**defaults, **recipe}, {**result}, read_history(folder / "history.csv"))
         sum(run.result[name] for name in ("test_error_percent", "running_time_s", "parameters"))  # three numbers
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from Training.errors import InputError, format_path
+from Training.files import LARGEST_TEXT, open_own, read_bytes, read_text, replace_file
 from Training.runs import checkpoint
-from Training.runs.files import replace_file
 
 
 def create(logs):
@@ -65,9 +65,11 @@ def write_split(folder, held_out, identity):
     """
     path = Path(folder) / "split.json"
     try:
-        before = json.loads(path.read_text(encoding="utf-8")).get("identity", "")
+        before = json.loads(read_text(path)).get("identity", "")
     except FileNotFoundError:
         before = identity
+    except InputError:
+        raise
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "it is no JSON object"
         raise InputError(
@@ -94,7 +96,7 @@ def refuse_to_start_over(folder, epochs_between):
     if checkpoint.load_newest(folder, reasons.append):
         return
     history = folder / "history.csv"
-    epochs = len(history.read_text(errors="replace").splitlines()) - 1 if history.exists() else 0
+    epochs = read_bytes(history, LARGEST_TEXT).count(b"\n") - 1 if history.exists() else 0
     if reasons or epochs > epochs_between or (folder / "result.json").exists():
         why = "no checkpoint that can be used" if reasons else "no checkpoint"
         raise InputError(f"{folder} has {why} in backup/, and to begin anew would lose its history: start another run")
@@ -136,7 +138,7 @@ def lock(folder):
         return None
     path = Path(folder) / "lock"
     try:
-        file = open(path, "w")  # noqa: SIM115  it is held, not read
+        file = open_own(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
     try:
@@ -151,7 +153,7 @@ def sync_event_files(folder):
     """Sizes of the event files, all bytes of them on the disk."""
     sizes = {}
     for path in event_files(folder):
-        with open(folder / path, "rb") as file:
+        with open_own(folder / path) as file:
             os.fsync(file.fileno())
             sizes[path.as_posix()] = os.fstat(file.fileno()).st_size
     return sizes

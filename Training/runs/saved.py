@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from Training.errors import InputError, format_path, shorten
+from Training.files import read_text
 from Training.recipe import Recipe
 
 
@@ -64,10 +65,9 @@ def read_recipe(path):
         InputError: the file cannot be read, or is no recipe.
     """
     try:
-        return Recipe.from_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise InputError(f"{format_path(path)} cannot be read: {reason}") from None
+        return Recipe.from_json(read_text(path))
+    except OSError as error:
+        raise InputError(f"{format_path(path)} cannot be read: {error.strerror}") from None
 
 
 def _version(path):
@@ -89,7 +89,9 @@ def read_classes(path, least, most=None):
     if not path.exists():
         return None
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = json.loads(read_text(path))
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{format_path(path)} cannot be read: {shorten(error)}") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

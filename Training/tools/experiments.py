@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from Training.console import exit_with, format_duration, report_errors
+from Training.files import read_text
 from Training.flags import Parser
 from Training.recipe import RECIPES, Recipe
 from Training.runs import history
@@ -108,7 +109,7 @@ def find_run(logs, recipe):
     found = []
     for path in sorted(Path(logs).glob("*/recipe.json")):
         try:
-            if Recipe.from_json(path.read_text(encoding="utf-8")) == recipe:
+            if Recipe.from_json(read_text(path)) == recipe:
                 found.append(path.parent)
         except (OSError, ValueError):
             continue  # a file that is no recipe is no run of ours

@@ -9,6 +9,7 @@
 import argparse
 import csv
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from Training.console import report_errors, start_keras
 from Training.data import decoding
 from Training.data.datasets import load_for_recipe, load_photographs
 from Training.errors import InputError, format_path
+from Training.files import read_text
 from Training.flags import Parser
 from Training.runs import saved
 
@@ -113,10 +115,12 @@ def read_predictions(path):
         InputError: the file cannot be read, or is not what a run writes.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            labels, predictions = zip(*((int(row["label"]), int(row["predicted"])) for row in csv.DictReader(file)))
+        rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        labels, predictions = zip(*((int(row["label"]), int(row["predicted"])) for row in rows))
         if min(*labels, *predictions) < 0:
             raise ValueError
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{format_path(path)} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, csv.Error):

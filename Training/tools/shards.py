@@ -9,6 +9,7 @@ from Training.console import report_errors, start_keras
 from Training.data import folder
 from Training.data.shards import COLUMNS, INDEX, shard_name
 from Training.errors import InputError, shorten
+from Training.files import LARGEST_PICTURE, read_bytes
 from Training.flags import Parser
 
 SHUFFLE_SEED = 0  # of the pictures' order in the shards: each shard is a sample of all classes
@@ -25,7 +26,7 @@ def write_part(part, listing, out, per_shard):
         path, end = str(Path(out) / shard_name(part, number, count)), 0
         with tf.io.TFRecordWriter(path) as writer:
             for i in order[number * per_shard : (number + 1) * per_shard]:
-                raw, label = Path(listing.fetch(i)[0]).read_bytes(), int(listing.labels[i])
+                raw, label = read_bytes(listing.fetch(i)[0], LARGEST_PICTURE), int(listing.labels[i])
                 record = _example(tf.train, raw, label)
                 writer.write(record)
                 # A record is its length (8 bytes), a checksum of it (4), the bytes, and a checksum of them (4).

@@ -1,0 +1,133 @@
+"""Files: those from outside are opened without trust, those of a run are replaced as a whole."""
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+from Training.errors import InputError, format_path
+
+LARGEST_TEXT = 64 * 2**20  # bytes of a JSON or CSV file: a million rows of a table
+LARGEST_PICTURE = 512 * 2**20  # bytes of a picture file: 90 million pixels without compression
+LARGEST_CHECKPOINT = 8 * 2**30  # bytes: 700 million parameters with two slots of an optimizer
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISLNK, "a symbolic link"),
+)
+# Opening must not wait for a peer, take a terminal, pass the file on to a child or, on Windows, convert line ends.
+_SAFE = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+
+
+def refuse_special(path, mode):
+    """Raise `InputError` unless `mode`, the `st_mode` of a file, is that of a regular file."""
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "a special file")
+        raise InputError(f"{format_path(path)} must be a regular file, it is {kind}")
+
+
+def open_file(path, limit):
+    """Open a regular file for reading, without waiting for anything.
+
+    The file is checked before it is opened, since opening a device may have effects, and again afterwards, since it
+    may have been replaced in between. Symbolic links are followed.
+
+    Args:
+        path: path of the file.
+        limit: int, the largest size in bytes.
+
+    Returns:
+        A binary file object.
+
+    Raises:
+        InputError: not a regular file, or larger than `limit`.
+        OSError: the file does not exist or cannot be opened.
+    """
+    refuse_special(path, os.stat(path).st_mode)
+    file = os.fdopen(os.open(path, os.O_RDONLY | _SAFE), "rb")
+    try:
+        status = os.fstat(file.fileno())
+        refuse_special(path, status.st_mode)
+        if status.st_size > limit:
+            raise InputError(f"{format_path(path)} must have at most {limit:,} bytes, it has {status.st_size:,}")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_bytes(path, limit):
+    """Return the bytes of a regular file, see `open_file`; what is appended while it is read is left out."""
+    with open_file(path, limit) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def read_text(path, limit=LARGEST_TEXT):
+    """Return the UTF-8 text of a regular file, line ends as they are, see `read_bytes`.
+
+    Raises:
+        InputError: also if the file is not UTF-8.
+    """
+    try:
+        return read_bytes(path, limit).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{format_path(path)} must be UTF-8 text, byte {error.start} is not") from None
+
+
+def open_own(path):
+    """Open a file of the program's own for reading and writing, and create it if it is missing; its content is kept.
+
+    A link is refused, so that nothing outside the folder is changed through it.
+
+    Returns:
+        A binary file object, positioned at the start.
+
+    Raises:
+        InputError: the file is there and is a symbolic link or not a regular file.
+        OSError: it cannot be opened or created.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        refuse_special(path, os.lstat(path).st_mode)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | _SAFE
+    file = os.fdopen(os.open(path, flags, 0o666), "r+b")
+    try:
+        refuse_special(path, os.fstat(file.fileno()).st_mode)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def replace_file(path, raw):
+    """Write bytes to a new file next to `path`, sync it, and rename it to `path`, which is complete at every moment.
+
+    A file or link that an earlier attempt left under the new file's name is removed, never followed. If `path` is a
+    link, the link is replaced.
+    """
+    new = Path(f"{path}.new")
+    new.unlink(missing_ok=True)
+    try:
+        with open(new, "xb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    sync_directory(Path(path).parent)
+
+
+def sync_directory(path):
+    """Write the names in a directory to the disk, where the system can."""
+    if os.name != "posix":
+        return
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

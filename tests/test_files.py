@@ -1,0 +1,204 @@
+"""Files from outside: whatever lies in a file's place is read or refused in one line, without waiting."""
+
+import os
+import socket
+import tracemalloc
+
+import pytest
+
+from Training import files, flags
+from Training.data import archives, decoding, folder, shards
+from Training.errors import InputError, Interrupted
+from Training.files import open_file, open_own, read_bytes, read_text, replace_file
+from Training.runs import checkpoint, history, run_folder, saved
+from Training.tools import experiments, figures
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="FIFOs and devices are POSIX's")
+
+
+@pytest.fixture(autouse=True)
+def alarm():
+    """A test that waits for a FIFO ends in an error instead of hanging."""
+    import signal
+
+    def end(number, _frame):
+        raise Interrupted(number)
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def put_fifo(path):
+    os.mkfifo(path)
+
+
+def put_device(path):
+    path.symlink_to("/dev/zero")
+
+
+def put_directory(path):
+    path.mkdir()
+
+
+def put_socket(path):
+    # The name of a socket may have 107 bytes, and tmp_path is longer.
+    back = os.getcwd()
+    os.chdir(path.parent)
+    try:
+        socket.socket(socket.AF_UNIX).bind(path.name)
+    finally:
+        os.chdir(back)
+
+
+SPECIAL = {
+    "a FIFO": put_fifo,
+    "a character device": put_device,
+    "a directory": put_directory,
+    "a socket": put_socket,
+}
+special = pytest.mark.parametrize("kind", SPECIAL)
+
+
+def make_run(path):
+    """A run's folder without files."""
+    (path / "backup").mkdir(parents=True)
+    return path
+
+
+# What reads a file from outside, and where below its folder that lies.
+READERS = {
+    "picture.png": lambda root: decoding.read(root / "picture.png"),
+    "data_batch_3": lambda root: archives._from_folder(root, ("data_batch_3",)),
+    "cifar-10-python.tar.gz": lambda root: archives._from_tar(
+        root / "cifar-10-python.tar.gz", archives.ARCHIVES["cifar10"], ("data_batch_1",)
+    ),
+    "index.npz": lambda root: shards.read("shards", root),
+    "history.csv": lambda root: history.read_history(root / "history.csv"),
+    "recipe.json": lambda root: saved.read_recipe(root / "recipe.json"),
+    "result.json": lambda root: (replace_file(root / "recipe.json", b"{}"), history.read_run(root)),
+    "classes.json": lambda root: saved.read_classes(root / "last.keras", 3),
+    "predictions.csv": lambda root: figures.read_predictions(root / "predictions.csv"),
+    "split.json": lambda root: run_folder.write_split(root, None, ""),
+    "lock": run_folder.lock,
+    "events.out.tfevents.1": run_folder.sync_event_files,
+}
+
+
+@special
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_not_a_regular_file_is_refused_in_one_line(tmp_path, name, kind):
+    SPECIAL[kind](tmp_path / name)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as refusal:
+            READERS[name](tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+    message = str(refusal.value)
+    # The lock and the event files are our own: a link is refused as one, wherever it leads.
+    what = "a symbolic link" if kind == "a character device" and name in ("lock", "events.out.tfevents.1") else kind
+    assert f"must be a regular file, it is {what}" in message and name in message and "\n" not in message
+
+
+@special
+def test_the_recipe_of_a_run_to_resume_is_refused_with_exit_code_2(tmp_path, kind, capsys):
+    SPECIAL[kind](tmp_path / "recipe.json")
+    with pytest.raises(SystemExit) as stop:
+        flags.parse(["--resume", str(tmp_path)], "")
+    assert stop.value.code == 2 and f"it is {kind}" in capsys.readouterr().err
+
+
+@special
+def test_a_checkpoint_that_is_not_a_file_counts_as_damaged(tmp_path, kind):
+    run = make_run(tmp_path / "run")
+    checkpoint.write(run, 1, {"epoch": 1}, [])
+    SPECIAL[kind](run / "backup" / "step-000000002.checkpoint")
+    reasons = []
+    assert checkpoint.load_newest(run, reasons.append)[0] == {"epoch": 1}
+    assert len(reasons) == 1 and kind in reasons[0]
+
+
+@special
+def test_recipes_and_pictures_that_are_not_files_are_passed_over_in_a_search(tmp_path, kind, capsys):
+    (tmp_path / "logs" / "run").mkdir(parents=True)
+    SPECIAL[kind](tmp_path / "logs" / "run" / "recipe.json")
+    assert experiments.find_run(tmp_path / "logs", None) is None
+    (tmp_path / "ant").mkdir()
+    SPECIAL[kind](tmp_path / "ant" / "picture.png")
+    found = folder.scan(tmp_path / "ant", decode=False)
+    assert found.names == [] and len(found.broken) == 1 and kind in found.broken[0]
+
+
+def test_a_limit_holds_before_anything_is_read(tmp_path):
+    path = tmp_path / "large"
+    with open(path, "wb") as file:
+        file.truncate(2**40)  # takes no space
+    with pytest.raises(InputError, match=r"large must have at most 67,108,864 bytes, it has 1,099,511,627,776"):
+        read_text(path)
+    with pytest.raises(InputError, match="at most 536,870,912 bytes"):
+        decoding.read(path)
+    path.write_bytes(b"1234")
+    assert read_bytes(path, 4) == b"1234"
+    with pytest.raises(InputError, match="at most 3 bytes, it has 4"):
+        read_bytes(path, 3)
+
+
+def test_a_file_that_is_replaced_by_a_fifo_after_the_check_does_not_block(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"")
+    status = os.stat(path)
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr(files.os, "stat", lambda _: status)
+    with pytest.raises(InputError, match="it is a FIFO"):
+        open_file(path, 10)
+
+
+def test_text_must_be_utf_8_and_keeps_its_line_ends(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"a\r\nb\n")
+    assert read_text(path) == "a\r\nb\n"
+    path.write_bytes(b"ab\xff")
+    with pytest.raises(InputError, match="must be UTF-8 text, byte 2 is not"):
+        read_text(path)
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "none")
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    target = tmp_path / "target"
+    target.write_bytes(b"kept")
+    for name in ("lock", "file", "file.new"):
+        (tmp_path / name).symlink_to(target)
+    with pytest.raises(InputError, match="lock must be a regular file, it is a symbolic link"):
+        open_own(tmp_path / "lock")
+    replace_file(tmp_path / "file", b"new")
+    assert target.read_bytes() == b"kept" and not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"new" and not os.path.lexists(tmp_path / "file.new")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="it is a symbolic link"):
+        open_own(tmp_path / "dangling")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_own_files_keep_their_content(tmp_path):
+    with open_own(tmp_path / "lock") as file:
+        file.write(b"12")
+    with open_own(tmp_path / "lock") as file:
+        assert file.read() == b"12"
+
+
+def test_a_replaced_file_that_cannot_be_written_is_still_the_old_one(tmp_path, monkeypatch):
+    replace_file(tmp_path / "file", b"old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]

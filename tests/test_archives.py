@@ -1,11 +1,13 @@
 """The official archives: read in every place they may lie, and refused by name when anything in them is off."""
 
+import gzip
 import io
 import pickle
 import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -86,10 +88,10 @@ def test_manipulated_pickles_run_nothing(capsys, monkeypatch):
 def test_wrong_contents_are_named():
     good = batch(CIFAR10, 10)
     archives.read_batch(good, "data_batch_1", CIFAR10, 10)
-    refused(good[:-100], "truncated or no CIFAR file", rows=10)
-    refused(good[:20000], "truncated or no CIFAR file", rows=10)
-    refused(b"", "truncated or no CIFAR file")
-    refused(b"\x00" * 1000, "truncated or no CIFAR file")
+    refused(good[:-100], "truncated or not a CIFAR file", rows=10)
+    refused(good[:20000], "truncated or not a CIFAR file", rows=10)
+    refused(b"", "truncated or not a CIFAR file")
+    refused(b"\x00" * 1000, "truncated or not a CIFAR file")
     refused(pickled([1, 2]), "must hold a dictionary, received list")
     refused(pickled({b"labels": [0]}), "no uint8 array under the key 'data'")
     refused(batch(CIFAR10, 9_999), r"images of shape \(10000, 3072\), received \(9999, 3072\)")
@@ -106,10 +108,10 @@ def test_broken_archives_are_named(tmp_path, files):
     with pytest.raises(InputError, match="lacks data_batch_1, data_batch_2"):
         archives.read("cifar10", str(tmp_path))
     path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(InputError, match="truncated or no .tar.gz"):
+    with pytest.raises(InputError, match="truncated or not a .tar.gz"):
         archives.read("cifar10", str(tmp_path))
     path.write_bytes(b"no archive")
-    with pytest.raises(InputError, match="truncated or no .tar.gz"):
+    with pytest.raises(InputError, match="truncated or not a .tar.gz"):
         archives.read("cifar10", str(tmp_path))
 
 
@@ -120,6 +122,61 @@ def test_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path):
     path.write_bytes(info.tobuf() + bytes(10_000))
     with pytest.raises(InputError, match="unpacks to more than any CIFAR archive"):
         archives.read("cifar10", str(tmp_path))
+
+
+def header(kind, size):
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+PAX = b"25 size=-1000000000000000\n"
+
+
+@pytest.mark.parametrize(
+    "pieces, said",
+    [
+        # 2 GB that the header claims, of which 100 MB are there and take a few kB in the file
+        ([header(tarfile.GNUTYPE_LONGNAME, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
+        ([header(tarfile.GNUTYPE_LONGLINK, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
+        ([header(tarfile.XHDTYPE, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
+        ([header(tarfile.XGLTYPE, 10**8), bytes(10**8)], "it has a header of 100,000,256 bytes"),
+        ([header(tarfile.GNUTYPE_LONGNAME, 60_000) + bytes(60_416)] * 400, "maximum recursion depth exceeded"),
+        ([header(tarfile.REGTYPE, 0)] * 5000, "unpacks to more than any CIFAR archive"),
+        ([header(tarfile.REGTYPE, 2**28), bytes(2**20)], "at byte 268,435,967"),
+        (
+            [header(tarfile.XHDTYPE, 26), PAX.ljust(512, b"\0"), header(tarfile.REGTYPE, 0)] * 3,
+            "at byte -99,999,999,998,465",
+        ),
+    ],
+)
+def test_headers_of_an_archive_take_no_memory(tmp_path, pieces, said):
+    """The peak of memory is that of one read of 64 kB a header, whatever size a header claims."""
+    path = tmp_path / CIFAR10.file
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for piece in pieces:
+            file.write(piece)
+    del pieces
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as refusal:
+            archives.read("cifar10", str(tmp_path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert said in str(refusal.value) and str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert peak < 70e6, f"{peak:,.0f} bytes"
+
+
+def test_a_pickle_of_many_objects_is_refused_before_any_is_made():
+    """A byte of the file makes an object of 64: 200 MB of them would take 13 GB."""
+    refused(b"\x80\x02" + b"}" * 20_000_000 + b".", "it has more than 1,000,000 instructions")
+
+
+def test_a_label_that_is_nested_too_deeply_to_print_is_refused_in_one_line():
+    deep = b"]" * 100_000 + b"a" * 99_999
+    raw = batch(CIFAR10, 1).removesuffix(b"u.")
+    refused(raw + b"U\x06labels](" + deep + b"eu.", r"labels from 0 to 9, received \[\[\[", rows=1)
 
 
 def test_links_and_outside_names_in_an_archive_touch_nothing(tmp_path, files):

@@ -448,7 +448,7 @@ def test_shards_that_cannot_be_used_are_refused_in_one_line(root, tmp_path, caps
     with pytest.raises(InputError, match="cannot be read"):
         shards.read("shards", out)
     (out / "index.npz").write_bytes(b"PK no index")
-    with pytest.raises(InputError, match="no index of shards"):
+    with pytest.raises(InputError, match="is not an index of shards"):
         shards.read("shards", out)
 
 

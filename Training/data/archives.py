@@ -1,10 +1,12 @@
-"""CIFAR-10 and CIFAR-100 from the official Python archives, read so that no file can run code."""
+"""CIFAR-10 and CIFAR-100 from the official Python archives, read so that no file can run code or fill the memory."""
 
+import gzip
 import hashlib
 import io
 import os
 import pickle
 import pickletools
+import reprlib
 import tarfile
 import threading
 import urllib.error
@@ -14,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training.errors import InputError, shorten
+from Training.errors import InputError, format_path, shorten
 from Training.files import open_file, read_bytes
 
 PIXELS = 32 * 32 * 3
@@ -26,8 +28,12 @@ OPCODES = frozenset(
     "EMPTY_TUPLE GLOBAL REDUCE BUILD".split()
 )
 LARGEST_MEMO = 1_000_000
+MOST_INSTRUCTIONS = 1_000_000  # of a pickle, each of which may make an object; CIFAR-10's files have 20,049
 LARGEST_MEMBER = 256 * 2**20  # bytes; the largest official file has 154 MB
-LARGEST_DOWNLOAD = 512 * 2**20  # bytes of an archive; the official ones have 170 MB
+LARGEST_DOWNLOAD = 256 * 2**20  # bytes of an archive; the official ones have 170 MB
+LARGEST_UNPACKED = 256 * 2**20  # bytes of all members of an archive; the official ones have 186 MB
+MOST_MEMBERS = 1000  # of an archive; the official ones have 9
+LARGEST_READ = 2**16  # bytes that are unpacked at a time, and of a member's header
 
 
 class Archive(NamedTuple):
@@ -87,7 +93,7 @@ class _Array:
     def __setstate__(self, state):
         _version, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _Dtype) or fortran or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("an array that is no plain uint8 matrix")
+            raise pickle.UnpicklingError("an array that is not a plain uint8 matrix")
         self.value = np.frombuffer(raw, np.uint8).reshape(shape)
 
 
@@ -128,7 +134,9 @@ class _Unpickler(pickle.Unpickler):
 
 def _refuse_other_opcodes(raw):
     """Refuse pickle instructions that no official file has; a huge memo index alone could take all memory."""
-    for opcode, argument, _ in pickletools.genops(raw):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
+        if count == MOST_INSTRUCTIONS:
+            raise pickle.UnpicklingError(f"it has more than {MOST_INSTRUCTIONS:,} instructions")
         if opcode.name not in OPCODES:
             raise pickle.UnpicklingError(f"it has the instruction {opcode.name}, which no CIFAR file has")
         if opcode.name in ("BINPUT", "LONG_BINPUT") and argument > LARGEST_MEMO:
@@ -146,7 +154,7 @@ def unpickle(raw, name):
         content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
     # A broken pickle can raise nearly anything; none of it may reach the user as a traceback.
     except Exception as error:
-        raise InputError(f"{name} is truncated or no CIFAR file: {shorten(error)}") from None
+        raise InputError(f"{name} is truncated or not a CIFAR file: {shorten(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{name} must hold a dictionary, received {type(content).__name__}")
     return content
@@ -169,7 +177,8 @@ def read_batch(raw, name, archive, rows):
         raise InputError(f"{name} must have {rows} labels under {archive.labels.decode()!r}, received {received}")
     for label in labels:
         if type(label) is not int or not 0 <= label < archive.classes:
-            raise InputError(f"{name} must have labels from 0 to {archive.classes - 1}, received {label!r:.80}")
+            received = reprlib.repr(label)  # a list may be nested too deeply for `repr`
+            raise InputError(f"{name} must have labels from 0 to {archive.classes - 1}, received {received:.80}")
     # Red, green and blue planes to pixels of three channels.
     pixels = images.value.reshape(rows, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(pixels), np.asarray(labels, np.int32)
@@ -198,27 +207,61 @@ def _from_folder(folder, wanted):
     return files
 
 
-def _from_tar(path, archive, wanted):
-    """The wanted files of a .tar.gz; nothing is written to the disk, and other members are passed over."""
+class _BoundedReader:
+    """A stream that `tarfile` reads from: no read is large, and all of them together have a limit.
+
+    `tarfile` reads the header of a long name or of extended attributes in one piece, whatever size it claims.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.tell = stream.tell
+        self.seekable = stream.seekable
+
+    def read(self, size):
+        if not 0 <= size <= LARGEST_READ:
+            raise InputError(f"it has a header of {size:,} bytes, more than any CIFAR archive")
+        return self.stream.read(size)
+
+    def seek(self, position):
+        if not 0 <= position <= LARGEST_UNPACKED:
+            raise InputError(f"it has a member at byte {position:,}, which no CIFAR archive has")
+        return self.stream.seek(position)
+
+
+def _read_members(tar, archive, wanted):
+    """The wanted files of an open archive; other members are skipped."""
     files, total = {}, 0
+    for count, member in enumerate(tar, 1):
+        total += max(member.size, 0)
+        if total > LARGEST_UNPACKED or count > MOST_MEMBERS:
+            raise InputError(f"it unpacks to more than any CIFAR archive, at member {member.name!r:.80}")
+        name = member.name.removeprefix("./").removeprefix(archive.folder + "/")
+        if member.isreg() and name in wanted:
+            source = tar.extractfile(member)
+            files[name] = b"".join(iter(lambda: source.read(LARGEST_READ), b""))  # noqa: B023
+    return files
+
+
+def _from_tar(path, archive, wanted):
+    """The wanted files of a .tar.gz or .tar; nothing is written to the disk."""
     try:
-        with open_file(path, LARGEST_DOWNLOAD) as file, tarfile.open(fileobj=file, mode="r:*") as tar:
-            for member in tar:
-                total += max(member.size, 0)
-                if member.size > LARGEST_MEMBER or total > 4 * LARGEST_MEMBER:
-                    raise InputError(f"{path} unpacks to more than any CIFAR archive, at member {member.name!r:.80}")
-                name = member.name.removeprefix("./").removeprefix(archive.folder + "/")
-                if member.isreg() and name in wanted:
-                    files[name] = tar.extractfile(member).read()
-    except InputError:
-        raise
+        with open_file(path, LARGEST_DOWNLOAD) as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream = gzip.GzipFile(fileobj=file) if packed else file
+            with tarfile.open(fileobj=_BoundedReader(stream), mode="r:") as tar:
+                files = _read_members(tar, archive, wanted)
+    except InputError as error:
+        named = str(error).startswith(format_path(path))
+        raise InputError(str(error) if named else f"{format_path(path)}: {error}") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{format_path(path)} cannot be read: {error.strerror or shorten(error)}") from None
     except Exception as error:  # tarfile and zlib raise many kinds for broken bytes
-        raise InputError(f"{path} is truncated or no .tar.gz: {shorten(error)}") from None
+        raise InputError(f"{format_path(path)} is truncated or not a .tar.gz: {shorten(error)}") from None
     missing = [name for name in wanted if name not in files]
     if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}")
+        raise InputError(f"{format_path(path)} lacks {', '.join(missing)}")
     return files
 
 

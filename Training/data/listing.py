@@ -8,6 +8,8 @@ import numpy as np
 
 from Training.errors import InputError
 
+PARTS = ("train", "val", "test")
+
 
 class Listing(NamedTuple):
     """What is known of a set of pictures before any is decoded."""

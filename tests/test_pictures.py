@@ -4,6 +4,8 @@ import os
 import struct
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -204,3 +206,71 @@ def test_a_folder_that_cannot_be_read_is_told_from_an_empty_one(tmp_path, monkey
 def test_reading_starts_no_framework():
     code = "import sys, Training.data.decoding; sys.exit(bool({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_threads_decode_no_more_than_the_budget_at_a_time(tmp_path, monkeypatch):
+    paths = [written(tmp_path / f"{i}.png", Image.fromarray(PIXELS)) for i in range(12)]
+    now, most, lock = [0], [0], threading.Lock()
+    decode = decoding._decode
+
+    def count(image, size):
+        with lock:
+            now[0] += image.width * image.height
+            most[0] = max(most[0], now[0])
+        time.sleep(0.01)
+        try:
+            return decode(image, size)
+        finally:
+            with lock:
+                now[0] -= image.width * image.height
+
+    monkeypatch.setattr(decoding, "_decode", count)
+    monkeypatch.setattr(decoding, "_PIXELS", decoding.Budget(3 * 1024))
+    with ThreadPoolExecutor(12) as pool:
+        assert all((image == PIXELS).all() for image in pool.map(decoding.read, paths))
+    assert most == [3 * 1024]
+    (tmp_path / "cut.png").write_bytes(paths[0].read_bytes()[:2000])
+    with pytest.raises(InputError):
+        decoding.read(tmp_path / "cut.png")
+    assert decoding._PIXELS.used == 0  # also after a failure
+
+
+MEASURE = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from Training.data import decoding
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+
+decoding.LARGEST_PIXELS = int(sys.argv[1])
+decoding._PIXELS = decoding.Budget(decoding.LARGEST_PIXELS)
+decoding.read(sys.argv[2])
+before = peak()
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(lambda path: decoding.read(path).shape, sys.argv[3:] * 8))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux")
+@pytest.mark.parametrize("mode, ending", [("F", "tif"), ("RGBA", "webp")])
+def test_eight_threads_stay_within_the_stated_memory(tmp_path, mode, ending):
+    """Pictures of exactly the limit, made a hundredth of the real one."""
+    options = {"compression": "tiff_deflate"} if ending == "tif" else {"lossless": True} if ending == "webp" else {}
+    small = written(tmp_path / f"small.{ending}", Image.new(mode, (10, 10)), **options)
+    large = written(tmp_path / f"large.{ending}", Image.new(mode, (1200, 750)), **options)
+    pixels = 1200 * 750
+    assert 100 * pixels == decoding.LARGEST_PIXELS
+    command = [sys.executable, "-c", MEASURE, str(pixels), str(small), str(large)]
+    # What is freed must go back to the system at once, as it does for pictures of the real limit.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    peak = int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment, timeout=60).stdout)
+    # In addition to the pixels, each thread has a stack and buffers.
+    assert peak < decoding.BYTES_A_PIXEL * pixels + 8 * 2**20, f"{peak / pixels:.1f} bytes a pixel"
+
+
+def test_infinite_numbers_are_the_lowest_and_the_highest(tmp_path, recwarn):
+    values = np.array([[-np.inf, 0, np.inf, np.nan]], "float32")
+    read = decoding.read(written(tmp_path / "a.tif", Image.fromarray(values)))
+    assert read[0, :, 0].tolist() == [0, 128, 255, 128] and not recwarn.list

@@ -239,7 +239,7 @@ def runs(tmp_path_factory):
         (["confusion", "header"], "must have a row with label and predicted for each image"),
         (["masks", "linear"], "last.keras has no attention blocks"),
         (["channels", "linear"], "last.keras has no attention blocks"),
-        (["masks", "latin"], "recipe.json cannot be read: it is no text"),
+        (["masks", "latin"], "recipe.json must be UTF-8 text"),
         (["masks", "nowhere"], "does not exist"),
         (["masks", "nowhere", "--count", "0"], "--count must be"),
         (["nothing"], "invalid choice"),

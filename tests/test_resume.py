@@ -137,7 +137,7 @@ def test_no_space_left_at_the_start_is_one_line(name, tmp_path, monkeypatch, cap
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, raw)
 
-    monkeypatch.setattr(files, "replace_file", full)
+    monkeypatch.setattr(run_folder, "replace_file", full)
     err = refused(capsys, 2, *WORDS, "--logs", str(tmp_path))
     assert f"{name} cannot be written: No space left on device" in err
 
@@ -181,7 +181,7 @@ def test_second_process_on_one_folder_is_refused(run, capsys):
     held.close()
 
 
-@pytest.mark.parametrize("name, said", [("split.json", "it is no JSON object"), ("lock", "cannot be written: ")])
+@pytest.mark.parametrize("name, said", [("split.json", "it is no JSON object"), ("lock", "it is a directory")])
 def test_files_of_a_run_that_cannot_be_used_are_named(run, capsys, name, said):
     (run / name).unlink()
     (run / name).write_text("[1]") if name == "split.json" else (run / name).mkdir()

@@ -1,18 +1,21 @@
-"""Feed mutated archives, recipes and pictures to their readers: each must be read or refused in one line, no more.
+"""Feed mutated files to their readers: each must be read or refused in one line, and nothing else may happen.
 
-    python -m benchmarks.fuzz --archives 20000 --recipes 5000 --pictures 20000
+    python -m benchmarks.fuzz --archives 20000 --recipes 5000 --pictures 20000 --shards 5000 --checkpoints 2000 \\
+        --results 2000
 
-Counts what was read, what was refused, and what went wrong (another exception than `InputError`, a message of several
-lines, more than `SLOW_S` seconds or `LARGEST_GROWTH` of memory, or an audited event: a command, an import by pickle, a
-file written, a connection).
+Counts what was read, what was refused, and what went wrong: another exception than `InputError`, a message of several
+lines, more than `SLOW_S` seconds or `LARGEST_GROWTH` of memory, or an audited event (a command, an import by pickle, a
+file written, a connection). A case that takes more than `HANGS_S` seconds is ended.
 Exit code 1 if anything went wrong.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import random
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -24,13 +27,23 @@ import numpy as np
 from PIL import Image
 
 from tests.support import tiny
-from Training.data import archives, decoding
+from Training.data import archives, decoding, shards
 from Training.errors import InputError
 from Training.recipe import Recipe
+from Training.runs import checkpoint, history
 
 ROOT = Path(__file__).resolve().parent.parent
 
+COUNTS = {
+    "archives": 20_000,
+    "recipes": 5_000,
+    "pictures": 20_000,
+    "shards": 5_000,
+    "checkpoints": 2_000,
+    "results": 2_000,
+}
 SLOW_S = 5.0
+HANGS_S = 60
 LARGEST_GROWTH = 2**30  # bytes that one case may take
 FORBIDDEN = (
     "os.system",
@@ -162,6 +175,10 @@ def picture_case(chance, place, files):
     return lambda: decoding.read(path, chance.choice((None, (32, 32))))
 
 
+def end_case(*_):
+    raise TimeoutError(f"no end within {HANGS_S} s")
+
+
 class Audit:
     """Counts what a reader must not do, while it reads."""
 
@@ -183,6 +200,8 @@ def judge(case, audit):
     started, memory = time.perf_counter(), peak_memory()
     audit.seen.clear()
     audit.on = True
+    signal.signal(signal.SIGALRM, end_case)
+    signal.alarm(HANGS_S)
     try:
         case()
         verdict = "read"
@@ -191,6 +210,7 @@ def judge(case, audit):
     except BaseException as error:  # anything else is what the fuzzer looks for
         verdict = f"wrong: {type(error).__name__}: {error}"
     finally:
+        signal.alarm(0)
         audit.on = False
     if audit.seen:
         return f"wrong: {audit.seen[0]}"
@@ -204,23 +224,165 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def fuzz(archive_count, recipe_count, picture_count=0, seed=0):
-    """Run the cases; returns `{"archives": Counter, "recipes": Counter, "pictures": Counter}` of verdicts."""
-    chance, audit = random.Random(seed), Audit()
-    archive, files = small_archive()
-    verdicts = {"archives": Counter(), "recipes": Counter(), "pictures": Counter()}
-    original = archives.ARCHIVES["cifar10"]
-    archives.ARCHIVES["cifar10"] = archive
+def shard_case(chance, place):
+    """An index with changed bytes, with changed columns, or a shard with changed bytes; the first picture is read."""
+    index, shard = place / shards.INDEX, next(iter(sorted(place.glob("*.tfrecord"))))
+    originals = {path: path.read_bytes() for path in (index, shard)}
+    kind = chance.randrange(3)
+    if kind == 0:
+        raw = {index: mutated(originals[index], chance, LARGE)}
+    elif kind == 1:
+        raw = {index: changed_columns(originals[index], chance)}
+    else:
+        raw = {shard: mutated(originals[shard], chance, LARGE)}
+
+    def read():
+        for path, content in {**originals, **raw}.items():
+            path.write_bytes(content)
+        try:
+            parts, _ = shards.read("shards", place)
+            for listing in parts.values():
+                listing.fetch(0)
+        finally:
+            for path, content in originals.items():
+                path.write_bytes(content)
+
+    return read
+
+
+def changed_columns(raw, chance):
+    """An index in which a number, or the type or the shape of a column, is another one."""
+    with np.load(io.BytesIO(raw)) as file:
+        columns = dict(file)
+    name = chance.choice(list(columns))
+    values, kind = columns[name], chance.randrange(6)
+    if kind == 0 and values.dtype.kind == "i":
+        values = values.copy()
+        values[chance.randrange(len(values))] = chance.choice((-1, 0, 1, 7, 2**31, 2**62, -(2**63), 10**9))
+    elif kind == 1:
+        values = values.astype(chance.choice(("?", "f2", "f8", "U", "S", "c16", "u1", "u8", "O", "V8", "M8[s]")))
+    elif kind == 2:
+        values = chance.choice((values[:-1], values[:0], values[0], values[None], np.repeat(values, 3), values[::-1]))
+    elif kind == 3:
+        columns["no column"] = values
+    elif kind == 4:
+        values = np.array(chance.choice((1, -1, 10**18, "x", b"x", float("nan"), [[]], [["a"]])))
+    columns[name] = values
+    if kind == 5:
+        del columns[name]
+    file = io.BytesIO()
+    np.savez(file, **columns)
+    return file.getvalue()
+
+
+def write_shards(place):
+    """Two shards of a few bytes each and their index."""
+    from Training.tools import shards as tool
+
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        path = place / "pictures" / ("train", "val")[i % 2] / "ab"[i // 2 % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    tool.write(place / "pictures", place / "shards", per_shard=2)
+    return place / "shards"
+
+
+def write_run(place):
+    """The files of a finished run, with a checkpoint of a few numbers."""
+    (place / "backup").mkdir(parents=True)
+    result = {"test_error_percent": 7.5, "running_time_s": 60.0, "parameters": 1000, "name": "tiny", "git_commit": None}
+    (place / "recipe.json").write_text(Recipe().to_json())
+    (place / "result.json").write_text(json.dumps(result))
+    (place / "history.csv").write_text("epoch,loss,val_accuracy\n0,1.5,0.5\n1,1.25,NA\n")
+    state = {"epoch": 1, "step": 0, "stopped": False, "recipe": {}, "callbacks": {}, "metrics": []}
+    state |= {"history": "epoch,loss\n0,1.5\n", "events": {"events.out.tfevents.1": 10}}
+    checkpoint.write(place, 1, state, [np.arange(6, dtype="float32").reshape(2, 3), np.float32(0.5)])
+    return place
+
+
+def checkpoint_case(chance, place):
+    """A checkpoint with changed bytes, in half of the cases with the checksum made true again."""
+    (path,) = checkpoint.list_checkpoints(place)
+    original = path.read_bytes()
+    head = len(checkpoint.MAGIC) + 65
+    raw = mutated(original, chance, LARGE)
+    if chance.random() < 0.7:
+        content = mutated(original[head:], chance, (*LARGE, b'"x"', b"null", b"-1", b"[1, 2]", b"1e999"))
+        raw = checkpoint.MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+    def read():
+        path.write_bytes(raw)
+        reasons = []
+        try:
+            if checkpoint.load_newest(place, reasons.append) is None:
+                raise InputError(reasons[0])
+        finally:
+            path.write_bytes(original)
+
+    return read
+
+
+def result_case(chance, place):
+    """A `result.json` with changed bytes or changed values."""
+    original = (place / "result.json").read_text()
+    raw = mutated(original.encode(), chance)
+    if chance.random() < 0.7:
+        values = json.loads(original)
+        odd = [None, [], {}, "", "x" * 10_000, [1, 2], True, -1, 10**400, float("nan"), float("inf"), chance.random()]
+        for _ in range(chance.randrange(1, 3)):
+            values[chance.choice([*values, "another"])] = chance.choice(odd)
+        raw = json.dumps(values).encode()
+
+    def read():
+        (place / "result.json").write_bytes(raw)
+        history.read_run(place)
+
+    def restore():
+        try:
+            read()
+        finally:
+            (place / "result.json").write_text(original)
+
+    return restore
+
+
+def make_cases(kind, chance, place):
+    """A function that gives the next case of a kind, after the files that it changes were written to a new folder."""
+    if kind == "archives":
+        archive, files = small_archive()
+        return lambda: archive_case(chance, place, archive, files)
+    if kind == "pictures":
+        originals = small_pictures()
+        return lambda: picture_case(chance, place, originals)
+    if kind == "shards":
+        written = write_shards(place)
+        return lambda: shard_case(chance, written)
+    if kind in ("checkpoints", "results"):
+        run, case = write_run(place / "run"), {"checkpoints": checkpoint_case, "results": result_case}[kind]
+        return lambda: case(chance, run)
+    return lambda: recipe_case(chance)
+
+
+def fuzz(counts, seed=0):
+    """Run the cases.
+
+    Args:
+        counts: dictionary of the number of cases, by kind, see `COUNTS`.
+        seed: int.
+
+    Returns:
+        A `Counter` of verdicts by kind.
+    """
+    chance, audit, original = random.Random(seed), Audit(), archives.ARCHIVES["cifar10"]
+    verdicts = {kind: Counter() for kind in counts}
+    archives.ARCHIVES["cifar10"] = small_archive()[0]
     try:
-        with tempfile.TemporaryDirectory() as place:
-            for _ in range(archive_count):
-                verdicts["archives"][judge(archive_case(chance, Path(place), archive, files), audit)] += 1
-        with tempfile.TemporaryDirectory() as place:
-            originals = small_pictures() if picture_count else []
-            for _ in range(picture_count):
-                verdicts["pictures"][judge(picture_case(chance, Path(place), originals), audit)] += 1
-        for _ in range(recipe_count):
-            verdicts["recipes"][judge(recipe_case(chance), audit)] += 1
+        for kind, count in counts.items():
+            with tempfile.TemporaryDirectory() as place:
+                next_case = make_cases(kind, chance, Path(place))
+                for _ in range(count):
+                    verdicts[kind][judge(next_case(), audit)] += 1
     finally:
         archives.ARCHIVES["cifar10"] = original
     return verdicts
@@ -228,14 +390,16 @@ def fuzz(archive_count, recipe_count, picture_count=0, seed=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--archives", type=int, default=20_000)
-    parser.add_argument("--recipes", type=int, default=5_000)
-    parser.add_argument("--pictures", type=int, default=20_000)
+    for kind, count in COUNTS.items():
+        parser.add_argument(f"--{kind}", type=int, default=count, help=f"number of cases (default: {count})")
     parser.add_argument("--seed", type=int, default=0)
-    words = parser.parse_args()
-    verdicts = fuzz(words.archives, words.recipes, words.pictures, words.seed)
+    options = vars(parser.parse_args())
+    seed = options.pop("seed")
+    before = peak_memory()
+    verdicts = fuzz(options, seed)
     for kind, counts in verdicts.items():
         print(kind, ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
+    print(f"peak memory {peak_memory() >> 20} MB, {before >> 20} MB before the first case")
     return int(any(verdict.startswith("wrong") for counts in verdicts.values() for verdict in counts))
 
 

@@ -1,9 +1,13 @@
 """Files from outside: whatever lies in a file's place is read or refused in one line, without waiting."""
 
+import io
 import os
+import signal
 import socket
 import tracemalloc
+import zipfile
 
+import h5py
 import pytest
 
 from Training import files, flags
@@ -19,7 +23,6 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="FIFOs and devices ar
 @pytest.fixture(autouse=True)
 def alarm():
     """A test that waits for a FIFO ends in an error instead of hanging."""
-    import signal
 
     def end(number, _frame):
         raise Interrupted(number)
@@ -202,3 +205,55 @@ def test_a_replaced_file_that_cannot_be_written_is_still_the_old_one(tmp_path, m
     with pytest.raises(OSError, match="No space left"):
         replace_file(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def write_network(path, h5, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("config.json", "{}")
+        file.writestr("metadata.json", "{}")
+        with file.open("model.weights.h5", "w", force_zip64=True) as member:
+            for piece in h5:
+                member.write(piece)
+
+
+def make_h5(shape, **options):
+    raw = io.BytesIO()
+    with h5py.File(raw, "w") as file:
+        file.create_dataset("layers/dense/vars/0", shape, "float32", **options)
+    return raw.getvalue()
+
+
+@pytest.mark.parametrize(
+    "h5, method",
+    [
+        ([bytes(2**20)] * 20, zipfile.ZIP_DEFLATED),  # zeros that the archive packs a thousandfold
+        ([make_h5((2**26,), chunks=(2**16,), compression="gzip")], zipfile.ZIP_STORED),  # and those that HDF5 packs
+        ([make_h5((2**40, 2**20), chunks=(1, 2**16))], zipfile.ZIP_STORED),  # no number of which is in the file
+    ],
+)
+def test_a_network_that_unpacks_to_more_than_the_limit_is_refused_packed(tmp_path, h5, method, monkeypatch):
+    monkeypatch.setattr(saved, "LARGEST_NETWORK", 2**24)
+    path = tmp_path / "last.keras"
+    write_network(path, h5, method)
+    assert path.stat().st_size < 2e6
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"last.keras unpacks to [\d,]+ bytes, at most 16,777,216 are read"):
+            saved.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_classes_of_a_confusion_matrix_are_bounded(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text("label,predicted\n4999,0\n")
+    assert figures.read_predictions(path) == ((4999,), (0,))
+    for row in ("1000000000,0", "0,5000"):
+        path.write_text(f"label,predicted\n0,0\n{row}\n")
+        with pytest.raises(InputError, match=r"has class \d+, a confusion matrix has at most 5,000"):
+            figures.read_predictions(path)
+    with open(path, "ab") as file:
+        file.truncate(2**25)
+    with pytest.raises(InputError, match="must have at most 16,777,216 bytes"):
+        figures.read_predictions(path)

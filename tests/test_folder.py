@@ -1,6 +1,8 @@
 """Pictures that are streamed: from folders, shards and TensorFlow Datasets."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 import training_cifar10
-from Training.data import datasets, folder, shards
+from Training.data import datasets, folder, shards, tfds
 from Training.data.batches import Batches
 from Training.data.datasets import Data, Examples
 from Training.data.stream import Stream, draw_crop, shuffle_locally
@@ -114,7 +116,7 @@ def test_what_is_no_picture_is_named_and_skipped_or_refused(own, capsys):
     err = capsys.readouterr().err
     assert all(err.count(f"skipped: {path} ") == 1 for path in bad) and ".DS_Store" not in err and ".hidden" not in err
     assert "3 files in" in err and "1 files in" in err
-    with pytest.raises(InputError, match=r"3 files in .* cannot be read: .*empty.png is empty; mend or remove them"):
+    with pytest.raises(InputError, match=r"3 files in .* cannot be read: .*empty.png is empty; repair or remove them"):
         datasets.load("folder", str(own), size=16, broken="refuse")
 
 
@@ -167,6 +169,87 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(own, change, said):
     with pytest.raises(InputError) as refusal:
         datasets.load("folder", str(own), validation_split=0.0, size=16)
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev"])
+def test_the_validation_set_may_have_any_usual_name(root, own, capsys, name):
+    expected = datasets.load("folder", str(root), size=16).validation
+    (own / "val").rename(own / name)
+    read = datasets.load("folder", str(own), size=16).validation
+    assert len(read.labels) == 12 and (read.images[:] == expected.images[:]).all()
+    assert capsys.readouterr().err == ""
+
+
+def test_two_validation_sets_are_refused(own):
+    shutil.copytree(own / "val", own / "valid")
+    with pytest.raises(InputError, match="^val and valid are both there, and each may be the validation set"):
+        datasets.load("folder", str(own), size=16)
+
+
+def test_what_is_there_and_not_used_is_named_in_one_line(own, capsys):
+    (own / "val").rename(own / "holdout")
+    (own / "notes.txt").touch()
+    (own / "train/stray\n.png").touch()
+    (own / ".hidden").touch()
+    datasets.load("folder", str(own), size=16)
+    assert capsys.readouterr().err == f"not used in {own}: holdout/, notes.txt, 'train/stray\\n.png'\n"
+    for i in range(30):
+        (own / f"a{i:02}").mkdir()
+    datasets.load("folder", str(own), size=16)
+    err = capsys.readouterr().err
+    assert err.endswith("a08/, a09/ and 23 more\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u7fd8\u5934\u526a" * 28, "caf\udce9", "a\x1b[31m", "\u05d0\u200f"])
+def test_classes_may_have_names_of_any_length_and_script(own, name):
+    (own / "train/cat").rename(own / "train" / name)
+    (own / "val/cat").rename(own / "val" / name)
+    read = datasets.load("folder", str(own), size=16)
+    assert name in read.classes and len(read.train.labels) == 36
+    (line, _) = datasets.describe_streams(read)
+    assert line.isprintable() and len(line) < 250
+
+
+def test_labels_are_read_from_the_records_once(tmp_path):
+    class Source(list):
+        reads = 0
+
+        def __iter__(self):
+            self.reads += 1
+            return super().__iter__()
+
+    source, path = Source({"label": i % 3} for i in range(7)), tmp_path / "labels-train.npy"
+    for _ in range(2):
+        np.testing.assert_array_equal(tfds.read_labels(source, path), [0, 1, 2, 0, 1, 2, 0])
+    assert source.reads == 1
+    for damage in (b"", b"torn", path.read_bytes()[:-1]):  # then they are read again, and kept again
+        path.write_bytes(damage)
+        for _ in range(2):
+            assert tfds.read_labels(source, path).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert source.reads == 4
+    source.append({"label": 1})
+    assert len(tfds.read_labels(source, path)) == 8
+    assert len(tfds.read_labels(source, tmp_path / "missing" / "labels.npy")) == 8
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC])
+def test_a_file_system_that_cannot_reserve_space_still_keeps_a_cache(root, tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    if number == errno.ENOSPC:
+        with pytest.raises(InputError, match="cannot be written: No space left"):
+            datasets.load("folder", str(root), size=16, cache=str(tmp_path))
+    else:
+        kept = datasets.load("folder", str(root), size=16, cache=str(tmp_path)).train.images
+        np.testing.assert_array_equal(kept[:], kept[:])
+
+
+def test_a_cache_needs_no_validation_set(own, tmp_path):
+    (own / "val").rename(own / "test")
+    read = datasets.load("folder", str(own), validation_split=0.0, size=16, cache=str(tmp_path / "cache"))
+    assert len(read.validation.labels) == 0 and read.test.images[:].shape == (12, 16, 16, 3)
 
 
 def test_a_class_that_cannot_be_read_is_refused_in_one_line(own, monkeypatch):
@@ -463,17 +546,17 @@ def test_local_order_is_a_permutation_that_reads_few_shards_at_a_time():
 
 
 def test_a_data_set_of_tensorflow_datasets_is_streamed(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    package = pytest.importorskip("tensorflow_datasets")
     rng = np.random.default_rng(0)
     images = [colours(rng, i % 3, 20 + i, 24) for i in range(12)]
 
-    class OwnPictures(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
+    class OwnPictures(package.core.GeneratorBasedBuilder):
+        VERSION = package.core.Version("1.0.0")
 
         def _info(self):
-            label = tfds.features.ClassLabel(names=CLASSES)
-            features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
-            return tfds.core.DatasetInfo(builder=self, features=features)
+            label = package.features.ClassLabel(names=CLASSES)
+            features = package.features.FeaturesDict({"image": package.features.Image(), "label": label})
+            return package.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, manager):
             return {"train": self._generate_examples(range(9)), "validation": self._generate_examples(range(9, 12))}

@@ -12,6 +12,7 @@ from Training.recipe.choices import load_object
 
 SPLIT_SEED = 0  # of the held-out images: the same for every run, so that runs compare
 NOISE_SEED = 1
+LONGEST_NAME = 60  # letters of a class name in a message
 MEASURED = 256  # training images over which the mean of a channel is taken
 # ImageNet's mean and standard deviation of red, green and blue, as everyone takes them.
 IMAGENET = (np.float32([0.485, 0.456, 0.406]) * 255, np.float32([0.229, 0.224, 0.225]) * 255)
@@ -257,18 +258,23 @@ def load_streamed(
     if not len(test):
         raise InputError(f"{name} has no test pictures: add test/ or val/, or give a --validation-split above 0")
     for stream in {id(each): each for each in (validation, test, *(() if random_crops else (train,)))}.values():
-        if cache:
+        if cache and len(stream):
             stream.cache_in(cache)
     examples = Examples(train, add_label_noise(train.labels, len(classes), label_noise))
     others = (Examples(stream, stream.labels) for stream in (validation, test))
     return Data(examples, *others, classes, held_out, digest(repr([part.identity for part in parts.values()]).encode()))
 
 
+def _shorten_name(name):
+    name = format_path(name)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
+
+
 def describe_streams(data):
     """What a person should know of streamed data, in a line or two: sizes, balance, and which set plays which."""
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
     few, many = counts.argmin(), counts.argmax()
-    smallest, largest = (format_path(data.classes[i]) for i in (few, many))
+    smallest, largest = (_shorten_name(data.classes[i]) for i in (few, many))
     lines = [
         f"{len(data.classes):,} classes; smallest {smallest} with {counts[few]:,} training pictures, "
         f"largest {largest} with {counts[many]:,} ({counts[many] / counts[few]:.1f} times as many)"

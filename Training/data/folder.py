@@ -9,13 +9,14 @@ import numpy as np
 
 from Training.console import warn
 from Training.data import decoding
-from Training.data.listing import Listing, digest, refuse_missing
+from Training.data.listing import Listing, digest, find_parts, refuse_missing
 from Training.devices import count_cores
 from Training.errors import InputError, format_path
 from Training.files import LARGEST_PICTURE, open_file
 
 # How whole files of the two common formats begin and end.
 WHOLE = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
+MOST_NAMED = 10  # of the files that are not used
 
 
 class Scanned(NamedTuple):
@@ -61,17 +62,23 @@ def scan(folder, decode):
     return found
 
 
+def _list(folder):
+    """Names of the directories and of the other files in a directory, both sorted; hidden ones are left out."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{format_path(folder)} cannot be read: {error.strerror}") from None
+    return [name for name, is_folder in found if is_folder], [name for name, is_folder in found if not is_folder]
+
+
 def class_folders(folder):
-    """Names of the folders in a folder, sorted; hidden ones left out.
+    """Names of the directories in a directory, sorted; hidden ones are left out.
 
     Raises:
         InputError: there is none.
     """
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"{format_path(folder)} cannot be read: {error.strerror}") from None
+    names, _ = _list(folder)
     if not names:
         raise InputError(
             f"{format_path(folder)} must have a folder for each class, and has none: move each picture into "
@@ -117,30 +124,48 @@ def report_broken(folder, lines, broken):
     """Name each picture that cannot be read, or refuse them."""
     if lines and broken == "refuse":
         raise InputError(
-            f"{len(lines)} files in {format_path(folder)} cannot be read: {lines[0]}; mend or remove them, or give "
+            f"{len(lines)} files in {format_path(folder)} cannot be read: {lines[0]}; repair or remove them, or give "
             "--broken skip"
         )
     for line in lines:
         warn(f"skipped: {line}")
     if lines:
-        warn(f"{len(lines)} files in {format_path(folder)} are no pictures that can be read, and were skipped")
+        warn(f"{len(lines)} files in {format_path(folder)} are not pictures that can be read, and were skipped")
+
+
+def report_unused(root, parts):
+    """Name in one line what is in a folder of pictures but not in a class of a part; hidden files are left out."""
+    folders, unused = _list(root)
+    unused += [f"{name}/" for name in folders if name not in parts]
+    unused += [f"{name}/{file}" for name in parts for file in _list(root / name)[1]]
+    if unused:
+        names = [format_path(name) for name in sorted(unused)]
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        warn(f"not used in {format_path(root)}: {', '.join(names[:MOST_NAMED])}{more}")
 
 
 def read(name, data_dir, broken="skip"):
-    """The parts of a folder with `train/<class>/*` and, where they are there, `val/<class>/*` and `test/<class>/*`.
+    """The parts of a folder with `train/<class>/*` and, if they are there, `val/<class>/*` and `test/<class>/*`.
+
+    The validation set may also be called `valid`, `validation` or `dev`. What is there and not used is named on the
+    standard error.
 
     Returns:
         `({"train": Listing, ...}, classes)`; the classes are the folders of train/, sorted.
 
     Raises:
-        InputError: see `listing`; or no train/, or a class there without a picture.
+        InputError: see `listing`; or no train/, two validation sets, or a class without a picture to train on.
     """
     refuse_missing(name, data_dir)
     root = Path(data_dir)
-    if not (root / "train").is_dir():
+    if not root.is_dir():
+        raise InputError(f"--data-dir {format_path(root)}: not a directory")
+    folders = find_parts(_list(root)[0])
+    if "train" not in folders:
         raise InputError(f"--data-dir {format_path(root)} must have train/<class>/, and has no folder train")
+    report_unused(root, folders.values())
     classes = class_folders(root / "train")
-    parts = {part: listing(root / part, classes, broken) for part in ("train", "val", "test") if (root / part).is_dir()}
+    parts = {part: listing(root / folder, classes, broken) for part, folder in folders.items()}
     empty = [classes[i] for i in np.flatnonzero(np.bincount(parts["train"].labels, minlength=len(classes)) == 0)]
     if empty:
         raise InputError(f"{format_path(root / 'train')} has classes without a picture: {', '.join(empty):.200}")

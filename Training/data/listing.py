@@ -9,6 +9,20 @@ import numpy as np
 from Training.errors import InputError
 
 PARTS = ("train", "val", "test")
+VALIDATION = ("val", "valid", "validation", "dev")  # usual names of the part "val"
+
+
+def find_parts(names):
+    """Which of the names of folders or splits are the parts of a data set, `{part: name}`.
+
+    Raises:
+        InputError: two of them are usual names of the same part.
+    """
+    held_out = [name for name in VALIDATION if name in names]
+    if len(held_out) > 1:
+        raise InputError(f"{' and '.join(held_out)} are both there, and each may be the validation set: rename one")
+    found = {"train": "train", "val": held_out[0] if held_out else "", "test": "test"}
+    return {part: name for part, name in found.items() if name in names}
 
 
 class Listing(NamedTuple):

@@ -1,5 +1,6 @@
 """Pictures that are decoded when they are asked for, in place of an array that holds them all."""
 
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -168,10 +169,13 @@ class Stream:
 def _map_file(path, shape):
     """A uint8 array in a file, zeros where it is new; its space is taken at once, lest the disk be full later."""
     with open_own(path) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
-        else:
-            file.truncate(int(np.prod(shape)))
+        size = int(np.prod(shape))
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except (AttributeError, OSError) as error:  # not on this system, or not on this file system
+            if getattr(error, "errno", errno.EINVAL) not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            file.truncate(size)
         return np.memmap(file, "uint8", "r+", shape=shape)
 
 

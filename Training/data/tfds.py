@@ -2,13 +2,16 @@
 
 import contextlib
 import io
+from pathlib import Path
 
 import numpy as np
 
-from Training.data.listing import Listing, digest
+from Training.console import warn
+from Training.data.listing import Listing, digest, find_parts
 from Training.errors import InputError, shorten
+from Training.files import read_bytes, replace_file
 
-VALIDATION = ("validation", "val")  # names that the catalogue's data sets use
+LARGEST_LABELS = 2**30  # bytes of a file of labels, four each
 
 
 def read(name, data_dir="", broken="skip"):
@@ -40,9 +43,12 @@ def read(name, data_dir="", broken="skip"):
     # The package raises many kinds of errors, some of them pages long.
     except Exception as error:
         raise InputError(f"--dataset tfds:{name} cannot be had: {shorten(error)}") from None
-    chosen = {"train": "train", "test": "test", "val": next((v for v in VALIDATION if v in sources), None)}
-    parts = {part: _listing(name, split, sources[split]) for part, split in chosen.items() if split in sources}
+    chosen = find_parts(sources)
+    parts = {part: _listing(name, split, sources[split], builder.data_dir) for part, split in chosen.items()}
     parts = {part: listing for part, listing in parts.items() if listing}
+    unused = [split for split in sources if split not in [chosen[part] for part in parts]]
+    if unused:
+        warn(f"not used of tfds:{name}: {', '.join(unused)}")
     if "train" not in parts:
         raise InputError(
             f"--dataset tfds:{name} has no training pictures with labels, only the parts {', '.join(sources)}"
@@ -50,9 +56,29 @@ def read(name, data_dir="", broken="skip"):
     return parts, classes
 
 
-def _listing(name, split, source):
-    """The pictures of a split, or None where it is empty or, as ImageNet's test set, without labels."""
+def read_labels(source, path):
+    """The labels of a split, int32 `(n,)`; kept in a file, since reading them means reading every record.
+
+    Args:
+        source: a sequence of examples.
+        path: of the file, which is in the folder of this version of the data set. If it cannot be used, the records are
+            read; if it cannot be written, they are read in the next run too.
+    """
+    with contextlib.suppress(Exception):  # a broken file can raise nearly anything
+        labels = np.load(io.BytesIO(read_bytes(path, LARGEST_LABELS)), allow_pickle=False)
+        if labels.dtype == np.int32 and labels.shape == (len(source),):
+            return labels
     labels = np.asarray([example["label"] for example in source], "int32")
+    raw = io.BytesIO()
+    np.save(raw, labels)
+    with contextlib.suppress(OSError):
+        replace_file(path, raw.getvalue())
+    return labels
+
+
+def _listing(name, split, source, folder):
+    """The pictures of a split, or None if it is empty or, as ImageNet's test set, without labels."""
+    labels = read_labels(source, Path(folder) / f"labels-{split}.npy")
     if not len(labels) or labels.min() < 0:
         return None
 

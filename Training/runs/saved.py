@@ -1,13 +1,17 @@
 """Networks that runs have saved: which file, what is in it, and what its classes are called."""
 
+import contextlib
 import json
 import warnings
 import zipfile
 from pathlib import Path
 
 from Training.errors import InputError, format_path, shorten
-from Training.files import read_text
+from Training.files import open_file, read_text
 from Training.recipe import Recipe
+
+LARGEST_NETWORK = 2**30  # bytes: 250 million parameters, five times those of the largest network here
+WEIGHTS = "model.weights.h5"
 
 
 def find(where, best=False):
@@ -30,6 +34,35 @@ def find(where, best=False):
     return path / name
 
 
+def _measure_unpacked(path):
+    """The bytes of a saved network's members or, if that is more, of the arrays in its HDF5 file, unpacked."""
+    import h5py
+
+    with open_file(path, LARGEST_NETWORK) as source, contextlib.ExitStack() as stack:
+        members = 0
+        if zipfile.is_zipfile(source):
+            file = stack.enter_context(zipfile.ZipFile(source))
+            members = sum(member.file_size for member in file.infolist())
+            if members > LARGEST_NETWORK:
+                return members
+            source = stack.enter_context(file.open(WEIGHTS))
+        items = []
+        stack.enter_context(h5py.File(source, "r")).visititems(lambda _, item: items.append(item))
+        return max(members, sum(item.nbytes for item in items if isinstance(item, h5py.Dataset)))
+
+
+def _refuse_large(path):
+    """Raise `InputError` if a saved network unpacks to more than `LARGEST_NETWORK` bytes."""
+    try:
+        size = _measure_unpacked(path)
+    except InputError:
+        raise
+    except Exception:  # whatever is wrong with the file, the loader says it
+        return
+    if size > LARGEST_NETWORK:
+        raise InputError(f"{format_path(path)} unpacks to {size:,} bytes, at most {LARGEST_NETWORK:,} are read")
+
+
 def load(path):
     """The network in a `.keras` file, from images to class probabilities.
 
@@ -40,6 +73,7 @@ def load(path):
 
     import Module  # noqa: F401  its layers are registered with Keras, which loading needs
 
+    _refuse_large(path)
     try:
         with warnings.catch_warnings():
             # Of weights that it does not find Keras only warns, and leaves them as they were drawn.

@@ -22,6 +22,8 @@ from Training.files import read_text
 from Training.flags import Parser
 from Training.runs import saved
 
+LARGEST_PREDICTIONS = 16 * 2**20  # bytes of predictions.csv: a million rows
+MOST_CLASSES = 5_000  # of a confusion matrix, which then has 200 MB
 PROGRAM = "python -m Training.tools.figures"
 MEASURED = 256  # images that responses are averaged over
 
@@ -115,7 +117,7 @@ def read_predictions(path):
         InputError: the file cannot be read, or is not what a run writes.
     """
     try:
-        rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        rows = csv.DictReader(io.StringIO(read_text(path, LARGEST_PREDICTIONS), newline=""))
         labels, predictions = zip(*((int(row["label"]), int(row["predicted"])) for row in rows))
         if min(*labels, *predictions) < 0:
             raise ValueError
@@ -125,6 +127,9 @@ def read_predictions(path):
         raise InputError(f"{format_path(path)} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, csv.Error):
         raise InputError(f"{format_path(path)} must have a row with label and predicted for each image") from None
+    highest = max(*labels, *predictions)
+    if highest >= MOST_CLASSES:
+        raise InputError(f"{format_path(path)} has class {highest}, a confusion matrix has at most {MOST_CLASSES:,}")
     return labels, predictions
 
 
@@ -139,7 +144,7 @@ def confusion(words):
         raise InputError(f"{format_path(path)} does not exist: {why}")
     labels, predictions = read_predictions(path)
     count = max(*labels, *predictions) + 1
-    classes = saved.read_classes(path, count, most=10**6) or [str(i) for i in range(count)]
+    classes = saved.read_classes(path, count, most=MOST_CLASSES) or [str(i) for i in range(count)]
     return plots.draw_confusion(labels, predictions, tuple(classes))
 
 

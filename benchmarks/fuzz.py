@@ -224,28 +224,21 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def shard_case(chance, place):
-    """An index with changed bytes, with changed columns, or a shard with changed bytes; the first picture is read."""
-    index, shard = place / shards.INDEX, next(iter(sorted(place.glob("*.tfrecord"))))
-    originals = {path: path.read_bytes() for path in (index, shard)}
-    kind = chance.randrange(3)
-    if kind == 0:
-        raw = {index: mutated(originals[index], chance, LARGE)}
-    elif kind == 1:
-        raw = {index: changed_columns(originals[index], chance)}
+def shard_case(chance, place, originals):
+    """An index with changed bytes or changed columns, or a shard with changed bytes; the first pictures are read."""
+    index, shard, *_ = originals
+    changed = chance.choice((index, index, shard))
+    if changed == index and chance.random() < 0.6:
+        raw = changed_columns(originals[index], chance)
     else:
-        raw = {shard: mutated(originals[shard], chance, LARGE)}
+        raw = mutated(originals[changed], chance, LARGE)
+    for name, content in {**originals, changed: raw}.items():
+        (place / name).write_bytes(content)
 
     def read():
-        for path, content in {**originals, **raw}.items():
-            path.write_bytes(content)
-        try:
-            parts, _ = shards.read("shards", place)
-            for listing in parts.values():
-                listing.fetch(0)
-        finally:
-            for path, content in originals.items():
-                path.write_bytes(content)
+        parts, _ = shards.read("shards", place)
+        for listing in parts.values():
+            listing.fetch(0)
 
     return read
 
@@ -260,7 +253,9 @@ def changed_columns(raw, chance):
         values = values.copy()
         values[chance.randrange(len(values))] = chance.choice((-1, 0, 1, 7, 2**31, 2**62, -(2**63), 10**9))
     elif kind == 1:
-        values = values.astype(chance.choice(("?", "f2", "f8", "U", "S", "c16", "u1", "u8", "O", "V8", "M8[s]")))
+        texts = ("U", "S", "O")
+        kinds = texts if name == "classes" else (*texts, "?", "f2", "f8", "c16", "u1", "u8", "V8", "M8[s]")
+        values = values.astype(chance.choice(kinds))
     elif kind == 2:
         values = chance.choice((values[:-1], values[:0], values[0], values[None], np.repeat(values, 3), values[::-1]))
     elif kind == 3:
@@ -301,50 +296,39 @@ def write_run(place):
     return place
 
 
-def checkpoint_case(chance, place):
-    """A checkpoint with changed bytes, in half of the cases with the checksum made true again."""
-    (path,) = checkpoint.list_checkpoints(place)
-    original = path.read_bytes()
-    head = len(checkpoint.MAGIC) + 65
-    raw = mutated(original, chance, LARGE)
+def checkpoint_case(chance, place, original):
+    """A checkpoint with changed bytes, in most cases with the checksum made true again."""
+    raw, head = mutated(original, chance, LARGE), len(checkpoint.MAGIC) + 65
     if chance.random() < 0.7:
         content = mutated(original[head:], chance, (*LARGE, b'"x"', b"null", b"-1", b"[1, 2]", b"1e999"))
         raw = checkpoint.MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+    (place / "backup" / "step-000000001.checkpoint").write_bytes(raw)
 
     def read():
-        path.write_bytes(raw)
         reasons = []
-        try:
-            if checkpoint.load_newest(place, reasons.append) is None:
-                raise InputError(reasons[0])
-        finally:
-            path.write_bytes(original)
+        if checkpoint.load_newest(place, reasons.append) is None:
+            raise InputError(reasons[0])
 
     return read
 
 
-def result_case(chance, place):
+def result_case(chance, place, original):
     """A `result.json` with changed bytes or changed values."""
-    original = (place / "result.json").read_text()
-    raw = mutated(original.encode(), chance)
+    raw = mutated(original, chance)
     if chance.random() < 0.7:
         values = json.loads(original)
         odd = [None, [], {}, "", "x" * 10_000, [1, 2], True, -1, 10**400, float("nan"), float("inf"), chance.random()]
         for _ in range(chance.randrange(1, 3)):
             values[chance.choice([*values, "another"])] = chance.choice(odd)
         raw = json.dumps(values).encode()
+    (place / "result.json").write_bytes(raw)
+    return lambda: history.read_run(place)
 
-    def read():
-        (place / "result.json").write_bytes(raw)
-        history.read_run(place)
 
-    def restore():
-        try:
-            read()
-        finally:
-            (place / "result.json").write_text(original)
-
-    return restore
+CASES_OF_RUNS = {
+    "checkpoints": (checkpoint_case, "backup/step-000000001.checkpoint"),
+    "results": (result_case, "result.json"),
+}
 
 
 def make_cases(kind, chance, place):
@@ -357,10 +341,13 @@ def make_cases(kind, chance, place):
         return lambda: picture_case(chance, place, originals)
     if kind == "shards":
         written = write_shards(place)
-        return lambda: shard_case(chance, written)
+        originals = {path.name: path.read_bytes() for path in sorted(written.iterdir())}
+        return lambda: shard_case(chance, written, originals)
     if kind in ("checkpoints", "results"):
-        run, case = write_run(place / "run"), {"checkpoints": checkpoint_case, "results": result_case}[kind]
-        return lambda: case(chance, run)
+        run = write_run(place / "run")
+        case, name = CASES_OF_RUNS[kind]
+        original = (run / name).read_bytes()
+        return lambda: case(chance, run, original)
     return lambda: recipe_case(chance)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.errors import RunError
+from Training.errors import RunError, shorten
 from Training.files import LARGEST_CHECKPOINT, read_bytes, replace_file
 
 MAGIC = b"residual-attention checkpoint 1\n"
@@ -82,6 +82,6 @@ def load_newest(folder, say):
     for path in list_checkpoints(folder):
         try:
             return unpack(read_bytes(path, LARGEST_CHECKPOINT))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            say(f"{path} cannot be used ({error}); the checkpoint before it is tried")
+        except Exception as error:  # a damaged archive can raise nearly anything
+            say(f"{path} cannot be used ({shorten(error)}); the checkpoint before it is tried")
     return None

@@ -45,7 +45,7 @@ def read_run(folder):
         result = json.loads(read_text(folder / "result.json"))
         run = Run(folder, {**defaults, **recipe}, {**result}, read_history(folder / "history.csv"))
         sum(run.result[name] for name in ("test_error_percent", "running_time_s", "parameters"))  # three numbers
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, OverflowError) as error:
         raise InputError(f"{folder} is no finished run: {type(error).__name__}: {str(error):.200}") from None
     return run
 

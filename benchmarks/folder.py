@@ -26,7 +26,7 @@ BROKEN_EVERY = 100  # files of which one is broken
 
 
 def damaged(raw, kind):
-    """A JPEG file's bytes: empty, cut, a text, or with its tables overwritten between a sound head and a sound end."""
+    """A JPEG file's bytes: empty, cut, a text, or with its tables overwritten and both ends intact."""
     return (b"", raw[: len(raw) // 2], b"no picture\n", raw[:20] + bytes(300) + raw[320:])[kind]
 
 
@@ -120,18 +120,18 @@ def main():
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--shards", action="store_true", help="write the folder as shards first, and train from those")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    words = parser.parse_args()
-    if words.measure:
-        return measure(*words.measure, words.size)
+    options = parser.parse_args()
+    if options.measure:
+        return measure(*options.measure, options.size)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "pictures"
-        broken = generate(folder, words.count)
+        broken = generate(folder, options.count)
         source, said = ["folder", str(folder)], ""
-        if words.shards:
+        if options.shards:
             command = [sys.executable, "-m", "Training.tools.shards", str(folder), f"{made}/shards"]
             said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stderr
             source = ["shards", f"{made}/shards"]
-        command = [sys.executable, "-m", "benchmarks.folder", "--size", str(words.size), "--measure", *source]
+        command = [sys.executable, "-m", "benchmarks.folder", "--size", str(options.size), "--measure", *source]
         run = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         )
@@ -140,7 +140,7 @@ def main():
             sys.exit(run.stderr)
         lines = {line for line in (said + run.stderr).splitlines() if line.startswith("skipped: ")}
         # What a shard holds is named by the shard and its place in it.
-        named = len(lines) if words.shards else sum(any(path in line for line in lines) for path in broken)
+        named = len(lines) if options.shards else sum(any(path in line for line in lines) for path in broken)
         print(f"{named} of {len(broken)} broken files were named")
         return int(named < len(broken))
 

@@ -147,7 +147,7 @@ def unpickle(raw, name):
     """The dictionary in the bytes of an official file, with byte-string keys.
 
     Raises:
-        InputError: the bytes are no such pickle, or ask for anything beyond plain data.
+        InputError: the bytes are not such a pickle, or ask for anything beyond plain data.
     """
     try:
         _refuse_other_opcodes(raw)
@@ -283,7 +283,7 @@ def _is_data(path, archive):
 
 
 def find(archive, data_dir, name):
-    """The folder or file with the data, or None where Keras' cache has none.
+    """The folder or file with the data, or None if Keras' cache has none.
 
     Raises:
         InputError: a `data_dir` was given and does not hold it.
@@ -353,7 +353,7 @@ def read(name, data_dir=""):
         Images uint8 `(n, 32, 32, 3)`, labels int32 `(n,)`, names of the classes.
 
     Raises:
-        InputError: the data is not there, cannot be had, or a file of it is not what it should be.
+        InputError: the data is missing, cannot be downloaded, or one of its files is not what it should be.
     """
     archive = ARCHIVES[name]
     path = find(archive, data_dir, name) or download(archive, name)

@@ -32,7 +32,7 @@ class Listing(NamedTuple):
     labels: np.ndarray  # int32 (n,)
     identity: str  # a digest that changes when pictures are added, removed or resized
     shard: np.ndarray | None = None  # (n,), the file that holds each picture, where one holds many
-    place: str = ""  # where the pictures lie, and since when: what a cache keeps of them is no other's
+    place: str = ""  # where the pictures lie, and since when: a cache of them is for these alone
 
 
 def digest(raw):

@@ -148,12 +148,12 @@ class Stream:
     def cache_in(self, folder):
         """Keep what is decoded in a file of this folder from now on, `len * size * size * 3` bytes, mapped to memory.
 
-        The file is named after the pictures, their place and the size: a later run goes on with it, another set, or
-        one that was written anew, gets another file.
+        The file is named after the pictures, their place and the size: a later run uses it again; another set,
+        or one that was written again, gets another file.
         A killed process leaves it usable; after a power cut it should be deleted.
 
         Raises:
-            InputError: the folder cannot be written, or the disk has not the space.
+            InputError: the folder cannot be written, or the disk is too full.
         """
         positions = digest(self.positions.tobytes())
         what = (self.listing.identity, self.listing.place, self.size, self.margin, len(self), positions)
@@ -167,7 +167,7 @@ class Stream:
 
 
 def _map_file(path, shape):
-    """A uint8 array in a file, zeros where it is new; its space is taken at once, lest the disk be full later."""
+    """A uint8 array in a file, zeros if it is new; its space is reserved at once: the disk cannot be full later."""
     with open_own(path) as file:
         size = int(np.prod(shape))
         try:

@@ -23,24 +23,24 @@ def write(images, labels, classes, folder):
 
 
 def main(arguments=None):
-
+    """Run the command line."""
     parser = Parser(
         prog="python -m Training.tools.folder", description="Write a CIFAR archive as folders of PNG files."
     )
     parser.add_argument("dataset", choices=tuple(archives.ARCHIVES))
     parser.add_argument("out", help="folder that gets train/<class>/ and test/<class>/; it must not exist")
     parser.add_argument("--data-dir", default="", help="folder with the official archive or its unpacked folder")
-    words = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with report_errors(parser.prog, "Stopped."):
-        if Path(words.out).exists():
-            raise InputError(f"{words.out} is already there: name a folder that is not")
-        images, labels, test_images, test_labels, classes = archives.read(words.dataset, words.data_dir)
+        if Path(options.out).exists():
+            raise InputError(f"{options.out} is already there: name a folder that is not")
+        images, labels, test_images, test_labels, classes = archives.read(options.dataset, options.data_dir)
         try:
-            write(images, labels, classes, Path(words.out) / "train")
-            write(test_images, test_labels, classes, Path(words.out) / "test")
+            write(images, labels, classes, Path(options.out) / "train")
+            write(test_images, test_labels, classes, Path(options.out) / "test")
         except OSError as error:
-            raise InputError(f"{words.out} cannot be written: {error.strerror or error}") from None
-    print(f"{len(labels) + len(test_labels):,} pictures in {words.out}")
+            raise InputError(f"{options.out} cannot be written: {error.strerror or error}") from None
+    print(f"{len(labels) + len(test_labels):,} pictures in {options.out}")
 
 
 if __name__ == "__main__":

@@ -68,21 +68,21 @@ def write(data_dir, out, per_shard=1000, broken="skip"):
 
 
 def main(arguments=None):
-
+    """Run the command line."""
     parser = Parser(
         prog="python -m Training.tools.shards", description="Write a folder of pictures as TFRecord shards."
     )
-    parser.add_argument("folder", help="folder with train/<class>/* and, where there are, val/ and test/")
+    parser.add_argument("folder", help="folder with train/<class>/* and, if there are any, val/ and test/")
     parser.add_argument("out", help="folder that gets the shards and their index; it must not exist")
     parser.add_argument("--per-shard", type=int, default=1000, metavar="N", help="pictures in a shard (default: 1000)")
     parser.add_argument("--broken", choices=("skip", "refuse"), default="skip", help="pictures that cannot be read")
-    words = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with report_errors(parser.prog, "Stopped."):
-        if words.per_shard < 1:
-            raise InputError(f"--per-shard must be 1 or more, received {words.per_shard}")
+        if options.per_shard < 1:
+            raise InputError(f"--per-shard must be 1 or more, received {options.per_shard}")
         start_keras()  # quiets TensorFlow, which writes the records
-        count = write(words.folder, words.out, words.per_shard, words.broken)
-    print(f"{count:,} pictures in {words.out}")
+        count = write(options.folder, options.out, options.per_shard, options.broken)
+    print(f"{count:,} pictures in {options.out}")
 
 
 if __name__ == "__main__":

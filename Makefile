@@ -7,7 +7,7 @@ TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
 # GPU=1: the CUDA packages of KERAS_BACKEND, which is tensorflow by default.
 GPU_STAMP := .venv/installed-$(if $(filter jax,$(KERAS_BACKEND)),jax-gpu,gpu)
 
-.PHONY: setup demo train tensorboard notebooks test lint clean
+.PHONY: setup demo train tensorboard page notebooks test lint clean
 
 setup: .venv/installed $(if $(filter-out 0,$(GPU)),$(GPU_STAMP))
 
@@ -19,6 +19,9 @@ train: .venv/installed
 
 tensorboard: .venv/installed
 	$(BIN)/tensorboard --logdir Logs --port 6006 $(ARGS)
+
+page: .venv/installed-page
+	$(BIN)/python page.py $(ARGS)
 
 notebooks: .venv/installed-dev
 	$(BIN)/jupyter execute --inplace --timeout=-1 training_56.ipynb training_92.ipynb $(ARGS)

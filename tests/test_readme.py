@@ -48,7 +48,7 @@ def test_modules_that_are_run_exist(path):
 def test_requirements_files_are_those_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert requirements("requirements.txt") == project["dependencies"]
-    for extra in ("gpu", "jax", "jax-gpu", "export", "tfds"):
+    for extra in ("gpu", "jax", "jax-gpu", "export", "tfds", "page"):
         assert requirements(f"requirements-{extra}.txt") == project["optional-dependencies"][extra]
     dev = requirements("requirements-jax.txt") + requirements("requirements-dev.txt")
     assert dev == project["optional-dependencies"]["dev"]

@@ -22,6 +22,15 @@ def make_mask_model(network):
     return keras.Model(network.inputs, masks, name=f"{network.name}_masks")
 
 
+def make_view_model(network):
+    """A model from images to the class probabilities and the branches of all attention blocks, in one pass.
+
+    Its outputs are `{"probabilities": (batch, classes), "branches": ...}`, see `make_branch_model`.
+    """
+    outputs = {"probabilities": network.output, "branches": make_branch_model(network).output}
+    return keras.Model(network.input, outputs, name=f"{network.name}_view")
+
+
 def measure_responses(network, images, batch_size=64):
     """Mean absolute response of the features behind each residual unit and attention block, over the images.
 

@@ -34,13 +34,13 @@ def rescale(values):
     return (values - low) / max(high - low, 1e-6)
 
 
-def overlay(image, strength):
+def overlay(image, strength, opacity=0.6):
     """An image under the heat map of a strength `(h, w)` in [0, 1], which is upsampled to the image's size."""
     from PIL import Image
 
     height, width, _ = image.shape
     smooth = Image.fromarray(strength.astype("float32")).resize((width, height), Image.Resampling.BILINEAR)
-    return (0.4 * image + 0.6 * color_heat(np.asarray(smooth))).round().astype("uint8")
+    return ((1 - opacity) * image + opacity * color_heat(np.asarray(smooth))).round().astype("uint8")
 
 
 def draw_mask_rows(images, mask):
@@ -128,6 +128,19 @@ def find_strongest(mask, count):
     return np.argsort(-np.asarray(mask, "float32").mean(axis=(0, 1)), kind="stable")[:count]
 
 
+def apply_mask(trunk, mask, learning):
+    """Features, the mask, and what it makes of them: `(1 + M) T` with `learning="arl"`, `M T` with "nal".
+
+    Args:
+        trunk, mask: arrays of one shape, see `Module.Branches`.
+
+    Returns:
+        `{"before": trunk, "mask": mask, "after": ...}`, arrays of that shape.
+    """
+    gain = 1 + mask if learning == "arl" else mask
+    return {"before": trunk, "mask": mask, "after": gain * trunk}
+
+
 def draw_channels(image, trunk, mask, learning, count=4):
     """Features before the mask, the soft mask, and features after it, as figure 1 of the paper shows them.
 
@@ -142,11 +155,11 @@ def draw_channels(image, trunk, mask, learning, count=4):
     """
     chosen = find_strongest(mask, count)
     figure, axes = _figure(len(chosen), 4)
-    gain = 1 + mask if learning == "arl" else mask
+    stages = apply_mask(trunk, mask, learning)
     for i, channel in enumerate(chosen):
         _show(axes[i, 0], image, "image")
-        stages = {"before": trunk[..., channel], "mask": mask[..., channel], "after": (gain * trunk)[..., channel]}
-        for axis, (title, values) in zip(axes[i, 1:], stages.items()):
+        for axis, (title, stage) in zip(axes[i, 1:], stages.items()):
+            values = stage[..., channel]
             _show(axis, values, f"{title}, channel {channel}", cmap="viridis")
             axis.set_xlabel(f"{values.min():.3g} to {values.max():.3g}", fontsize=7)
     return _pixels(figure)

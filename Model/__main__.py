@@ -1,6 +1,6 @@
 """Print the layers and the cost of a network: `python -m Model attention_92 --geometry paper`.
 
-Needs `Model` and `Module` only.
+This command needs only `Model` and `Module`.
 """
 
 import argparse
@@ -28,38 +28,38 @@ def parse(arguments):
     parser.add_argument("--mask", choices=MASKS, default="encoder_decoder", help="(default: encoder_decoder)")
     parser.add_argument("--classes", type=int, help="(default: 10, with imagenet 1000)")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="height and width (default: 32, with imagenet 224)")
-    parser.add_argument("--json", action="store_true", help="the counts alone, as one line of JSON a network")
-    parser.add_argument("--markdown", action="store_true", help="the counts alone, as one row of a table a network")
-    words = parser.parse_args(arguments)
+    parser.add_argument("--json", action="store_true", help="the counts alone, as one line of JSON per network")
+    parser.add_argument("--markdown", action="store_true", help="the counts alone, as one row of a table per network")
+    options = parser.parse_args(arguments)
     for name in ("classes", "size"):
-        value = getattr(words, name)
+        value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name} must be 1 or more, received {value}")
     try:
-        for name in words.names:
+        for name in options.names:
             parse_name(name)
     except ValueError as error:
         parser.error(str(error))
-    return parser, words
+    return parser, options
 
 
-def build(name, words):
+def build(name, options):
     from Model import network
 
-    size = words.size and (words.size, words.size, 3)
+    size = options.size and (options.size, options.size, 3)
     return network(
         name,
-        geometry=words.geometry,
-        learning=words.learning,
-        attention=words.attention,
-        mask=words.mask,
-        classes=words.classes,
+        geometry=options.geometry,
+        learning=options.learning,
+        attention=options.attention,
+        mask=options.mask,
+        classes=options.classes,
         input_shape=size or None,
     )
 
 
 def rows(model, counts):
-    """The network as the paper's tables have it: a row a layer, with its output size."""
+    """Return the network as a table like the paper's: one row per layer, with its output size."""
     lines = [f"{'layer':<24} {'kind':<20} {'output':<14} parameters"]
     for layer in model.layers[1:]:
         output = "x".join(map(str, layer.output.shape[1:]))
@@ -68,26 +68,29 @@ def rows(model, counts):
 
 
 def main(arguments=None):
-    parser, words = parse(arguments)
+    parser, options = parse(arguments)
     backend = os.environ.setdefault("KERAS_BACKEND", BACKENDS[0])
     if backend not in BACKENDS:
         parser.error(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
+        import keras
+
         from Model.count import count
     except ImportError as error:
         parser.error(f"{error}: install requirements.txt, or requirements-jax.txt for KERAS_BACKEND=jax")
 
-    for name in words.names:
+    keras.config.set_floatx("float32")  # whatever the user's keras.json says
+    for name in options.names:
         try:
-            model = build(name, words)
+            model = build(name, options)
         except ValueError as error:
             parser.error(str(error))
         counts = count(model)
-        if words.json:
+        if options.json:
             print(json.dumps(counts))
-        elif words.markdown:
-            print(f"| {name} | {words.geometry} | {' | '.join(f'{value:,}' for value in counts.values())} |")
+        elif options.markdown:
+            print(f"| {name} | {options.geometry} | {' | '.join(f'{value:,}' for value in counts.values())} |")
         else:
             print(rows(model, counts))
 

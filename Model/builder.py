@@ -1,4 +1,6 @@
-"""One builder for every Residual Attention Network: tables of rows in, a functional Keras model out."""
+"""One builder for every Residual Attention Network: from tables of rows to a functional Keras model."""
+
+import os
 
 import keras
 from keras import layers
@@ -30,40 +32,44 @@ def residual_attention_network(
     unit="residual",
     r_up=None,
 ):
-    """A Residual Attention Network as a functional model, from images to class probabilities.
+    """Build a Residual Attention Network: a functional model from images to class probabilities.
 
     Stem; three stages of a residual unit and attention blocks; the geometry's last units; BN-ReLU, average pooling
-    over the whole map, dropout, classifier, softmax. Logits and softmax are float32 under every dtype policy.
+    over the whole map, dropout, classifier, softmax. Logits and softmax are float32 under every dtype policy. Images
+    have their channels last, whatever Keras' configuration says.
     Source: Wang et al. 2017, https://arxiv.org/abs/1704.06904, figure 2 and table 2.
 
     Args:
         depth: int, layers along the trunk: 36 m + 20, with p = 1 and t = 2.
-        geometry: str, a key of `GEOMETRIES`, or a `Geometry` of one's own.
+        geometry: str, a key of `GEOMETRIES`, or a `Geometry`.
         learning: "arl" or "nal", see `Module.AttentionBlock`.
-        p, t, r: ints, see `Module.AttentionBlock`; None is the depth's own: 1, 2, 1, but 2, 4, 3 for 452.
-        classes: int, or None for the geometry's own: 10, with "imagenet" 1000.
-        input_shape: `(height, width, channels)`, or None for the geometry's own: 32 x 32 x 3, with "imagenet" 224.
+        p, t, r: ints, see `Module.AttentionBlock`; None is the depth's default: 1, 2, 1, or 2, 4, 3 for 452.
+        classes: int, or None for the geometry's default: 10, with "imagenet" 1000.
+        input_shape: `(height, width, channels)`, or None for the geometry's default: 32 x 32 x 3, with
+            "imagenet" 224 x 224 x 3.
         dropout: float in [0, 1), share of features dropped before the classifier.
         classifier_l2: float, weight of the L2 penalty on the classifier's kernel.
-        preprocessing: a layer put before the first convolution (the mean subtraction), or None.
+        preprocessing: a layer applied before the first convolution (the mean subtraction), or None.
         name: str, the model's name; by default `attention_<depth>`.
         attention, mask: see `Module.AttentionBlock`.
         unit: "residual", "resnext" (AttentionNeXt) or "inception" (AttentionInception).
-        r_up: int, units a level on the mask's way up, or None for the depth's own: r, but 1 for 452.
+        r_up: int, units per level on the mask's way up, or None for the depth's default: r, or 1 for 452.
 
-    Input shape:  `(batch, *input_shape)`, any dtype; pixels as `preprocessing` takes them.
-    Output shape: `(batch, classes)`, float32, rows sum to 1. The layer `logits` has the values before softmax.
+    Input shape:  `(batch, *input_shape)`, any dtype; pixels as `preprocessing` expects them.
+    Output shape: `(batch, classes)`, float32, rows sum to 1. The layer `logits` gives the values before softmax.
 
     Raises:
-        ValueError: an unknown name, a depth that is no 36 m + 20, or images too small for the masks.
+        ValueError: an unknown name, a depth that is not 36 m + 20, images too small for the masks, or a `floatx` in
+            Keras' configuration other than float32.
     """
+    _refuse_floatx()
     rows = _rows(geometry)
     if unit not in UNITS:
         raise ValueError(f"unit must be one of {', '.join(UNITS)}, received {unit!r}")
     own = DEPTHS.get(depth, Depth())
     p, t, r, r_up = (given or default for given, default in zip((p, t, r, r_up), own))
     block = dict(p=p, t=t, r=r, r_up=r_up, learning=learning, attention=attention, mask=mask, unit=UNITS[unit])
-    inputs = keras.Input(input_shape or (rows.pixels, rows.pixels, 3), name="images")
+    inputs = keras.Input(input_shape or (rows.pixels, rows.pixels, 3), dtype="float32", name="images")
     x = preprocessing(inputs) if preprocessing else inputs
     x = _stem(x, rows, UNITS[unit])
     for i, (stage, blocks) in enumerate(zip(rows.stages, blocks_per_stage(depth, p, t, rows.rising)), start=1):
@@ -72,6 +78,16 @@ def residual_attention_network(
         x = UNITS[unit](filters, strides, name=f"tail_unit_{i}")(x)
     outputs = _classifier(x, classes or rows.classes, dropout, classifier_l2, UNITS[unit])
     return keras.Model(inputs, outputs, name=name or f"attention_{depth}")
+
+
+def _refuse_floatx():
+    """Raise `ValueError` if the user's configuration makes all layers float16 or float64."""
+    if keras.config.floatx() != "float32":
+        folder = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
+        raise ValueError(
+            f"floatx must be float32, received {keras.config.floatx()}: call keras.config.set_floatx('float32') or "
+            f"change {os.path.join(folder, 'keras.json')}; for half precision set a mixed dtype policy instead"
+        )
 
 
 def _rows(geometry):
@@ -84,7 +100,7 @@ def _rows(geometry):
 
 def _stem(x, rows, unit):
     x = run_chain(strided_convolution(rows.stem_filters, rows.stem_kernel, rows.stem_strides, "stem_convolve", None), x)
-    if rows.stem_norm or not unit.pre_activation:  # a unit that does not normalize its input wants it normalized
+    if rows.stem_norm or not unit.pre_activation:  # post-activation units need a normalized input
         x = run_chain(norm_relu("stem", None), x)
     if rows.stem_pool == 2:
         x = MaxPooling2D(2, name="stem_pool")(x)
@@ -106,28 +122,88 @@ def _stage(x, number, stage, blocks, block):
 def _classifier(x, classes, dropout, l2, unit):
     if unit.pre_activation:
         x = run_chain(norm_relu("tail", None), x)
-    x = layers.AveragePooling2D(x.shape[1:3], strides=1, name="average_pool")(x)  # (B, 1, 1, C)
-    x = layers.Flatten(name="flatten")(x)
+    pool = layers.AveragePooling2D(x.shape[1:3], strides=1, data_format="channels_last", name="average_pool")
+    x = layers.Flatten(data_format="channels_last", name="flatten")(pool(x))  # (B, 1, 1, C) to (B, C)
     x = Dropout(dropout, name="dropout")(x)
     regularizer = keras.regularizers.L2(l2) if l2 else None
     x = layers.Dense(classes, kernel_regularizer=regularizer, dtype="float32", name="logits")(x)
     return layers.Softmax(dtype="float32", name="probabilities")(x)
 
 
-def network(name, **kwargs):
-    """The network of this name: `attention_<depth>`, `attentionnext_<depth>` or `attentioninception_<depth>`.
+def network(
+    name,
+    geometry="compact",
+    learning="arl",
+    p=None,
+    t=None,
+    r=None,
+    classes=None,
+    input_shape=None,
+    dropout=0.2,
+    classifier_l2=1e-4,
+    preprocessing=None,
+    *,
+    attention="mixed",
+    mask="encoder_decoder",
+    r_up=None,
+):
+    """Build the network with this name.
 
-    Takes what `residual_attention_network` takes, but depth and unit.
+    Args:
+        name: str, `attention_<depth>`, `attentionnext_<depth>` or `attentioninception_<depth>`, such as `attention_92`.
+
+    All other arguments, shapes and errors: see `residual_attention_network`.
     """
+    arguments = locals()
     unit, depth = parse_name(name)
-    return residual_attention_network(depth=depth, unit=unit, **{"name": name, **kwargs})
+    return residual_attention_network(depth=depth, unit=unit, **arguments)
 
 
-def attention_56(**kwargs):
-    """Attention-56: one attention block in each stage. Arguments of `residual_attention_network` but depth."""
-    return residual_attention_network(depth=56, **kwargs)
+def attention_56(
+    geometry="compact",
+    learning="arl",
+    p=None,
+    t=None,
+    r=None,
+    classes=None,
+    input_shape=None,
+    dropout=0.2,
+    classifier_l2=1e-4,
+    preprocessing=None,
+    name=None,
+    *,
+    attention="mixed",
+    mask="encoder_decoder",
+    unit="residual",
+    r_up=None,
+):
+    """Build Attention-56: one attention block in each stage.
+
+    Arguments, shapes and errors: see `residual_attention_network`.
+    """
+    return residual_attention_network(depth=56, **locals())
 
 
-def attention_92(**kwargs):
-    """Attention-92: one, two and three attention blocks. Arguments of `residual_attention_network` but depth."""
-    return residual_attention_network(depth=92, **kwargs)
+def attention_92(
+    geometry="compact",
+    learning="arl",
+    p=None,
+    t=None,
+    r=None,
+    classes=None,
+    input_shape=None,
+    dropout=0.2,
+    classifier_l2=1e-4,
+    preprocessing=None,
+    name=None,
+    *,
+    attention="mixed",
+    mask="encoder_decoder",
+    unit="residual",
+    r_up=None,
+):
+    """Build Attention-92: one, two and three attention blocks in the three stages.
+
+    Arguments, shapes and errors: see `residual_attention_network`.
+    """
+    return residual_attention_network(depth=92, **locals())

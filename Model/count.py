@@ -1,4 +1,4 @@
-"""What a network costs, counted from its built layers."""
+"""The cost of a network, counted from its built layers."""
 
 import math
 
@@ -8,12 +8,12 @@ from Module import AttentionBlock, Unit
 
 
 def _parts(layer):
-    """All layers inside a model or layer, itself last."""
+    """Return all layers inside a model or layer, and itself."""
     return list(layer._flatten_layers())
 
 
 def _multiply_adds(layer):
-    """Multiplications of a convolution or dense layer for one image; additions of biases do not count."""
+    """Return the multiplications of a convolution or dense layer for one image, without additions of biases."""
     if isinstance(layer, layers.Conv2D):
         _, height, width, _ = layer.compute_output_shape(layer.get_build_config()["input_shape"])
         return math.prod(layer.kernel.shape) * height * width
@@ -27,7 +27,7 @@ def _convolutions(chain):
 
 
 def _depth(layer):
-    """Weighted layers that one top-level layer adds to the trunk: shortcuts and masks do not count."""
+    """Return the weighted layers that a top-level layer adds to the trunk, without shortcuts and masks."""
     if isinstance(layer, AttentionBlock):
         return sum(map(_depth, (*layer.before, *layer.trunk, *layer.after)))
     if isinstance(layer, Unit):
@@ -36,7 +36,7 @@ def _depth(layer):
 
 
 def count(model):
-    """The size of a network.
+    """Count the weights, multiply-adds and depth of a network.
 
     Returns:
         A dictionary: `kernels`, weights of convolutions and classifier without biases and normalization;

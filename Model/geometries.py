@@ -1,11 +1,11 @@
-"""The tables: what each geometry and each depth is made of. Plain data, no framework."""
+"""The tables of geometries and depths. Plain data, no framework."""
 
 import re
 from typing import NamedTuple
 
 
 class Stage(NamedTuple):
-    """One row: the residual unit that opens a stage, the attention blocks that follow it, and units that close it."""
+    """One row: the residual unit that opens a stage, the attention blocks after it, and the units that close it."""
 
     filters: int  # channels
     strides: int  # of the opening unit
@@ -14,7 +14,7 @@ class Stage(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """What stands around and between the blocks."""
+    """The parts around and between the attention blocks."""
 
     stem_filters: int  # channels
     stem_kernel: int  # pixels
@@ -24,12 +24,12 @@ class Geometry(NamedTuple):
     stem_norm: bool = False  # BN-ReLU between the stem's convolution and its pooling
     stem_pool: int = 1  # pixels: 1 is no pooling, 2 is 2/2, 3 is 3/2 in ceil mode
     rising: bool = True  # Attention-92 has 1, 2, 3 blocks in its stages; False: 2, 2, 2
-    pixels: int = 32  # height and width of an image, where none are given
-    classes: int = 10  # where none are given
+    pixels: int = 32  # default height and width of an image
+    classes: int = 10  # by default
 
 
 GEOMETRIES = {
-    # The reference re-implementation's network, with the third stage that makes the depth true.
+    # The reference re-implementation's network, with the third stage that gives it its nominal depth.
     "compact": Geometry(
         stem_filters=32,
         stem_kernel=5,
@@ -37,7 +37,7 @@ GEOMETRIES = {
         stages=(Stage(128, 1, 3), Stage(256, 2, 2), Stage(512, 2, 1)),
         tail=((1024, 1), (1024, 1), (1024, 1)),
     ),
-    # Wang et al. 2017, section 4.1, in the reading that gives the published parameters: two units a stage.
+    # Wang et al. 2017, section 4.1, in the reading that matches the published parameters: two units per stage.
     "paper": Geometry(
         stem_filters=16,
         stem_kernel=3,
@@ -76,16 +76,16 @@ class Depth(NamedTuple):
     r_up: int | None = None
 
 
-# Depths whose blocks differ from p = 1, t = 2, r = 1. Attention-452: the paper's p, t and r; a single unit a level on
-# the way up is the reading that gives its 8.6 M parameters.
+# Depths whose blocks differ from p = 1, t = 2, r = 1. Attention-452: the paper's p, t and r; one unit per level on the
+# way up is the reading that matches its 8.6 M parameters.
 DEPTHS = {452: Depth(p=2, t=4, r=3, r_up=1)}
 
-# What an attention block can be asked for: the choices of `Module.AttentionBlock`.
+# The choices of `Module.AttentionBlock`, repeated here without a framework; a test compares them.
 LEARNING = ("arl", "nal")
 ATTENTION = ("mixed", "channel", "spatial")
 MASKS = ("encoder_decoder", "local")
 
-# The paper's families, by the kind of their unit.
+# The paper's families and the kind of their unit.
 FAMILIES = {"attention": "residual", "attentionnext": "resnext", "attentioninception": "inception"}
 NAME = re.compile(rf"({'|'.join(FAMILIES)})_(\d{{1,5}})")
 NETWORKS = (
@@ -97,22 +97,23 @@ NETWORKS = (
 
 
 def parse_name(name):
-    """The unit's kind and the depth of a network's name, such as `attentionnext_92`.
+    """Return the unit's kind and the depth of a network's name, such as `attentionnext_92`.
 
     Raises:
-        ValueError: no such name.
+        ValueError: not a network's name.
     """
     match = NAME.fullmatch(name)
     if not match:
-        raise ValueError(f"a network is called {', '.join(FAMILIES)} and _ and its depth, received {name!r}")
+        families = ", ".join(f"{family}_DEPTH" for family in FAMILIES)
+        raise ValueError(f"the name of a network must be one of {families}, received {name!r:.80}")
     return FAMILIES[match[1]], int(match[2])
 
 
 def blocks_per_stage(depth, p, t, rising):
-    """Attention blocks in each of the three stages of a network of `depth` trunk layers.
+    """Return the number of attention blocks in each of the three stages of a network of `depth` trunk layers.
 
-    `depth = 9 (2p + t) m + 20` for m blocks a stage: 36 m + 20 with the paper's p = 1, t = 2 (Wang et al. 2017,
-    section 4.1). `rising` gives the ImageNet networks' 1, 2, 3 blocks for 92, where m is 2.
+    `depth = 9 (2p + t) m + 20` for m blocks per stage: 36 m + 20 with the paper's p = 1, t = 2 (Wang et al. 2017,
+    section 4.1). With `rising`, Attention-92 (m = 2) has the 1, 2, 3 blocks of the ImageNet networks.
 
     Raises:
         ValueError: no whole m gives this depth.

@@ -11,16 +11,27 @@ LEARNING = ("arl", "nal")
 ATTENTION = ("mixed", "channel", "spatial")
 MASKS = ("encoder_decoder", "local")
 LOCAL_UNITS = 3
-SPATIAL_EPSILON = 1e-5  # added to the variance of a map, which is 0 where the map is constant; our choice
+SPATIAL_EPSILON = 1e-5  # added to the variance of a map, which is 0 for a constant map; the paper gives none
 
 
 def attend(x, attention):
-    """The last step of a mask, from `(batch, h, w, channels)` to weights (Wang et al. 2017, section 3.3).
+    """Apply the last step of a mask, its attention type (Wang et al. 2017, section 3.3).
 
     - mixed: `sigmoid(x)`, f1 in the paper;
     - channel: `x / ||x_i||`, the L2 norm over the channels at each position, f2;
     - spatial: `sigmoid((x - mean_c) / std_c)`, over each channel's map, f3.
+
+    Args:
+        x: tensor `(batch, height, width, channels)`.
+        attention: "mixed", "channel" or "spatial".
+
+    Returns:
+        A tensor of the same shape and dtype.
+
+    Raises:
+        ValueError: an unknown attention type.
     """
+    _check_choice("attention", attention, ATTENTION)
     if attention == "mixed":
         return ops.sigmoid(x)
     exact = ops.cast(x, "float32")  # sums over a map or all channels overflow float16
@@ -32,11 +43,16 @@ def attend(x, attention):
     return ops.cast(weights, x.dtype)
 
 
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, received {value!r}")
+
+
 def mask_sizes(height, width, mask_depth):
-    """Sizes of the maps in the mask branch: full resolution first, then one a pooling.
+    """Return the sizes of the maps in the mask branch: full resolution first, then one for each pooling.
 
     Raises:
-        ValueError: the map is too small for so many poolings.
+        ValueError: the map is too small for `mask_depth` poolings.
     """
     sizes = [(height, width)]
     for _ in range(mask_depth):
@@ -49,9 +65,9 @@ def mask_sizes(height, width, mask_depth):
 
 
 def local_widths(unit, filters, sizes, r, r_up):
-    """Bottlenecks of three units at full resolution with the multiply-adds of the encoder-decoder's units.
+    """Return the bottleneck widths of three units at full resolution that cost what the encoder-decoder's units do.
 
-    The smallest steps of width that come nearest; the paper (table 4) only says that the cost is the same.
+    The paper (table 4) only states that the cost is the same; these are the widths with the nearest multiply-adds.
 
     Args:
         unit: a subclass of `Unit`.
@@ -78,23 +94,27 @@ def local_widths(unit, filters, sizes, r, r_up):
 class AttentionBlock(layers.Layer):
     """Attention module: `y = unit^p((1 + M(u)) * T(u))`, `u = unit^p(x)`, or `M * T` with naive learning.
 
-    `T` is `unit^t`, the trunk. `M` is the soft mask, one weight for each pixel and channel: `mask_depth` times pool
-    (3/2) and `unit^r` (at the bottom `unit^(r + r_up)`), then as often upsample (bilinear), add a skip unit of the
-    same size and `unit^r_up`, but plain upsampling back to the full size; two 1x1 convolutions with BN-ReLU before
-    each (post-activation units: before the second only); the activation of the attention type.
+    `T` is `unit^t`, the trunk. `M` is the soft mask, one weight for each pixel and channel. Its steps are:
+
+    - down, `mask_depth` times: 3/2 max pooling, then `unit^r` (at the bottom `unit^(r + r_up)`);
+    - up, as many times: bilinear upsampling, plus a skip unit of the same size, then `unit^r_up`; the last upsampling,
+      to the full size, has no skip and no units;
+    - two 1x1 convolutions with BN-ReLU before each (post-activation units: before the second only);
+    - the activation of the attention type, see `attend`.
+
     Source: Wang et al. 2017, https://arxiv.org/abs/1704.06904, figures 2 and 3, equations 1 and 3, and the
-    authors' Caffe graph, where the upsampling takes the trunk as a size reference only and adds nothing.
+    authors' Caffe graph, in which the trunk is only a size reference for the upsampling and is not added to it.
 
     Args:
-        filters: int, channels in and out; what `unit` takes.
+        filters: int, channels in and out; a value that `unit` accepts.
         mask_depth: int, poolings in the mask branch, at least 1; 3, 2, 1 in stages one, two, three.
-        p: int, units before the branches part and after they meet.
+        p: int, units before the branches split, and after they join.
         t: int, units in the trunk.
-        r: int, units between neighbouring poolings of the mask.
-        r_up: int, units between neighbouring upsamplings of the mask, or None for `r`.
+        r: int, units between consecutive poolings of the mask.
+        r_up: int, units between consecutive upsamplings of the mask, or None for `r`.
         learning: "arl" for attention residual learning, `(1 + M) * T`, or "nal" for naive, `M * T`.
         attention: "mixed", "channel" or "spatial", see `attend`.
-        mask: "encoder_decoder", or "local" for three units at full resolution, narrower, at equal multiply-adds.
+        mask: "encoder_decoder", or "local" for three narrower units at full resolution with equal multiply-adds.
         unit: a subclass of `Unit`, registered with Keras.
 
     Input shape:  `(batch, height, width, filters)`, height and width known and at least `2**mask_depth`.
@@ -126,8 +146,7 @@ class AttentionBlock(layers.Layer):
                 raise ValueError(f"{name} must be a whole number of 1 or more, received {value!r}")
         chosen = (("learning", learning, LEARNING), ("attention", attention, ATTENTION), ("mask", mask, MASKS))
         for name, value, choices in chosen:
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, received {value!r}")
+            _check_choice(name, value, choices)
         self.filters = filters
         self.mask_depth = mask_depth
         self.p = p
@@ -176,7 +195,7 @@ class AttentionBlock(layers.Layer):
                 self.up_sample.append(self._units(f"up_sample_{level}", self.r_up, shapes[level]))
 
     def _build_weigh(self, shape):
-        """The two 1x1 convolutions that make the mask of what the units give."""
+        """Build the two 1x1 convolutions that turn the output of the units into the mask."""
         dtype = self.dtype_policy
         self.weigh = [
             *(norm_relu("mask_1", dtype) if self.unit.pre_activation else []),
@@ -201,7 +220,7 @@ class AttentionBlock(layers.Layer):
         return (outputs, mask) if return_mask else outputs
 
     def branches(self, inputs):
-        """The two that are multiplied: trunk `T(u)` and mask `M(u)`, each of the output's shape."""
+        """Return the two factors of the product: trunk `T(u)` and mask `M(u)`, each of the output's shape."""
         x = run_chain(self.before, inputs)
         return run_chain(self.trunk, x), self._soft_mask(x)
 
@@ -217,7 +236,7 @@ class AttentionBlock(layers.Layer):
         for pools, units in zip(self.pools, self.down_sample):
             x = run_chain([*pools, *units], x)
             levels.append(x)
-        x = levels.pop()  # the bottom itself is no skip
+        x = levels.pop()  # the bottom has no skip
         for upsampling, skip, units in zip(self.upsampling, self.skip, self.up_sample):
             x = upsampling(x) + skip(levels.pop())
             x = run_chain(units, x)
@@ -236,23 +255,36 @@ class AttentionBlock(layers.Layer):
         return {**super().get_config(), **config, "unit": keras.saving.get_registered_name(self.unit)}
 
 
+@keras.saving.register_keras_serializable(package="ResidualAttention")
 class Branches(layers.Layer):
-    """Trunk and soft mask of an attention block, as a layer of its own that shares the block's weights.
+    """Trunk and soft mask of an attention block, as a layer that shares the block's weights.
 
     Args:
-        block: a built `AttentionBlock`.
+        block: an `AttentionBlock`.
+        dtype: dtype or policy of the outputs; the block's own by default.
 
     Input shape:  the block's.
     Output shape: a dictionary of two tensors of that shape: `trunk`, `mask`.
     """
 
-    def __init__(self, block, **kwargs):
-        super().__init__(dtype=block.dtype_policy, **kwargs)
+    def __init__(self, block, *, dtype=None, **kwargs):
+        super().__init__(dtype=dtype or block.dtype_policy, **kwargs)
         self.block = block
+
+    def build(self, input_shape):
+        if not self.block.built:
+            self.block.build(input_shape)
 
     def call(self, inputs):
         trunk, mask = self.block.branches(inputs)
-        return {"trunk": trunk, "mask": mask}
+        return {"trunk": ops.cast(trunk, self.compute_dtype), "mask": ops.cast(mask, self.compute_dtype)}
 
     def compute_output_shape(self, input_shape):
         return {"trunk": tuple(input_shape), "mask": tuple(input_shape)}
+
+    def get_config(self):
+        return {**super().get_config(), "block": keras.saving.serialize_keras_object(self.block)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "block": keras.saving.deserialize_keras_object(config["block"])})

@@ -1,4 +1,4 @@
-"""Convolutions without bias, with a faster gradient of 1x1 kernels in bfloat16 on CPUs."""
+"""A convolution with a faster gradient for 1x1 kernels in bfloat16 on CPUs."""
 
 import functools
 
@@ -8,8 +8,8 @@ from keras import layers, ops
 
 @functools.cache
 def _pointwise():
-    """A 1x1 convolution whose two gradients are matrix products, as a function of TensorFlow tensors."""
-    import tensorflow as tf  # only here: the module must import without TensorFlow
+    """Return a function of TensorFlow tensors: a 1x1 convolution whose two gradients are matrix products."""
+    import tensorflow as tf  # not at the top: the module must be importable without TensorFlow
 
     @tf.custom_gradient
     def convolve(x, kernel):
@@ -30,9 +30,9 @@ def _pointwise():
 class Conv2D(layers.Conv2D):
     """Keras' layer. The gradient of a 1x1 kernel with stride 1 is a matrix product in bfloat16 on a CPU.
 
-    For the same multiply-adds oneDNN's gradient of a convolution's weights takes 1.3 to 4.5 times as long as the
-    product `X^T dY` of all pixels (Intel Xeon with AMX, batches of 128). A step of Attention-56 is 13 % faster with
-    it. Values, weights and the forward operation are those of Keras' layer.
+    oneDNN's gradient for a convolution's weights takes 1.3 to 4.5 times as long as the product `X^T dY` over all
+    pixels, for the same multiply-adds (Intel Xeon with AMX, batches of 128). The product makes a step of Attention-56
+    13 % faster. Arguments, values and weights are those of Keras' layer.
     """
 
     def convolution_op(self, inputs, kernel):
@@ -40,7 +40,7 @@ class Conv2D(layers.Conv2D):
             return super().convolution_op(inputs, kernel)
         import tensorflow as tf
 
-        # A tensor, not a variable, which TensorFlow would ask the gradient for by another way.
+        # A tensor: TensorFlow asks custom gradients for variables through another argument.
         return _pointwise()(inputs, tf.convert_to_tensor(ops.cast(kernel, self.compute_dtype)))
 
     def _is_product(self, inputs):

@@ -1,4 +1,4 @@
-"""Dropout that is the same on one device and on several."""
+"""Dropout that drops the same features on one device and on several."""
 
 import keras
 from keras import ops
@@ -8,20 +8,21 @@ from Module.replicas import draw
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class Dropout(keras.layers.Dropout):
-    """`x / (1 - rate)` where a uniform number is at least `rate`, else 0; in training only.
+    """`x / (1 - rate)` where a uniform random number is at least `rate`, otherwise 0; in training only.
 
-    Keras' layer, with a draw that does not depend on the number of devices a batch is split over: there Keras drops
-    the same features on each of TensorFlow's replicas.
+    Keras' layer, with random numbers that do not depend on the number of devices that share a batch. Under a
+    TensorFlow strategy Keras' layer drops the same features in each replica.
 
     Args:
         rate: float in [0, 1).
+        **kwargs: further arguments of `keras.layers.Dropout`; with a `noise_shape` the layer is Keras' own.
 
     Input shape:  any.
     Output shape: the same.
     """
 
     def call(self, inputs, training=False):
-        if not training or not self.rate:
-            return inputs
-        kept = draw(keras.random.uniform, ops.shape(inputs), 0.0, 1.0, seed=self.seed_generator) >= self.rate
-        return ops.where(kept, inputs / (1 - self.rate), ops.zeros_like(inputs))
+        if not training or self.rate in (0, 1) or self.noise_shape is not None:
+            return super().call(inputs, training=training)
+        drawn = draw(keras.random.uniform, ops.shape(inputs), 0.0, 1.0, seed=self.seed_generator)
+        return ops.where(drawn >= self.rate, inputs / (1 - self.rate), ops.zeros_like(inputs))

@@ -1,4 +1,4 @@
-"""The inception unit of AttentionInception: ours, since the authors published none in detail."""
+"""The inception unit of AttentionInception, designed for this project: the authors did not publish theirs."""
 
 import keras
 from keras import ops
@@ -11,11 +11,11 @@ from Module.residual_unit import Unit, build_chain, convolution, norm_relu, run_
 class InceptionUnit(Unit):
     """Pre-activation unit with four branches: `y = s(x) + conv1x1(act(concat(b1(a), b2(a), b3(a), b4(a))))`.
 
-    `a = act(x)`, `act` is batch normalization, then ReLU. With `n = filters / 4`: `b1` is a 1x1 to 5/16 n channels,
-    `b2` a 1x1 and a 3x3 of 10/16 n, `b3` a 1x1 and a 5x5 of 4/16 n, `b4` a 3x3 max pooling and a 1x1 to 5/16 n;
-    the stride sits on the last layer of `b1`, `b2`, `b3` and on the pooling. The widths give a unit within half a
-    per cent of `ResidualUnit`'s multiply-adds. The shortcut `s` is `ResidualUnit`'s.
-    This unit is ours. Sources: the module of Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, figure 2(b), in
+    `a = act(x)`, `act` is batch normalization, then ReLU. With `n = filters / 4`: `b1` is a 1x1 convolution to 5/16 n
+    channels, `b2` a 1x1 and a 3x3 of 10/16 n, `b3` a 1x1 and a 5x5 of 4/16 n, `b4` a 3x3 max pooling and a 1x1 to
+    5/16 n. The last layer of `b1`, `b2` and `b3` and the pooling have the stride. With these widths the multiply-adds
+    are within half a per cent of `ResidualUnit`'s. The shortcut `s` is `ResidualUnit`'s.
+    Sources: the module of Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, figure 2(b), in
     the pre-activation frame of Wang et al. 2017, https://arxiv.org/abs/1704.06904, which names AttentionInception
     without its details.
     Arguments, shapes and errors: see `Unit`; `filters` is a multiple of 64.
@@ -25,7 +25,7 @@ class InceptionUnit(Unit):
 
     @staticmethod
     def branch_widths(width):
-        """Channels of the four branches for a bottleneck of `width`."""
+        """Return the channels of the four branches for a bottleneck of `width`."""
         return tuple(max(1, round(width * share / 16)) for share in (5, 10, 4, 5))
 
     @classmethod
@@ -69,5 +69,5 @@ class InceptionUnit(Unit):
 
     @property
     def paths(self):
-        """Chains of layers through which the trunk's signal can pass, for counting depth."""
+        """Chains of layers from input to sum, for counting depth."""
         return [[*chain, *self.merge] for chain in self.branches]

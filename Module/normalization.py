@@ -1,66 +1,84 @@
-"""Batch normalization with the authors' constants, in one operation on TensorFlow."""
+"""Batch normalization with the authors' constants, as one operation on TensorFlow."""
 
 import keras
 from keras import ops
 
 from Module.replicas import replicas
 
+FUSED_DTYPES = ("float16", "bfloat16", "float32")
+
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class BatchNormalization(keras.layers.BatchNormalization):
     """`gamma * (x - mean) / sqrt(variance + epsilon) + beta` over the batch and all pixels.
 
-    Keras' layer with the authors' epsilon (1e-5) and momentum (0.9, where Keras has 0.99: too slow for
-    runs of a few epochs). In training on TensorFlow it is the one fused operation that TensorFlow has,
-    where Keras composes it of several: fewer to trace and fewer passes over the data. It moves the
-    statistics, too, but the variance with the unbiased estimate; ours stays Keras', with the biased
-    one, so weights mean the same on every backend.
-    On JAX mean and variance are taken in one pass, as `E[x - c]` and `E[(x - c)^2] - E[x - c]^2` around the
-    moving mean c, so that they do not cancel; Keras takes the variance after the mean, in a second pass.
-    Built where TensorFlow splits a batch over several devices, it normalizes over all of them, by Keras'
-    synchronized operations; a saved model does not keep that.
+    Keras' layer with the authors' epsilon (1e-5) and momentum (0.9; Keras' default of 0.99 is too slow for runs of a
+    few epochs).
+
+    In training on TensorFlow it is TensorFlow's fused operation, which takes less time to trace and makes fewer passes
+    over the data than the operations that Keras composes. The fused operation updates the moving variance with the
+    unbiased estimate. This layer keeps Keras' biased estimate, so that weights mean the same on every backend.
+
+    In training on JAX mean and variance are computed in one pass, as `E[x - c]` and `E[(x - c)^2] - E[x - c]^2` around
+    the moving mean c, which avoids cancellation. Keras makes a second pass for the variance.
+
+    Any other use (a mask, renormalization, another axis) is Keras' own. A layer that is created while a TensorFlow
+    strategy splits batches over several devices is synchronized: it normalizes over all of them. This is not saved
+    with the model.
 
     Args:
+        axis: int, the axis of the channels.
         momentum: float, share of the old moving statistics that each step keeps.
         epsilon: float, added to the variance.
+        **kwargs: further arguments of `keras.layers.BatchNormalization`.
 
-    Input shape:  `(batch, height, width, channels)`.
+    Input shape:  `(batch, height, width, channels)`, or any other with the channels at `axis`.
     Output shape: the same.
     """
 
-    def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
-        super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
-        self.synchronized = replicas() > 1
+    def __init__(self, axis=-1, momentum=0.9, epsilon=1e-5, **kwargs):
+        super().__init__(axis=axis, momentum=momentum, epsilon=epsilon, **kwargs)
+        self.synchronized = self.synchronized or replicas() > 1
 
     def get_config(self):
         return {**super().get_config(), "synchronized": False}
 
     def call(self, inputs, training=None, mask=None):
-        if training and self.trainable and self._is_fusable(inputs):
-            return self._fused_training_step(inputs)
+        plain = mask is None and not self.renorm and self.axis in (-1, len(inputs.shape) - 1)
+        if training and self.trainable and plain:
+            if self._is_fusable(inputs):
+                return self._train_fused(inputs)
+            if keras.backend.backend() == "jax":
+                return self._train_in_one_pass(inputs)
         return super().call(inputs, training=training, mask=mask)
 
     def _is_fusable(self, inputs):
         return (
             keras.backend.backend() == "tensorflow"
             and len(inputs.shape) == 4
-            and self.axis in (-1, 3)
             and self.scale
             and self.center
             and not self.synchronized
+            and self.variable_dtype == "float32"
+            and self.compute_dtype in FUSED_DTYPES
         )
 
-    def _moments(self, inputs, mask):
-        if keras.backend.backend() != "jax" or mask is not None or self.axis not in (-1, len(inputs.shape) - 1):
-            return super()._moments(inputs, mask)
-        centre = ops.stop_gradient(ops.cast(self.moving_mean, inputs.dtype))
-        shifted = inputs - centre
-        mean = ops.mean(shifted, self._reduction_axes)
-        variance = ops.mean(ops.square(shifted), self._reduction_axes) - ops.square(mean)
-        return mean + centre, ops.maximum(variance, 0.0)
+    def _train_in_one_pass(self, inputs):
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))  # sums overflow float16
+        axes = tuple(range(len(x.shape) - 1))
+        centre = ops.stop_gradient(ops.cast(self.moving_mean, x.dtype))
+        shifted = x - centre
+        mean = ops.mean(shifted, axes)
+        variance = ops.maximum(ops.mean(ops.square(shifted), axes) - ops.square(mean), 0.0)
+        mean = mean + centre
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(ops.cast(moving, x.dtype) * self.momentum + value * (1.0 - self.momentum))
+        gamma, beta = (None if each is None else ops.cast(each, x.dtype) for each in (self.gamma, self.beta))
+        outputs = ops.batch_normalization(x, mean, variance, self.axis, beta, gamma, self.epsilon)
+        return ops.cast(outputs, self.compute_dtype)
 
-    def _fused_training_step(self, inputs):
-        import tensorflow as tf  # only here: the module must import where TensorFlow is not installed
+    def _train_fused(self, inputs):
+        import tensorflow as tf  # not at the top: the module must be importable without TensorFlow
 
         inputs = tf.cast(inputs, self.compute_dtype)
         size = inputs.shape.num_elements() or tf.cast(tf.size(inputs), tf.float32)
@@ -75,6 +93,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         self.moving_mean.assign(mean)
         kept = self.moving_variance.value * self.momentum
-        n = size / inputs.shape[-1]  # values of a channel; the biased estimate is (n - 1) / n of the unbiased
+        n = size / inputs.shape[-1]  # values per channel; the biased estimate is (n - 1) / n of the unbiased one
         self.moving_variance.assign(variance - (variance - kept) / n)
         return outputs

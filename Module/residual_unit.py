@@ -1,4 +1,4 @@
-"""The residual units that the networks are made of: the pre-activation bottleneck, and what all units share."""
+"""Residual units: the pre-activation bottleneck, and what all units share."""
 
 import keras
 from keras import layers
@@ -8,30 +8,38 @@ from Module.normalization import BatchNormalization
 
 
 def convolution(filters, kernel_size, strides=1, **kwargs):
-    """A convolution as the authors have them: no bias, He initialization."""
-    return Conv2D(filters, kernel_size, strides=strides, use_bias=False, kernel_initializer="he_normal", **kwargs)
+    """Make a convolution as in the authors' networks: no bias, He initialization."""
+    return Conv2D(
+        filters,
+        kernel_size,
+        strides=strides,
+        use_bias=False,
+        kernel_initializer="he_normal",
+        data_format="channels_last",
+        **kwargs,
+    )
 
 
 def strided_convolution(filters, kernel_size, strides, name, dtype, **kwargs):
-    """Layers of a convolution padded by the same number of pixels on every side, as in Caffe.
+    """Make the layers of a convolution that is padded by the same number of pixels on every side, as in Caffe.
 
     Keras' "same" pads a strided convolution on one side only.
     """
     if strides == 1:
         return [convolution(filters, kernel_size, padding="same", name=name, dtype=dtype, **kwargs)]
     return [
-        layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad", dtype=dtype),
+        layers.ZeroPadding2D(kernel_size // 2, data_format="channels_last", name=f"{name}_pad", dtype=dtype),
         convolution(filters, kernel_size, strides, padding="valid", name=name, dtype=dtype, **kwargs),
     ]
 
 
 def norm_relu(name, dtype):
-    """Batch normalization, then ReLU."""
+    """Make the layers of batch normalization, then ReLU."""
     return [BatchNormalization(name=f"norm_{name}", dtype=dtype), layers.ReLU(name=f"relu_{name}", dtype=dtype)]
 
 
 def build_chain(chain, shape):
-    """Build layers that follow each other; returns the shape behind the last."""
+    """Build layers that follow each other, and return the output shape of the last."""
     for layer in chain:
         layer.build(shape)
         shape = layer.compute_output_shape(shape)
@@ -39,22 +47,22 @@ def build_chain(chain, shape):
 
 
 def run_chain(chain, x):
-    """Apply layers that follow each other; they inherit `training` from the layer that is called around them."""
+    """Apply layers that follow each other; they inherit `training` from the layer that calls this."""
     for layer in chain:
         x = layer(x)
     return x
 
 
 class Unit(layers.Layer):
-    """What every residual unit is: `filters` channels out, a stride of 1 or 2, and a bottleneck of `width` channels.
+    """Base of all residual units: `filters` channels out, a stride of 1 or 2, a bottleneck of `width` channels.
 
-    A subclass makes its layers in `build` and says in `pre_activation` whether it normalizes its input itself (and
-    leaves its sum raw) or gives an activated sum.
+    A subclass creates its layers in `build`. Its attribute `pre_activation` states whether it normalizes its input
+    (and returns a sum without activation) or returns an activated sum.
 
     Args:
         filters: int, channels out; a multiple of the unit's `multiple`.
         strides: int, 1 or 2; 2 halves height and width.
-        width: int, channels of the bottleneck, or None for the unit's own.
+        width: int, channels of the bottleneck, or None for the unit's default.
 
     Input shape:  `(batch, height, width, channels)`.
     Output shape: `(batch, ceil(height / strides), ceil(width / strides), filters)`.
@@ -81,21 +89,21 @@ class Unit(layers.Layer):
 
     @classmethod
     def own_width(cls, filters):
-        """Channels of the bottleneck where none are asked for."""
+        """Return the default number of channels of the bottleneck."""
         return filters // 4
 
     @classmethod
     def width_step(cls, filters):
-        """What a bottleneck's channels must be a multiple of."""
+        """Return the number that the channels of a bottleneck must be a multiple of."""
         return 1
 
     @classmethod
     def kernels(cls, filters, width):
-        """Weights in the convolutions of a unit that changes no shape: its multiply-adds for one pixel."""
-        raise TypeError(f"{cls.__name__} must say how many weights its convolutions have")
+        """Return the weights in the convolutions of a unit that keeps the shape: its multiply-adds per pixel."""
+        raise NotImplementedError(f"{cls.__name__} must implement kernels(filters, width)")
 
     def projects(self, input_shape):
-        """Whether the shortcut needs a convolution."""
+        """Return whether the shortcut needs a convolution."""
         return self.strides > 1 or input_shape[-1] != self.filters
 
     def compute_output_shape(self, input_shape):
@@ -111,8 +119,8 @@ class Unit(layers.Layer):
 class ResidualUnit(Unit):
     """Pre-activation bottleneck unit: `y = s(x) + conv1x1(act(conv3x3(act(conv1x1(a)))))`, `a = act(x)`.
 
-    `act` is batch normalization, then ReLU; the bottleneck has `filters / 4` channels; the stride sits on the
-    3x3, which pads one pixel on each side. The shortcut `s` is `x` itself, or, where the unit changes the shape, a
+    `act` is batch normalization, then ReLU. The bottleneck has `filters / 4` channels. The 3x3 convolution has the
+    stride, and one pixel of padding on each side. The shortcut `s` is `x` itself or, if the unit changes the shape, a
     1x1 convolution of `a` (the pre-activated tensor) with the unit's stride and no normalization.
     Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027,
     figure 4(e), as the authors' graph of Wang et al. 2017 (https://arxiv.org/abs/1704.06904) has it.
@@ -146,5 +154,5 @@ class ResidualUnit(Unit):
 
     @property
     def paths(self):
-        """Chains of layers through which the trunk's signal can pass, for counting depth."""
+        """Chains of layers from input to sum, for counting depth."""
         return [self.branch]

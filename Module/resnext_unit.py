@@ -13,9 +13,9 @@ CARDINALITY = 32
 class ResNeXtUnit(Unit):
     """Post-activation ResNeXt unit: `y = ReLU(s(x) + BN(conv1x1(act(conv3x3(act(conv1x1(x)))))))`.
 
-    `act` is batch normalization, then ReLU; the 3x3 works in 32 groups of `filters / 64` channels and carries the
-    stride. The shortcut `s` is `x`, or, where the unit changes the shape, BN of a 1x1 convolution of `x`. A bottleneck
-    of another `width` keeps the channels of a group and has fewer groups.
+    `act` is batch normalization, then ReLU. The 3x3 convolution has the stride and 32 groups of `filters / 64`
+    channels. The shortcut `s` is `x` or, if the unit changes the shape, BN of a 1x1 convolution of `x`. A bottleneck
+    of another `width` keeps the channels per group and changes the number of groups.
     Source: Xie et al. 2017, "Aggregated Residual Transformations", https://arxiv.org/abs/1611.05431, figure 3(c), as
     the authors' graph of AttentionNeXt has it (Wang et al. 2017, https://arxiv.org/abs/1704.06904).
     Arguments, shapes and errors: see `Unit`; `filters` is a multiple of 64.
@@ -62,5 +62,5 @@ class ResNeXtUnit(Unit):
 
     @property
     def paths(self):
-        """Chains of layers through which the trunk's signal can pass, for counting depth."""
+        """Chains of layers from input to sum, for counting depth."""
         return [self.branch]

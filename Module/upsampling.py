@@ -1,4 +1,4 @@
-"""Bilinear upsampling with aligned corners, as the authors' interpolation layer has it."""
+"""Bilinear upsampling with aligned corners, as in the authors' interpolation layer."""
 
 import keras
 import numpy as np
@@ -6,10 +6,10 @@ from keras import ops
 
 
 def interpolation_matrix(size_in, size_out):
-    """The `(size_out, size_in)` matrix that resamples a line of pixels with aligned corners.
+    """Return the `(size_out, size_in)` matrix that resamples a line of pixels with aligned corners.
 
-    Row i interpolates at `i * (size_in - 1) / (size_out - 1)`: the first and the last pixel of both lines
-    coincide. One pixel in, or one pixel out, takes the first.
+    Row i interpolates at `i * (size_in - 1) / (size_out - 1)`: the first and the last pixels of both lines
+    coincide. If either line has one pixel, the result is the first pixel.
     """
     matrix = np.zeros((size_out, size_in), "float32")
     position = np.arange(size_out) * ((size_in - 1) / max(size_out - 1, 1))
@@ -23,11 +23,11 @@ def interpolation_matrix(size_in, size_out):
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class BilinearUpsampling(keras.layers.Layer):
-    """Resizes a map to `height` x `width`, bilinear, with aligned corners.
+    """Bilinear resizing of a map to `height` x `width` with aligned corners.
 
     `y = A_h x A_w^T` for each channel, with one interpolation matrix for rows and one for columns.
-    Source: the interpolation layer of the authors' Caffe graph, whose second input is a size reference
-    only. `keras.layers.UpSampling2D` and `ops.image.resize` take half-pixel centres and give other values.
+    Source: the interpolation layer of the authors' Caffe graph, whose second input is only a size
+    reference. `keras.layers.UpSampling2D` and `ops.image.resize` use half-pixel centres and give other values.
 
     Args:
         height: int, rows of the output, in pixels.
@@ -48,8 +48,7 @@ class BilinearUpsampling(keras.layers.Layer):
 
     def call(self, inputs):
         _, rows, columns, channels = inputs.shape
-        matrices = (ops.cast(m, self.compute_dtype) for m in (self._rows, self._columns))
-        a_h, a_w = matrices
+        a_h, a_w = (ops.cast(matrix, self.compute_dtype) for matrix in (self._rows, self._columns))
         x = ops.reshape(inputs, (-1, rows, columns * channels))
         x = ops.matmul(a_h, x)  # (B, height, columns * C)
         x = ops.reshape(x, (-1, columns, channels))

@@ -40,6 +40,15 @@ def silence_stderr():
         os.close(nowhere)
 
 
+def reset_configuration(keras):
+    """Undo what the user's keras.json or environment sets for all of their projects; see `keras.config`."""
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
+
+
 def start_keras(distribute="none"):
     """Import Keras and its backend and find the device; returns the `keras` module.
 
@@ -61,6 +70,7 @@ def start_keras(distribute="none"):
     try:
         with silence_stderr():
             import keras
+        reset_configuration(keras)
         devices.join_processes(distribute)
         with silence_stderr():
             devices.device_name()

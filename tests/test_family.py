@@ -238,7 +238,9 @@ def test_command_counts_as_json_and_refuses_in_one_line(capsys):
         assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and said in err
 
 
-@pytest.mark.parametrize("name, said", [("foo", "a network is called"), ("attention_56", "KERAS_BACKEND must be one")])
+@pytest.mark.parametrize(
+    "name, said", [("foo", "the name of a network must be one of"), ("attention_56", "KERAS_BACKEND must be one")]
+)
 def test_command_says_one_line_where_no_backend_starts(name, said):
     words = [sys.executable, "-m", "Model", name]
     run = subprocess.run(words, cwd=ROOT, env={**os.environ, "KERAS_BACKEND": "foo"}, capture_output=True, text=True)

@@ -204,7 +204,7 @@ def test_help_shows_every_choice_without_a_framework(tmp_path):
     "words, said",
     [
         ("--epoch 3", "did you mean --epochs?"),
-        ("--model attention_57x", "model: a network is called attention, attentionnext, attentioninception and _"),
+        ("--model attention_57x", "model: the name of a network must be one of attention_DEPTH, attentionnext_DEPTH"),
         ("--data-dir nowhere", "--data-dir nowhere does not exist"),
         ("--dataset digits --samples 2", "2 of 1293 images cannot be split off by class"),
         ("--dataset digits --p 2", "depth must be 54 m + 20 with p=2, t=2"),

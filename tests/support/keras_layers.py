@@ -1,0 +1,65 @@
+"""The checks that every layer must pass, as Keras' own layers do."""
+
+import inspect
+import json
+
+import keras
+import numpy as np
+
+DTYPES = ("float32", "mixed_bfloat16", "bfloat16")
+
+
+def check_layer(make, shape, tmp_path, call=None):
+    """Check arguments, config, symbolic call, output spec, dtypes, saving and loading of a layer.
+
+    Args:
+        make: function that takes `dtype` and `name` as keyword arguments and returns the layer.
+        shape: shape of one input, without the batch.
+        tmp_path: folder for the saved model.
+        call: dictionary of further arguments of a call.
+    """
+    x = np.random.default_rng(0).uniform(0, 255, (3, *shape)).astype("float32")
+    _check_config(make(name="named"), x)
+    dtypes = (*DTYPES, "float64") if keras.backend.backend() == "tensorflow" else DTYPES  # JAX has none by default
+    for i, dtype in enumerate(dtypes):
+        given = keras.dtype_policies.get(dtype) if i % 2 else dtype  # a policy and a name in turn
+        layer = make(name="named", dtype=given)
+        assert layer.dtype_policy.name == dtype
+        _check_specs(layer, x, call or {})
+    _check_saving(make(name="named"), shape, x, tmp_path)
+
+
+def _check_config(layer, x):
+    assert layer.name == "named"
+    layer(x)
+    config = layer.get_config()
+    copy = type(layer).from_config(config)
+    assert copy.get_config() == config
+    assert {"name", "trainable", "dtype"} <= set(config)
+    own = inspect.signature(type(layer).__init__).parameters.values()
+    named = {each.name for each in own if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)} - {"self"}
+    assert named <= set(config), f"get_config lacks {named - set(config)}"
+    frozen = type(layer).from_config({**config, "trainable": False})
+    assert frozen.trainable is False and frozen.get_config()["trainable"] is False
+
+
+def _check_specs(layer, x, call):
+    """The symbolic output, the output spec and the computed output agree, in training and outside."""
+    symbol = keras.Input(x.shape[1:], batch_size=len(x))
+    for training in (False, True):
+        given = layer(x, training=training, **call)
+        for spec in (layer(symbol, training=training, **call), layer.compute_output_spec(symbol, **call)):
+            for wanted, value in zip(keras.tree.flatten(spec), keras.tree.flatten(given), strict=True):
+                assert tuple(wanted.shape) == tuple(value.shape)
+                assert keras.backend.standardize_dtype(wanted.dtype) == keras.backend.standardize_dtype(value.dtype)
+                assert np.isfinite(np.asarray(keras.ops.cast(value, "float32"))).all()
+
+
+def _check_saving(layer, shape, x, tmp_path):
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layer(inputs))
+    model.save(tmp_path / "layer.keras")
+    loaded = keras.models.load_model(tmp_path / "layer.keras")
+    assert json.dumps(loaded.get_layer("named").get_config()) == json.dumps(layer.get_config())
+    for a, b in zip(*(keras.tree.flatten(each.predict(x, verbose=0)) for each in (model, loaded)), strict=True):
+        np.testing.assert_array_equal(a, b)

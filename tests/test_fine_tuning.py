@@ -39,7 +39,7 @@ def test_other_classes_and_image_size_keep_all_but_the_classifier(saved):
     made = network(classes=7, size=32)
     before = made.get_layer("logits").get_weights()
     line = load_weights(made, str(path))
-    assert line.endswith("the classifier is new, for 7 classes in place of 5") and "\n" not in line
+    assert line.endswith("the classifier is new, for 7 classes instead of 5") and "\n" not in line
     assert line.startswith(f"{len(weights) - 1} of {len(weights)} layers")
     for name, values in weights.items():
         for a, b in zip(made.get_layer(name).get_weights(), before if name == "logits" else values, strict=True):
@@ -81,11 +81,11 @@ def test_freeze_ends_with_the_stage_and_names_what_there_is():
     made = network()
     assert freeze(made, "stage_1").endswith("layers up to stage_1_attention_1 keep their weights")
     assert {layer.name for layer in made.layers if layer.trainable_weights} == {"tail_unit_1", "norm_tail", "logits"}
-    with pytest.raises(InputError, match="no layer is called so or begins with it; there are stem_convolve, stage_1"):
+    with pytest.raises(InputError, match="no layer has this name or first part; the layers are stem_convolve, stage_1"):
         freeze(made, "stage_10")
-    with pytest.raises(InputError, match="leaves nothing to train"):
+    with pytest.raises(InputError, match="leaves no weights to train"):
         freeze(made, "logits")
-    with pytest.raises(InputError, match="give --weights beside it"):
+    with pytest.raises(InputError, match="give --weights, too"):
         Recipe(freeze="stage_1")
 
 
@@ -96,13 +96,13 @@ def test_a_run_keeps_frozen_weights_and_resumes_without_the_file(saved, tmp_path
     words = [f"--weights={own}", "--freeze=stage_1", "--logs", str(tmp_path / "Logs")]
     training_cifar10.main([*WORDS, *words], tiny.tiny_build)
     said = capsys.readouterr().out
-    assert "the classifier is new, for 10 classes in place of 5" in said and "up to stage_1_attention_1 keep" in said
+    assert "the classifier is new, for 10 classes instead of 5" in said and "up to stage_1_attention_1 keep" in said
     (folder,) = (tmp_path / "Logs").iterdir()
     recipe = json.loads((folder / "recipe.json").read_text())
     assert (recipe["weights"], recipe["freeze"]) == (str(own), "stage_1")
     own.unlink()
     training_cifar10.main(["--resume", str(folder), "--epochs=2"], tiny.tiny_build)
-    assert "begin with the weights" not in capsys.readouterr().out
+    assert "start from the weights" not in capsys.readouterr().out
     trained = keras.models.load_model(folder / "last.keras")
     for name, values in weights.items():
         same = [np.array_equal(a, b) for a, b in zip(trained.get_layer(name).get_weights(), values)]

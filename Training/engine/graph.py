@@ -1,4 +1,4 @@
-"""Training steps on TensorFlow, with as little around them as can be."""
+"""Training steps on TensorFlow with less overhead than Keras' own."""
 
 import contextlib
 
@@ -6,22 +6,22 @@ from Module.replicas import replicas
 
 
 def speed_up(model, function):
-    """What `fit` calls for its steps, made ready in less time than Keras' own function, which it replaces.
+    """Return a replacement of the function that `fit` calls for its steps, which is ready in less time.
 
-    On a CPU in float32 TensorFlow's graph optimizer is left out: it takes as long as all of tracing and makes no step
-    faster (docs/speed.md). In bfloat16 it fuses what pays, and on a GPU it chooses the layout: there it stays. Where a
-    call is one step, that is one graph, `make_whole_step`, where Keras has one within another.
+    On a CPU in float32 it skips TensorFlow's graph optimizer, which takes as long as tracing and makes no step faster
+    (docs/speed.md). In bfloat16 the optimizer fuses operations, and on a GPU it chooses the layout, so it stays. If a
+    call is one step, the step is one graph, see `make_whole_step`; Keras nests two.
 
     Args:
         model: a compiled `TrainingModel`.
-        function: Keras' own, which takes an iterator and gives a step's logs.
+        function: Keras' own, which takes an iterator and returns a step's logs.
 
     Returns:
-        A function of the same; `function` itself with XLA, several devices or `run_eagerly`.
+        A function with the same argument and result; `function` itself with XLA, several devices or `run_eagerly`.
     """
     if model.jit_compile or model.run_eagerly or replicas() > 1:
         return function
-    import tensorflow as tf  # only here: the module must import where TensorFlow is not installed
+    import tensorflow as tf  # not at the top: the module must be importable without TensorFlow
 
     whole = make_whole_step(model) if model.batch_size and model.steps_per_execution == 1 else function
     on_cpu = not tf.config.list_physical_devices("GPU")
@@ -35,7 +35,7 @@ def speed_up(model, function):
 
 
 def make_whole_step(model):
-    """A step of batches of `model.batch_size`, which is part of the graph: that is smaller by a tenth so."""
+    """Make a step for batches of `model.batch_size`: with a known size the graph is a tenth smaller."""
     import tensorflow as tf
 
     @tf.function(autograph=False)
@@ -48,7 +48,7 @@ def make_whole_step(model):
 
 @contextlib.contextmanager
 def skip_graph_optimizer():
-    """Functions that are called within run as they were traced."""
+    """Run functions that are called within this as they were traced, without TensorFlow's graph optimizer."""
     import tensorflow as tf
 
     switch = "disable_meta_optimizer"

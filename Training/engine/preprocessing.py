@@ -1,18 +1,21 @@
-"""What a network does to raw pixels before its first convolution; it is part of the saved model."""
+"""The preprocessing of raw pixels before the first convolution, which is part of the saved model."""
 
 import numpy as np
 from keras import layers
 
 
 def mean_subtraction(mean, std=255.0):
-    """The layer `(x - mean) / std`, so that a saved model takes raw images.
+    """Make the layer `(x - mean) / std`, so that a saved model takes raw images.
 
-    Wang et al. 2017, section 4.1, subtract the mean of each pixel; the division by 255 only keeps numbers small (what
-    follows the stem is normalized). Section 4.2 takes mean and deviation of each channel.
+    Wang et al. 2017, section 4.1, subtract the mean of each pixel; the division by 255 only keeps numbers small (the
+    layers after the stem normalize). Section 4.2 uses mean and deviation of each channel.
 
     Args:
         mean: float32 `(height, width, channels)` or `(channels,)`.
         std: float, or float32 `(channels,)`.
+
+    Returns:
+        A `keras.layers.Normalization` layer with float32 output.
     """
     axis = (1, 2, 3) if mean.ndim == 3 else -1
     variance = np.broadcast_to(np.float32(std) ** 2, mean.shape)

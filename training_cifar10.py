@@ -1,5 +1,6 @@
 """Train a Residual Attention Network: Attention-56 on CIFAR-10 unless a flag says otherwise."""
 
+import os
 from pathlib import Path
 
 from Training import devices
@@ -60,6 +61,7 @@ def train(recipe, resume=None, build=build):
     data.refuse_batch(recipe.batch_size)
 
     # Only now: wrong flags and missing data are told without the seconds that a framework takes to start.
+    devices.use_compile_cache(recipe.compile_cache, os.environ.get("KERAS_BACKEND") or "tensorflow")
     keras = start_keras(recipe.distribute)
     with (
         devices.distribute(recipe.distribute, recipe.batch_size) as hardware,
@@ -78,6 +80,7 @@ def train_on(hardware, keras, data, recipe, resume, build):
     from Training.runs.environment import describe_environment
 
     say = print if hardware.first else (lambda *_, **__: None)
+    recipe = devices.resolve_precision(recipe, hardware)
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(recipe.precision)
     network = build(recipe, data)

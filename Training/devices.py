@@ -86,6 +86,63 @@ def device_name():
     return f"{_processor_name()}, {count_cores()} cores"
 
 
+def resolve_precision(recipe, devices=ONE):
+    """Return the recipe with the precision that "auto" stands for on this hardware.
+
+    Of several processes the first decides for all.
+    """
+    if recipe.precision != "auto":
+        return recipe
+    precision = ask_first_process(devices, lambda: "mixed_bfloat16" if multiplies_bfloat16() else "float32")
+    return dataclasses.replace(recipe, precision=precision)
+
+
+def multiplies_bfloat16(cpuinfo="/proc/cpuinfo"):
+    """Return whether the device that the backend trains on has instructions that multiply bfloat16.
+
+    GPUs of NVIDIA have them from compute capability 8.0 on. Of processors, those with AVX512-BF16 or AMX-BF16 do, and
+    TensorFlow's oneDNN uses them; XLA on JAX does not.
+    """
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        first = jax.devices()[0]
+        return first.platform == "tpu" or float(getattr(first, "compute_capability", None) or 0) >= 8
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) >= (8, 0)
+    try:
+        flags = Path(cpuinfo).read_text()
+    except OSError:
+        return False
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))
+
+
+def use_compile_cache(folder, backend):
+    """Keep what XLA compiles in this folder, which is created; call it before the backend is imported.
+
+    Raises:
+        InputError: it cannot be created.
+    """
+    if not folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--compile-cache {folder}: {error.strerror or error}") from None
+    if backend == "jax":
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(folder))
+    else:
+        flag = f"--tf_xla_persistent_cache_directory={os.path.abspath(folder)}"
+        os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {flag}".strip()
+
+
 def refuse_mode(mode, backend):
     """Raise `InputError` where this mode cannot be, before a framework is started."""
     if mode != "none" and backend != NEEDS[mode]:

@@ -39,7 +39,8 @@ def add_flags(parser):
     """Give the parser one flag for each field of `Recipe`; a flag that is not given sets nothing."""
     for item in dataclasses.fields(Recipe):
         flag = "--" + item.name.replace("_", "-")
-        text = f"{item.metadata['help']} (default: {item.default!r})".replace("%", "%%")
+        text = item.metadata["help"]
+        text = f"{text() if callable(text) else text} (default: {item.default!r})".replace("%", "%%")
         extra = dict(help=text, default=argparse.SUPPRESS, dest=item.name)
         if item.type is bool:
             parser.add_argument(flag, nargs="?", const=True, type=_boolean, metavar="true|false", **extra)
@@ -86,6 +87,8 @@ def _resumed(folder, name, given):
              for key in values if key != "epochs" and values[key] != getattr(recipe, key)]  # fmt: skip
     if other:
         raise InputError(f"--resume takes the recipe of the run, which differs in {', '.join(other)}")
+    if recipe.minutes and given.get("epochs", recipe.epochs) != recipe.epochs:
+        raise InputError(f"--epochs cannot change on --resume: --minutes {recipe.minutes:g} decided the run's length")
     if given.get("epochs", recipe.epochs) < recipe.epochs:
         raise InputError(f"--epochs may only grow on --resume: the run has {recipe.epochs}, received {given['epochs']}")
     return dataclasses.replace(recipe, epochs=given.get("epochs", recipe.epochs))

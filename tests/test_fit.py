@@ -42,7 +42,7 @@ def test_paper_schedule_divides_by_ten_at_64k_and_96k():
 
 
 def test_cosine_warms_up_and_ends_at_zero():
-    schedule = make_schedule(Recipe(epochs=10, warmup_epochs=2.0, make_schedule=0.4), 100)
+    schedule = make_schedule(Recipe(epochs=10, warmup_epochs=2.0, learning_rate=0.4), 100)
     rates = [rate_at(schedule, step) for step in (0, 100, 200, 600, 1000)]
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
     without = make_schedule(Recipe(epochs=10, warmup_epochs=0.0), 100)
@@ -51,7 +51,7 @@ def test_cosine_warms_up_and_ends_at_zero():
 
 
 def test_linear_rises_and_falls_to_zero():
-    schedule = make_schedule(Recipe(schedule="linear", epochs=10, warmup_epochs=2.0, make_schedule=0.4), 100)
+    schedule = make_schedule(Recipe(schedule="linear", epochs=10, warmup_epochs=2.0, learning_rate=0.4), 100)
     rates = [rate_at(schedule, step) for step in (0, 100, 200, 600, 1000)]
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
     again = type(schedule).from_config(schedule.get_config())
@@ -126,7 +126,7 @@ def test_steps_are_keras_own_within_rounding():
 
     def losses(own):
         keras.utils.set_random_seed(0)
-        recipe = Recipe(batch_size=16, make_schedule=0.002, schedule="constant", warmup_epochs=0.0)
+        recipe = Recipe(batch_size=16, learning_rate=0.002, schedule="constant", warmup_epochs=0.0)
         model = compile_model(tiny_network(input_shape=(32, 32, 3), dropout=0.0), recipe, 20)
         if own:
             keras.Model.make_train_function(model)

@@ -87,11 +87,13 @@ def test_paper_recipe_is_the_paper_s():
         (["--learning-rate", "nan"], "learning_rate must be finite, received nan"),
         (["--dropout", "1"], "dropout must be 0.99 or less, received 1.0"),
         (["--validation-split", "-0.1"], "validation_split must be 0.0 or more"),
-        (["--optimizer", "lion"], "invalid choice: 'lion'"),
+        (["--optimizer", "newton"], "invalid choice: 'newton'"),
         (["--flip", "maybe"], "must be true or false, received 'maybe'"),
         (["--alternate-flip", "--flip", "false"], "give --flip true and --augmentation affine or crop"),
         (["--alternate-flip", "--dataset", "folder"], "alternate_flip is for images held in memory"),
-        (["--optimizer", "adamw"], "give --weight-decay-kind decoupled"),
+        (["--optimizer", "adamw", "--weight-decay-kind", "l2"], "give --weight-decay-kind decoupled"),
+        (["--accumulate", "2", "--distribute", "mirrored"], "accumulate=2 cannot be combined with distribute=mirrored"),
+        (["--mix-until", "0.5"], "mix_until=0.5 needs --mix mixup or cutmix"),
         (["--schedule", "step"], "give --warmup-epochs 0"),
         (["--warmup-epochs", "200"], "warmup_epochs must be less than epochs=200"),
         (
@@ -123,13 +125,13 @@ def test_resume_takes_the_folder_s_recipe(capsys, tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
         ("[]", "must be a JSON object, received list"),
         ('{"epohs": 3}', "unknown fields: epohs"),
         ('{"epochs": "3"}', "epochs must be of type int, received '3'"),
         ('{"epochs": true}', "epochs must be of type int, received True"),
         ('{"learning_rate": NaN}', "learning_rate must be finite"),
-        ("[" * 100_000, "no JSON"),
+        ("[" * 100_000, "not valid JSON"),
     ],
 )
 def test_broken_recipe_files_are_refused(text, words):

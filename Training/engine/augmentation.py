@@ -1,7 +1,7 @@
 """Random changes of training images, made in the compiled step, on the device that trains.
 
-Keras' own random layers cannot be compiled by XLA on TensorFlow, or are slow on JAX; these compile on both. They
-take raw images of any dtype, give float32, and change nothing outside training.
+Keras' own random layers cannot be compiled by XLA on TensorFlow, or are slow on JAX. These layers compile on both. They
+take raw images of any dtype, and only change their dtype outside training.
 """
 
 import math
@@ -13,7 +13,7 @@ from keras import layers, ops
 from Module.replicas import draw
 from Training.recipe.choices import AUGMENTATIONS, load_object
 
-# Of the covariance of ImageNet's colours, pixels from 0 to 1: its eigenvalues, and its eigenvectors as columns.
+# Eigenvalues and eigenvectors (as columns) of the covariance of ImageNet's colours, for pixels from 0 to 1.
 COLOUR_EIGENVALUES = np.float32([0.2175, 0.0188, 0.0045])
 COLOUR_COMPONENTS = np.float32(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]],
@@ -21,31 +21,44 @@ COLOUR_COMPONENTS = np.float32(
 
 
 class Augmentation(layers.Layer):
-    """Draws from its own seed, whose state is saved with the weights, so that a resumed run goes on exactly."""
+    """Base of all augmentation layers: `augment` changes images in training; otherwise only the dtype changes.
 
-    def __init__(self, seed=0, **kwargs):
-        super().__init__(dtype="float32", trainable=False, **kwargs)
+    Random numbers come from a seed generator whose state is saved with the weights, so that a resumed run draws the
+    same numbers. Whatever the output's dtype, `augment` computes in float32.
+
+    Args:
+        seed: int.
+        dtype: dtype or policy of the output, float32 by default.
+        trainable: bool; there are no trainable weights.
+    """
+
+    def __init__(self, seed=0, *, dtype="float32", trainable=False, **kwargs):
+        super().__init__(dtype=dtype, trainable=trainable, **kwargs)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, images, training=None):
-        images = ops.cast(images, self.compute_dtype)
-        return self.augment(images) if training else images
+        if not training:
+            return ops.cast(images, self.compute_dtype)
+        return ops.cast(self.augment(ops.cast(images, "float32")), self.compute_dtype)
+
+    def augment(self, images):
+        """Return changed images of the same shape; `images` is float32 `(batch, height, width, channels)`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement augment(images)")
 
     def compute_output_shape(self, input_shape):
-        return input_shape
+        return tuple(input_shape)
 
     def uniform(self, images, low, high):
-        """One number an image, uniform in [low, high)."""
+        """Draw one number per image, uniform in [low, high)."""
         return draw(keras.random.uniform, (ops.shape(images)[0],), low, high, seed=self.seed_generator)
 
     def get_config(self):
-        config = super().get_config()
-        return {"name": config["name"], "seed": self.seed}
+        return {**super().get_config(), "seed": self.seed}
 
 
 def _draw_mirrors(drawn, flip):
-    """-1 for half of the images, 1 for the others; 1 for all without `flip`."""
+    """Return -1 for half of the images and 1 for the others; 1 for all without `flip`."""
     return ops.where(drawn < 0.5, -1.0, 1.0) if flip else ops.ones_like(drawn)
 
 
@@ -53,9 +66,9 @@ def _draw_mirrors(drawn, flip):
 class RandomAffine(Augmentation):
     """Rotation about the centre, shift, and horizontal flip, as one bilinear resampling.
 
-    Output pixel `o` takes the value at `c + F R(a) (o - c) + s`: centre `c`, angle `a` uniform in +-`rotation`
-    degrees, `s` uniform in +-`shift` of height and width, `F` mirrors half of the images. Beyond the border the
-    nearest pixel is repeated. Source: the augmentation of the reference re-implementation.
+    Output pixel `o` has the value at `c + F R(a) (o - c) + s`: centre `c`, angle `a` uniform in +-`rotation`
+    degrees, `s` uniform in +-`shift` of height and width, `F` mirrors half of the images. Pixels at the border are
+    repeated outwards. Source: the augmentation of the reference re-implementation.
 
     Args:
         rotation: float, degrees.
@@ -95,7 +108,7 @@ class RandomAffine(Augmentation):
 
 
 def _bilinear(images, y, x):
-    """The images' values at `(y, x)`, both `(B, H * W)` in pixels; the border is repeated outwards."""
+    """Return the images' values at `(y, x)`, both `(B, H * W)` in pixels; the border is repeated outwards."""
     _, height, width, channels = images.shape
     pixels = ops.reshape(images, (-1, channels))  # (B * H * W, C): one flat take is fast everywhere
     start = ops.expand_dims(ops.arange(ops.shape(images)[0], dtype="int32") * (height * width), 1)
@@ -105,17 +118,17 @@ def _bilinear(images, y, x):
     top, left = ops.cast(top, "int32"), ops.cast(left, "int32")
     bottom, right = ops.minimum(top + 1, height - 1), ops.minimum(left + 1, width - 1)
 
-    def at(row, column):
+    def take(row, column):
         return ops.take(pixels, start + row * width + column, axis=0)  # (B, H * W, C)
 
-    upper = at(top, left) * (1 - wx) + at(top, right) * wx
-    lower = at(bottom, left) * (1 - wx) + at(bottom, right) * wx
+    upper = take(top, left) * (1 - wx) + take(top, right) * wx
+    lower = take(bottom, left) * (1 - wx) + take(bottom, right) * wx
     return ops.reshape(upper * (1 - wy) + lower * wy, (-1, height, width, channels))
 
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class RandomCrop(Augmentation):
-    """Zeros added on every side, a random crop of the old size, and a horizontal flip of half of the images.
+    """Padding with zeros, a random crop of the original size, and a horizontal flip of half of the images.
 
     Source: Wang et al. 2017, https://arxiv.org/abs/1704.06904, section 4.1 (4 pixels).
 
@@ -140,7 +153,7 @@ class RandomCrop(Augmentation):
         left = self._offset(images)
         mirror = ops.reshape(_draw_mirrors(self.uniform(images, 0.0, 1.0), self.flip), (-1, 1))
         columns = ops.arange(width, dtype="int32")[None]
-        columns = ops.where(mirror < 0, width - 1 - columns, columns)  # the flip costs no pass of its own
+        columns = ops.where(mirror < 0, width - 1 - columns, columns)  # the flip needs no further pass
         rows = top + ops.arange(height, dtype="int32")[None]  # (B, H)
         padded = ops.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         cropped = ops.take_along_axis(padded, rows[:, :, None, None], axis=1)
@@ -160,7 +173,7 @@ class RandomLighting(Augmentation):
 
     `P` and `l` are eigenvectors and eigenvalues of ImageNet's colours, `a` is normal with deviation 0.1, three numbers
     an image. Source: Krizhevsky et al. 2012, section 4.1; Wang et al. 2017, section 4.2, name the standard colour
-    augmentation. The crops of random scale and aspect are cut where the pictures are decoded.
+    augmentation. Crops of random scale and aspect are made when the pictures are decoded.
 
     Args:
         flip: bool.
@@ -185,7 +198,7 @@ class RandomLighting(Augmentation):
 
 
 def _windows(images, down, right, height, width):
-    """1 inside a window of each image and 0 outside, `(batch, h, w, 1)`; what lies beyond the border is cut off.
+    """Return 1 inside a window of each image and 0 outside, `(batch, h, w, 1)`; windows are clipped at the border.
 
     Args:
         images: `(batch, h, w, channels)`.
@@ -204,13 +217,13 @@ def _windows(images, down, right, height, width):
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class Cutout(Augmentation):
-    """One square of each image blanked, its centre anywhere in the image.
+    """One square of each image replaced by a constant, its centre anywhere in the image.
 
     Source: DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552, section 3.
 
     Args:
         size: int, side of the square in pixels.
-        fill: float, the value it gets; the mean of the data, which the subtraction makes 0.
+        fill: float, value of the pixels in the square, such as the mean of the data, which the subtraction makes 0.
         seed: int.
 
     Input shape:  `(batch, height, width, channels)`, pixels 0 to 255.
@@ -237,45 +250,74 @@ class Mix(Augmentation):
     """Each image mixed with the one before it in the batch, and the share of itself that is left.
 
     - mixup: `s x + (1 - s) x'`, Zhang et al. 2018, https://arxiv.org/abs/1710.09412, equation 1;
-    - cutmix: a window of about `1 - s` of the area comes from `x'`, Yun et al. 2019,
-      https://arxiv.org/abs/1905.04899, section 3.1; `s` is then what is left of `x`.
+    - cutmix: a window of about `1 - s` of the area is copied from `x'`, Yun et al. 2019,
+      https://arxiv.org/abs/1905.04899, section 3.1; `s` is then the share of the area that is left of `x`.
 
-    `s` is uniform in [0, 1), for each image its own: both papers' Beta(1, 1) on CIFAR.
+    `s` is uniform in [0, 1), drawn for each image: both papers' Beta(1, 1) on CIFAR.
 
     Args:
         kind: "mixup" or "cutmix".
         seed: int.
+        until: float, share of the epochs in which images are mixed. Below 1, the layer counts its training steps and
+            mixes in the first `last` of them, which `set_last` sets.
 
     Input shape:  `(batch, height, width, channels)`, pixels 0 to 255.
-    Output shape: a pair: the same, float32; the shares `(batch,)`, 1 outside training.
+    Output shape: a pair: the same; the shares, float32 `(batch,)`, 1 outside training.
     """
 
-    def __init__(self, kind, seed=0, **kwargs):
+    def __init__(self, kind, seed=0, until=1.0, **kwargs):
         super().__init__(seed, **kwargs)
         self.kind = kind
+        self.until = until
+        if until < 1:
+            how = {"dtype": "int32", "trainable": False, "aggregation": "only_first_replica"}
+            self.step = self.add_weight(shape=(), initializer="zeros", name="step", **how)
+            self.last = self.add_weight(shape=(), initializer="zeros", name="last", **how)
+
+    def set_last(self, epochs, steps_per_epoch):
+        """Mix in the first `until * epochs` epochs, rounded to whole ones."""
+        if self.until < 1:
+            self.last.assign(round(self.until * epochs) * steps_per_epoch)
 
     def call(self, images, training=None):
-        images = ops.cast(images, self.compute_dtype)
-        return self.augment(images) if training else (images, ops.ones_like(images[:, 0, 0, 0]))
+        shares = ops.ones((ops.shape(images)[0],), dtype="float32")
+        images = ops.cast(images, "float32")
+        if training:
+            images, shares = self.augment(images)
+        return ops.cast(images, self.compute_dtype), shares
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape), (input_shape[0],)
+
+    def compute_output_spec(self, images, training=None):
+        shares = keras.KerasTensor((images.shape[0],), dtype="float32")
+        return keras.KerasTensor(images.shape, dtype=self.compute_dtype), shares
 
     def augment(self, images):
         share = self.uniform(images, 0.0, 1.0)
         other = ops.roll(images, 1, axis=0)
         if self.kind == "mixup":
-            own = ops.reshape(share, (-1, 1, 1, 1))
+            own = ops.reshape(self._end(share), (-1, 1, 1, 1))
+            share = own[:, 0, 0, 0]
         else:
             height, width = images.shape[1:3]
             side = ops.sqrt(1 - share)
             down, right = self.uniform(images, 0.0, height), self.uniform(images, 0.0, width)
-            own = 1 - _windows(images, ops.floor(down), ops.floor(right), side * height, side * width)
+            window = _windows(images, ops.floor(down), ops.floor(right), side * height, side * width)
+            own = self._end(1 - window)
             share = ops.mean(own, axis=(1, 2, 3))
         return own * images + (1 - own) * other, share
 
+    def _end(self, own):
+        """Return `own`, or ones after the last step that mixes."""
+        if self.until == 1:
+            return own
+        mixes = self.step < self.last
+        self.step.assign(self.step + 1)
+        return ops.where(mixes, own, ops.ones_like(own))
+
     def get_config(self):
-        return {**super().get_config(), "kind": self.kind}
+        return {**super().get_config(), "kind": self.kind, "until": self.until}
 
 
 def make_augmentations(kind, recipe, flip, fill):
@@ -285,10 +327,10 @@ def make_augmentations(kind, recipe, flip, fill):
         kind: a name in `choices.AUGMENTATIONS`.
         recipe: `recipe.Recipe`, whose fields are the layers' arguments.
         flip: bool, whether the layer mirrors images at random.
-        fill: float, what cutout puts in the place of pixels.
+        fill: float, value of the pixels that cutout replaces.
 
     Returns:
-        List of layers.
+        A list of layers.
     """
     chosen, row = [], AUGMENTATIONS[kind]
     if row.layer:
@@ -297,5 +339,5 @@ def make_augmentations(kind, recipe, flip, fill):
     if recipe.cutout:
         chosen.append(Cutout(recipe.cutout, fill, recipe.seed + 1, name="cutout"))
     if recipe.mix != "none":
-        chosen.append(Mix(recipe.mix, recipe.seed + 2, name="mix"))
+        chosen.append(Mix(recipe.mix, recipe.seed + 2, recipe.mix_until, name="mix"))
     return chosen

@@ -1,11 +1,13 @@
-"""What watches a run: meter, progress, best network, and the order in which they see an epoch's logs."""
+"""Callbacks of a run: meter, progress, best network, length; and the order in which they see an epoch's logs."""
 
 import dataclasses
+import math
 import time
 
 import keras
 
 from Training.console import format_duration
+from Training.devices import ask_first_process
 from Training.engine.checkpointing import Checkpoints
 from Training.runs.run_folder import save_model
 
@@ -15,11 +17,11 @@ PLATEAU_EPOCHS = 10
 class EpochMeter(keras.callbacks.Callback):
     """Adds learning rate, seconds and images/s to each epoch's logs, and the seconds of a process' first step.
 
-    The seconds of an epoch count from the end of the one before, what is written between them included. Images/s
-    counts training steps alone, from an epoch's begin, or from the end of the process' first step (which compiles), to
-    the end of the last. Where Keras runs several steps in a call, the first step is the first call. `spent` and
-    `compiling`, the seconds of an epoch so far and those of them in the first step of a process, are part of a
-    checkpoint, so that the time of a resumed run adds up.
+    The seconds of an epoch are counted from the end of the previous one, and include what is written in between.
+    Images/s counts only training steps: from the start of an epoch, or from the end of the process' first step (which
+    compiles), to the end of the last step. If Keras runs several steps in a call, the first step is the first call.
+    `spent` and `compiling`, the seconds of an epoch so far and those of the first step of a process among them, are
+    part of a checkpoint, so that the time of a resumed run adds up.
     """
 
     def __init__(self, batches):
@@ -43,7 +45,7 @@ class EpochMeter(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         began = self.clock
-        # Keras waits for the loss before it calls; the last call of an epoch counts as many steps as every other.
+        # Keras waits for the loss before this call. The last call of an epoch counts as many steps as the others.
         self.last = (min(batch, len(self.batches) - 1), self.tick())
         self.first = self.first or self.last
         if not self.compiled:
@@ -60,7 +62,7 @@ class EpochMeter(keras.callbacks.Callback):
 
 
 class EpochOrder(keras.callbacks.Callback):
-    """Gives each epoch its order of images."""
+    """Sets the order of images of each epoch."""
 
     def __init__(self, batches):
         super().__init__()
@@ -74,7 +76,7 @@ class EpochOrder(keras.callbacks.Callback):
 
 
 class RunProgress(keras.callbacks.ProgbarLogger):
-    """Keras' progress bar, with the minutes left of the whole run; one line an epoch where there is no terminal.
+    """Keras' progress bar, with the minutes left of the whole run; one line per epoch if there is no terminal.
 
     Args:
         run_epochs: int, epochs of the run.
@@ -90,6 +92,7 @@ class RunProgress(keras.callbacks.ProgbarLogger):
 
     def set_params(self, params):
         super().set_params({**params, "epochs": self.run_epochs})
+        self.epoch_steps = params["steps"]  # of an epoch in this process
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
@@ -97,11 +100,12 @@ class RunProgress(keras.callbacks.ProgbarLogger):
 
     def on_train_batch_end(self, batch, logs=None):
         now = time.perf_counter()
-        done = self.epoch * self.run_steps + self.run_steps - self.target + min(batch + 1, self.target)
-        self.first_end = self.first_end or (now, done)  # the first step compiles: it says nothing of the others
-        spent, steps = now - self.first_end[0], done - self.first_end[1]
-        if steps:
-            self.left = spent / steps * (self.run_epochs * self.run_steps - done)
+        steps = self.epoch_steps
+        done = (self.epoch + 1) * self.run_steps - steps + min(batch + 1, steps)
+        self.first_end = self.first_end or (now, done)  # without the first step, which compiles
+        spent, measured = now - self.first_end[0], done - self.first_end[1]
+        if measured:
+            self.left = spent / measured * (self.run_epochs * self.run_steps - done)
             logs = {**(logs or {}), "minutes_left": self.left / 60}
         super().on_train_batch_end(batch, logs)
 
@@ -112,6 +116,54 @@ class RunProgress(keras.callbacks.ProgbarLogger):
                 f"{epoch + 1} of {self.run_epochs} epochs, about {format_duration(self.left)} left of the run",
                 flush=True,
             )
+
+
+class TimeBudget(keras.callbacks.Callback):
+    """Decides after the first epoch how many epochs fit into the minutes of a run; part of checkpoints.
+
+    All later epochs are assumed to take the time of the first without compilation. The seconds from the start of
+    training count, not those before (reading data) and after (the final test).
+
+    Args:
+        recipe: `recipe.Recipe`; without `minutes` the run has `recipe.epochs`, and nothing is left to decide.
+        devices: `devices.Devices`; the first process decides for all.
+        say: function that reports a line to the user.
+    """
+
+    def __init__(self, recipe, devices, say):
+        super().__init__()
+        self.recipe = recipe
+        self.devices = devices
+        self.say = say
+        self.decided = not recipe.minutes
+        self.epochs = recipe.epochs
+
+    @property
+    def length(self):
+        """Epochs of the run, as an int: a checkpoint restores numbers as floats."""
+        return int(self.epochs)
+
+    def restore(self, state):
+        """Take the decision from the state of a checkpoint, if it has one."""
+        kept = state["callbacks"].get("budget", {})
+        if kept.get("decided"):
+            self.decided, self.epochs = True, kept["epochs"]
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.decided:
+            return
+        each = self._estimate_epoch(logs)
+        fitting = 1 + max(0, int((60 * self.recipe.minutes - logs["seconds"]) // each))
+        self.epochs = int(ask_first_process(self.devices, lambda: str(fitting)))
+        self.decided = True
+        self.say(f"--minutes {self.recipe.minutes:g}: epochs in all {self.epochs}, {format_duration(each)} each")
+
+    def _estimate_epoch(self, logs):
+        """Return the seconds of an epoch without compilation, from the logs of the first."""
+        first_call = self.recipe.steps_per_execution * self.recipe.batch_size / logs["images_per_second"]
+        if not math.isfinite(first_call):  # the whole epoch was one call: how long it compiled is not known
+            return logs["seconds"]
+        return logs["seconds"] - logs["first_step_seconds"] + first_call
 
 
 class KeepBest(keras.callbacks.Callback):
@@ -135,19 +187,20 @@ class KeepBest(keras.callbacks.Callback):
 WRITERS = (KeepBest, RunProgress, keras.callbacks.CSVLogger)
 
 
-def make_callbacks(recipe, folder, network, batches, events, state, validated):
-    """All that watches a run, in the order in which it must see the logs; the checkpoints stand last.
+def make_callbacks(recipe, folder, network, batches, events, state, validated, budget):
+    """Make the callbacks of a run, in the order in which they must see the logs; the checkpoints are last.
 
-    Of several processes the first alone writes; what changes the training is in each.
+    Of several processes only the first writes. Callbacks that change the training are in each.
 
     Args:
         recipe: `recipe.Recipe`.
         folder: path of the run's folder.
-        network: the model of which the best is kept, without what is around it in training.
+        network: the model whose best weights are saved, without the layers around it in training.
         batches: `batches.Batches`.
         events: callbacks that see each epoch's complete logs.
-        state: of the checkpoint to go on from, or None.
+        state: of the checkpoint to resume from, or None.
         validated: bool, whether there is a validation set.
+        budget: `TimeBudget`.
     """
     meter = EpochMeter(batches)
     chosen = [EpochOrder(batches), meter]
@@ -164,8 +217,12 @@ def make_callbacks(recipe, folder, network, batches, events, state, validated):
         stopping = keras.callbacks.EarlyStopping(patience=recipe.patience)
         chosen.append(stopping)
         remembered["stopping"] = (stopping, ("best", "wait"))
+    if recipe.minutes:
+        chosen.append(budget)
+        remembered["budget"] = (budget, ("decided", "epochs"))
+    length = budget.length if budget.decided else 1
     chosen += [keras.callbacks.CSVLogger(folder / "history.csv", append=True), *events]
-    chosen.append(RunProgress(recipe.epochs, batches.steps_per_epoch))
+    chosen.append(RunProgress(length, batches.steps_per_epoch))
     if not batches.devices.first:
         chosen = [each for each in chosen if not isinstance(each, WRITERS)]
     checkpoints = Checkpoints(
@@ -174,7 +231,7 @@ def make_callbacks(recipe, folder, network, batches, events, state, validated):
         batches.steps_per_epoch,
         remembered,
         every=recipe.checkpoint_steps,
-        due=[*range(0, recipe.epochs, recipe.checkpoint_epochs), recipe.epochs],
+        due=[*range(0, length, recipe.checkpoint_epochs), length],
         state=state,
         devices=batches.devices,
     )

@@ -1,4 +1,4 @@
-"""Drives `keras.Model.fit`: compiles the training model around a network, and trains it from start or checkpoint."""
+"""Drives `keras.Model.fit`: compiles the training model of a network, and trains it from the start or a checkpoint."""
 
 import dataclasses
 import json
@@ -9,10 +9,10 @@ import numpy as np
 
 from Training.data.batches import Batches, find_even_batch
 from Training.devices import ONE, ask_first_process
-from Training.engine.augmentation import make_augmentations
-from Training.engine.callbacks import make_callbacks
+from Training.engine.augmentation import Mix, make_augmentations
+from Training.engine.callbacks import TimeBudget, make_callbacks
 from Training.engine.checkpointing import restore
-from Training.engine.optimizers import make_optimizer
+from Training.engine.optimizers import make_optimizer, set_run_length
 from Training.engine.training_model import make_training_model
 from Training.errors import InputError
 from Training.recipe import Recipe
@@ -22,44 +22,48 @@ from Training.runs.run_folder import rewind, save_model
 RESULTS = ("result.json", "predictions.csv")
 
 
-def compile_model(network, recipe, steps_per_epoch, fill=0.0, stored=None):
-    """The training model of a network, compiled as the recipe says.
+def compile_model(network, recipe, steps_per_epoch, fill=0.0, stored=None, class_weights=None):
+    """Make the training model of a network, compiled according to the recipe.
 
     Args:
         network: the functional model of `Model`.
         recipe: `recipe.Recipe`.
         steps_per_epoch: int.
-        fill: float, what cutout puts in place of pixels.
+        fill: float, value of the pixels that cutout replaces.
         stored: uint8 images to keep on the device, or None.
+        class_weights: list of floats, one for each class, or None.
 
     Returns:
         A `training_model.TrainingModel`.
     """
     changes = make_augmentations(recipe.augmentation, recipe, recipe.flips and not recipe.alternate_flip, fill)
-    model = make_training_model(network, changes, stored, recipe.label_smoothing, recipe.batch_size)
+    model = make_training_model(
+        network, changes, stored, recipe.label_smoothing, recipe.batch_size, class_weights=class_weights
+    )
     model.compile(
         optimizer=make_optimizer(recipe, steps_per_epoch),
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         jit_compile=recipe.jit or keras.backend.backend() == "jax",
         steps_per_execution=recipe.steps_per_execution,
     )
-    # Made inside the traced step, the variables of optimizer and metrics would have TensorFlow trace it twice.
+    # If the variables of optimizer and metrics were created in the traced step, TensorFlow would trace it twice.
     model.optimizer.build(model.trainable_variables)
     model.compute_metrics(None, np.zeros(1, "int32"), np.zeros((1, network.output_shape[-1]), "float32"))
     model.reset_metrics()
     return model
 
 
-def fit(network, data, recipe, folder, make_events=lambda restore_state: (), say=print, devices=ONE):
-    """Train a network as the recipe says; go on from the newest checkpoint in the folder where there is one.
+def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print, devices=ONE):
+    """Train a network according to the recipe; resume from the newest checkpoint in the folder, if there is one.
 
     Args:
-        network: the functional model of `Model`, weights and all.
+        network: the functional model of `Model` with its weights.
         data: `datasets.Data`.
         recipe: `recipe.Recipe`.
         folder: path of the run's folder; gets history.csv, best.keras, last.keras, backup/ and event files.
-        make_events: function of whether the run is resumed, giving callbacks that see each epoch's complete logs.
-        say: is told, in one line each, what a person should know.
+        make_events: function that takes whether the run is resumed, and returns callbacks that see each epoch's
+            complete logs.
+        say: function that reports a line to the user.
         devices: `devices.Devices`, over which each batch is split.
 
     Returns:
@@ -73,64 +77,89 @@ def fit(network, data, recipe, folder, make_events=lambda restore_state: (), say
     data.refuse_batch(recipe.batch_size)
     batches, held_out, stored = make_batches(data, recipe, devices)
     fill = float(np.mean(data.mean_and_std(recipe.mean)[0])) if recipe.cutout else 0.0
-    model = compile_model(network, recipe, batches.steps_per_epoch, fill, stored)
-    state = restore_state(model, recipe, folder, say, devices)
+    weights = balance_classes(data.train.labels, len(data.classes)) if recipe.class_weights == "balanced" else None
+    model = compile_model(network, recipe, batches.steps_per_epoch, fill, stored, weights)
+    budget = TimeBudget(recipe, devices, say)
+    state = restore_state(model, recipe, folder, budget, say, devices)
     epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
-    # Keras' fit takes one number of steps for all epochs: one begun before is ended in a fit of its own.
-    parts = [epoch + 1, recipe.epochs] if batches.first_step else [recipe.epochs]
-    for end in parts:
-        if epoch < end and not model.stop_training:
-            chosen = make_callbacks(
-                recipe, folder, network, batches, make_events(state is not None), state, held_out is not None
+    while epoch < budget.length and not model.stop_training:
+        # Keras' fit has one number of steps for all epochs, and of epochs. An epoch that was interrupted, and the one
+        # that decides how many follow, is a fit of its own.
+        end = epoch + 1 if batches.first_step or not budget.decided else budget.length
+        set_length(model, recipe, budget.length, batches.steps_per_epoch)
+        events = make_events(state is not None)
+        chosen = make_callbacks(recipe, folder, network, batches, events, state, held_out is not None, budget)
+        try:
+            model.fit(
+                batches,
+                shuffle=False,  # the batches are shuffled already, in an order that resuming repeats
+                validation_data=held_out,
+                initial_epoch=epoch,
+                epochs=end,
+                callbacks=chosen,
+                verbose=0 if not devices.first else 1 if sys.stdout.isatty() else 2,
             )
-            try:
-                model.fit(
-                    batches,
-                    shuffle=False,  # they are; Keras would order them anew from a state that no file holds
-                    validation_data=held_out,
-                    initial_epoch=epoch,
-                    epochs=end,
-                    callbacks=chosen,
-                    verbose=0 if not devices.first else 1 if sys.stdout.isatty() else 2,
-                )
-            finally:
-                chosen[-1].release_signals()
-            epoch, state = end, chosen[-1].state
+        finally:
+            chosen[-1].release_signals()
+        epoch, state = end, chosen[-1].state
     if recipe.ema:
-        scaled = model.optimizer  # in mixed_float16 Keras puts one that scales the loss around ours
+        scaled = model.optimizer  # in mixed_float16 Keras wraps it in one that scales the loss
         getattr(scaled, "inner_optimizer", scaled).finish_average(model.trainable_variables)
     if devices.first:
         save_model(network, folder / "last.keras")
     return model
 
 
-def restore_state(model, recipe, folder, say, devices):
-    """The state of the newest checkpoint, whose arrays the model gets, or None where the run begins.
+def balance_classes(labels, classes):
+    """Return weights `n / (classes * n_c)` of the classes, so that each contributes equally to the loss.
 
-    The folder becomes what it was at the checkpoint; where training goes on, the result of an earlier end is removed.
-    Arguments and errors are those of `fit`.
+    Args:
+        labels: int `(n,)`, of which `n_c` are class c.
+        classes: int.
+
+    Returns:
+        A list of floats; their mean over the labels is 1 if no class is empty.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (classes * np.maximum(counts, 1))).tolist()
+
+
+def set_length(model, recipe, epochs, steps_per_epoch):
+    """Let the learning rate's schedule and the mixing of images end as in a run of `epochs`."""
+    set_run_length(model.optimizer, recipe, epochs)
+    for layer in model.layers:
+        if isinstance(layer, Mix):
+            layer.set_last(epochs, steps_per_epoch)
+
+
+def restore_state(model, recipe, folder, budget, say, devices):
+    """Restore the newest checkpoint into the model, and return its state; None if the run starts.
+
+    The folder is set back to what it was at the checkpoint. If training continues, the results of an earlier end are
+    removed. Arguments and errors are those of `fit`; `budget` gets the number of epochs that the run decided on.
     """
     state, arrays = load_newest(folder, say) or (None, None)
     if state:
         refuse_other_recipe(recipe, state["recipe"])
         restore(model, arrays)
+        budget.restore(state)
     refuse_other_position(devices, state)
     model.stop_training = bool(state and state["stopped"])
     if model.stop_training:
         say(f"the run was stopped by --patience {recipe.patience} after {state['epoch']} epochs, and stays so")
     if devices.first:
         rewind(folder, state)
-        if not model.stop_training and (not state or state["epoch"] < recipe.epochs):
+        if not model.stop_training and (not state or state["epoch"] < budget.length):
             for name in RESULTS:
                 (folder / name).unlink(missing_ok=True)
     return state
 
 
 def make_batches(data, recipe, devices):
-    """Batches to train on, those to validate with, and all images of both where they are to lie on the device.
+    """Make the batches to train on and to validate with, and the images of both if they are kept on the device.
 
     Returns:
-        `(batches, held_out, stored)`; the last two are None where there is nothing held out, or stored.
+        `(batches, held_out, stored)`; `held_out` and `stored` may be None.
     """
     stored, starts = None, (None, None)
     if recipe.data_on_device:
@@ -156,20 +185,23 @@ def make_batches(data, recipe, devices):
 
 
 def refuse_other_recipe(recipe, saved):
-    """Raise `InputError` unless the checkpoint's recipe is this one, but for the number of epochs.
+    """Raise `InputError` unless the checkpoint's recipe is this one, apart from the number of epochs.
 
-    Fields that are newer than the checkpoint had their defaults there.
+    Fields that are newer than the checkpoint have their defaults in it.
     """
     now, then = dataclasses.asdict(recipe), dataclasses.asdict(Recipe.from_json(json.dumps(saved)))
-    other = [name for name in now if name != "epochs" and now[name] != then[name]]
+    free = set() if recipe.minutes else {"epochs"}  # with --minutes they are the length of the schedule
+    other = [name for name in now if name not in free and now[name] != then[name]]
     if other:
         named = ", ".join(f"{name} (checkpoint: {then[name]!r}, now: {now[name]!r})" for name in other)
         raise InputError(f"the run was started with another recipe: {named}")
 
 
 def refuse_other_position(devices, state):
-    """Raise `InputError` where this process would go on from elsewhere than the first: their folder is not one."""
+    """Raise `InputError` if this process would resume from another position than the first: the folders differ."""
     own = f"epoch {state['epoch']}, step {state['step']}" if state else "the start"
     first = ask_first_process(devices, lambda: own)
     if own != first:
-        raise InputError(f"the first process goes on from {first}, this one from {own}: they must see one run's folder")
+        raise InputError(
+            f"the first process resumes from {first}, this one from {own}: they must share the run's folder"
+        )

@@ -1,4 +1,6 @@
-"""How weights are updated: learning rate schedules, optimizers, weight decay."""
+"""Learning rate schedules, optimizers and weight decay."""
+
+import math
 
 import keras
 
@@ -12,8 +14,8 @@ NOT_DECAYED = ("gamma", "beta", "bias")
 class SGD(keras.optimizers.SGD):
     """`m = momentum * m - rate * g`, then `w = w + m`, or with Nesterov `w = w + momentum * m - rate * g`.
 
-    Keras' optimizer, state and all. Where Keras composes an update of eleven operations, TensorFlow has one that does
-    the same: for each of the 324 variables of Attention-56 ten fewer to trace, to optimize and to schedule.
+    Keras' optimizer with the same state. Keras composes the update of eleven operations. TensorFlow has one that does
+    the same, which saves ten operations for each of the 324 variables of Attention-56.
     """
 
     def __init__(self, learning_rate=0.01, momentum=0.0, nesterov=None, **kwargs):
@@ -23,7 +25,7 @@ class SGD(keras.optimizers.SGD):
         if keras.backend.backend() != "tensorflow" or not self.momentum or replicas() > 1:
             super().update_step(gradient, variable, learning_rate)
             return
-        import tensorflow as tf  # only here: the module must import where TensorFlow is not installed
+        import tensorflow as tf  # not at the top: the module must be importable without TensorFlow
 
         tf.raw_ops.ResourceApplyKerasMomentum(
             var=variable.handle,
@@ -35,13 +37,36 @@ class SGD(keras.optimizers.SGD):
         )
 
 
+class Muon(keras.optimizers.Muon):
+    """Momentum whose update of each convolution is replaced by the nearest orthogonal matrix; AdamW for the rest.
+
+    Keras' optimizer applies Muon to matrices only. Here kernels of convolutions, `(rows, columns, in, out)`, are
+    flattened to matrices `(rows * columns * in, out)`, as in the original implementation; the classifier, gamma, beta
+    and biases are updated by AdamW. Source: Jordan 2024, https://github.com/KellerJordan/Muon; the rates are those of
+    AdamW by the scale of Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2.
+    """
+
+    def __init__(self, learning_rate=0.001, weight_decay=None, **kwargs):
+        super().__init__(learning_rate, weight_decay=weight_decay, adam_weight_decay=weight_decay, **kwargs)
+
+    def _should_use_adamw(self, variable):
+        return len(variable.shape) != 4
+
+    def zeropower_via_newtonschulz5(self, x, steps):
+        matrix = keras.ops.reshape(x, (-1, x.shape[-1]))
+        return keras.ops.reshape(super().zeropower_via_newtonschulz5(matrix, steps), x.shape)
+
+    def lr_adjust(self, x):
+        return x * (self.rms_rate * math.sqrt(max(math.prod(x.shape[:-1]), x.shape[-1])))
+
+
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """`rate * min(step / warmup, (steps - step) / (steps - warmup))`, never below 0: up from 0, then down to 0.
+    """`rate * min(step / warmup, (steps - step) / (steps - warmup))`, at least 0: up from 0, then down to 0.
 
     Args:
         rate: float, the highest rate.
-        warmup: int, steps of the rise; 0 begins at `rate`.
+        warmup: int, steps of the rise; 0 starts at `rate`.
         steps: int, steps of the whole run.
     """
 
@@ -61,8 +86,38 @@ class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         return {"rate": self.rate, "warmup": self.warmup, "steps": self.steps}
 
 
+@keras.saving.register_keras_serializable(package="ResidualAttention")
+class Stretched(keras.optimizers.schedules.LearningRateSchedule):
+    """Another schedule, run through faster or slower after its first steps: `schedule(first + (step - first) * pace)`.
+
+    Args:
+        schedule: a schedule of Keras.
+        first: int, steps at the original pace.
+        pace: float, or a scalar variable that may change between steps.
+    """
+
+    def __init__(self, schedule, first, pace=1.0):
+        super().__init__()
+        self.schedule = schedule
+        self.first = first
+        self.pace = pace
+
+    def __call__(self, step):
+        step = keras.ops.cast(step, "float32")
+        later = keras.ops.maximum(step - self.first, 0.0)
+        return self.schedule(step - later + later * keras.ops.cast(self.pace, "float32"))
+
+    def get_config(self):
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": schedule, "first": self.first, "pace": float(keras.ops.convert_to_numpy(self.pace))}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])})
+
+
 def make_schedule(recipe, steps_per_epoch):
-    """The recipe's learning rate: a Keras schedule, or a number for the constant rate and for the plateau's first.
+    """Make the recipe's learning rate: a Keras schedule, or a number for constant rates and for the plateau's first.
 
     Args:
         recipe: `recipe.Recipe`.
@@ -84,11 +139,11 @@ def make_schedule(recipe, steps_per_epoch):
 
 
 def add_l2(optimizer_class):
-    """The Keras optimizer with L2 as the paper has it: `decay * weight` joins the gradient, before momentum.
+    """Return the Keras optimizer with the paper's L2: `decay * weight` is added to the gradient, before momentum.
 
-    Keras' own `weight_decay` is decoupled, and its regularizers would put a term for each weight into the loss. An
-    average of the weights (`use_ema`) becomes the weights when `finish_average` is called, not at the end of each
-    `fit`, so that training can go on.
+    Keras' own `weight_decay` is decoupled, and its regularizers would add a term to the loss for each weight. An
+    average of the weights (`use_ema`) replaces the weights when `finish_average` is called, not at the end of each
+    `fit`, so that training can continue.
     """
 
     class WithL2(optimizer_class):
@@ -98,7 +153,7 @@ def add_l2(optimizer_class):
             self.exempt = exempt
 
         def update_step(self, gradient, variable, learning_rate):
-            name = variable.name.split(":")[0]  # TensorFlow's own variables are called gamma:0
+            name = variable.name.split(":")[0].split("/")[-1]  # TensorFlow's own variables: stem/norm/gamma:0
             if self.l2 and name not in self.exempt:
                 gradient = gradient + self.l2 * keras.ops.cast(variable, gradient.dtype)
             super().update_step(gradient, variable, learning_rate)
@@ -125,6 +180,10 @@ def make_optimizer(recipe, steps_per_epoch):
     """
     row = OPTIMIZERS[recipe.optimizer]
     extra = {name: getattr(recipe, name) for name in row.fields}
+    if recipe.accumulate > 1:
+        extra["gradient_accumulation_steps"] = recipe.accumulate
+    if recipe.clip_norm:
+        extra["global_clipnorm"] = recipe.clip_norm
     if recipe.ema:
         extra |= {"use_ema": True, "ema_momentum": recipe.ema}
     exempt = () if recipe.decay_all else NOT_DECAYED
@@ -133,7 +192,25 @@ def make_optimizer(recipe, steps_per_epoch):
         extra["weight_decay"] = recipe.weight_decay
     kind = add_l2(load_object(row.kind))
     rate = make_schedule(recipe, steps_per_epoch)
+    if recipe.minutes and callable(rate):
+        rate = Stretched(rate, steps_per_epoch)
     made = kind(rate, l2=0.0 if decoupled else recipe.weight_decay, exempt=exempt, **extra)
     if decoupled:
         made.exclude_from_weight_decay(var_names=list(exempt))
+    if isinstance(rate, Stretched):  # a variable of the optimizer: part of compiled steps and of checkpoints
+        rate.pace = made.add_variable((), "ones", "float32", aggregation="only_first_replica", name="pace")
+        made.stretched = rate
     return made
+
+
+def set_run_length(optimizer, recipe, epochs):
+    """Let a schedule that was made for `recipe.epochs` end after `epochs`; its first epoch stays as it is.
+
+    Args:
+        optimizer: a Keras optimizer, from `make_optimizer`, or one that scales the loss around it.
+        recipe: `recipe.Recipe`.
+        epochs: int.
+    """
+    stretched = getattr(getattr(optimizer, "inner_optimizer", optimizer), "stretched", None)
+    if stretched is not None:
+        stretched.pace.assign((recipe.epochs - 1) / max(epochs - 1, 1))

@@ -1,6 +1,7 @@
-"""The model that is fitted: a network up to its logits, with what happens to images and labels only in training."""
+"""The model that is fitted: a network up to its logits, and the changes of images and labels in training."""
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from Module.replicas import replicas
@@ -8,12 +9,12 @@ from Training.engine.graph import speed_up
 
 
 def make_logits_model(network):
-    """The network from raw images to logits, `(batch, classes)`; its weights are the network's."""
+    """Return the network from raw images to logits, `(batch, classes)`, which shares its weights."""
     return keras.Model(network.inputs, network.get_layer("logits").output, name=network.name)
 
 
 class ImagesOnDevice(layers.Layer):
-    """All images of a run as one variable on the device, so that a step is sent indices alone.
+    """All images of a run as one variable on the device, so that only indices are sent in each step.
 
     Args:
         images: uint8 `(n, height, width, channels)`.
@@ -41,7 +42,7 @@ class ImagesOnDevice(layers.Layer):
 
 
 def cross_entropy(labels, logits, label_smoothing=0.0):
-    """Cross-entropy of each image in nats, `(batch,)`.
+    """Return the cross-entropy of each image in nats, `(batch,)`.
 
     With smoothing a label is `1 - s + s / classes` in its own class and `s / classes` in the others (Szegedy et al.
     2016, https://arxiv.org/abs/1512.00567, section 7).
@@ -57,25 +58,33 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class TrainingModel(keras.Model):
-    """A functional model from raw images, or their indices, to logits; where images are mixed, to a pair.
+    """A functional model from raw images, or their indices, to logits or, if images are mixed, to a pair.
 
-    The loss is the mean of `cross_entropy` over the batch, plus the layers' penalties. The pair's second half is the
-    share s of each image's own label: its loss is then `s CE(y, z) + (1 - s) CE(y', z)` with the label y' of the image
-    before it in the batch, which `augmentation.Mix` mixed it with. Accuracy is counted on the own labels.
+    The loss is the mean of `cross_entropy` over the batch, plus the layers' penalties. In training each image's
+    cross-entropy is multiplied by the weight of its label's class. The second element of the pair is the share s of
+    each image's own label: its loss is then `s CE(y, z) + (1 - s) CE(y', z)` with the label y' of the image before it
+    in the batch, which `augmentation.Mix` mixed it with. Accuracy counts the images' own labels.
     """
 
     label_smoothing = 0.0
-    batch_size = None  # images in each step of `fit`, where it is known
+    batch_size = None  # images in each step of `fit`, if known
+    class_weights = None  # list of floats, one for each class
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         logits, share = _pair(y_pred)
-        loss = cross_entropy(y, logits, self.label_smoothing)
+        loss = self._weigh(y, logits, training)
         if share is not None:
-            other = cross_entropy(ops.roll(y, 1, axis=0), logits, self.label_smoothing)
-            loss = share * loss + (1 - share) * other
+            loss = share * loss + (1 - share) * self._weigh(ops.roll(y, 1, axis=0), logits, training)
         if sample_weight is not None:
             loss = loss * ops.cast(sample_weight, loss.dtype)
         return (ops.mean(loss) + sum(self.losses)) / replicas()  # TensorFlow sums the gradients of its replicas
+
+    def _weigh(self, labels, logits, training):
+        loss = cross_entropy(labels, logits, self.label_smoothing)
+        if self.class_weights is None or not training:
+            return loss
+        weights = ops.convert_to_tensor(np.float32(self.class_weights))
+        return loss * ops.take(weights, ops.cast(labels, "int32"), axis=0)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         return super().compute_metrics(x, y, _pair(y_pred)[0], sample_weight)
@@ -88,19 +97,20 @@ class TrainingModel(keras.Model):
 
 
 def _pair(output):
-    """What a training model or a layer gives, as a value and a share, which is None where nothing is mixed."""
+    """Return the output of a training model or a layer as a value and a share, None if nothing is mixed."""
     return tuple(output) if isinstance(output, tuple | list) else (output, None)
 
 
-def make_training_model(network, changes=(), stored=None, label_smoothing=0.0, batch_size=None):
-    """What is fitted around a network.
+def make_training_model(network, changes=(), stored=None, label_smoothing=0.0, batch_size=None, class_weights=None):
+    """Make the model that is fitted, around a network.
 
     Args:
-        network: a functional model of `Model`, whose weights it shares; saved alone, it stays free of the changes.
+        network: a functional model of `Model`, which shares its weights and can be saved without the changes.
         changes: layers of `augmentation.make_augmentations`, applied to raw images in training.
         stored: uint8 images to keep on the device, or None; with them the model takes indices.
         label_smoothing: see `cross_entropy`.
-        batch_size: int, images in each step of `fit`, or None where they vary.
+        batch_size: int, images in each step of `fit`, or None if they vary.
+        class_weights: list of floats, one for each class, or None.
 
     Returns:
         A `TrainingModel`, not compiled.
@@ -118,4 +128,5 @@ def make_training_model(network, changes=(), stored=None, label_smoothing=0.0, b
     model = TrainingModel(inputs, outputs, name=f"{network.name}_training")
     model.label_smoothing = label_smoothing
     model.batch_size = batch_size
+    model.class_weights = class_weights
     return model

@@ -20,7 +20,7 @@ class Dataset(NamedTuple):
     reader: str
     streamed: bool = False  # pictures are decoded when they are needed, not held in memory
     mirrored: bool = True  # the mirror image of an image belongs to the same class
-    named: bool = False  # the name goes on after a colon, as in tfds:NAME
+    named: bool = False  # the name continues after a colon, as in tfds:NAME
 
 
 DATASETS = {
@@ -37,7 +37,7 @@ class Augmentation(NamedTuple):
     """An augmentation: its help text, its layer, and the recipe's fields that are the layer's arguments."""
 
     help: str
-    layer: str = ""  # "" changes nothing
+    layer: str = ""  # "" is no change
     fields: tuple[str, ...] = ()
     random_crops: bool = False  # decoding cuts random parts out of whole pictures, which must be streamed
 
@@ -60,19 +60,47 @@ AUGMENTATIONS = {
 
 
 class Optimizer(NamedTuple):
-    """An optimizer: its class, and the recipe's fields that are its arguments."""
+    """An optimizer: its class, its default learning rate, and the recipe's fields that are its arguments."""
 
     kind: str
+    rate: float  # learning rate if none is given
     fields: tuple[str, ...] = ()
-    l2: bool = True  # the gradient may carry L2; False for optimizers whose weight decay is decoupled
+    l2: bool = True  # L2 may be added to the gradient; False for optimizers that are defined with decoupled decay
 
 
+# Default rates are Keras' own or, where those suit other tasks, the paper's or PyTorch's. Not here: Ftrl, which is made
+# for sparse linear models, and ScheduleFreeAdamW, which replaces the schedule and evaluates other weights than it
+# trains.
 OPTIMIZERS = {
-    "sgd": Optimizer("Training.engine.optimizers:SGD", ("momentum",)),
-    "adam": Optimizer("keras.optimizers:Adam"),
-    "adamw": Optimizer("keras.optimizers:AdamW", l2=False),
-    "rmsprop": Optimizer("keras.optimizers:RMSprop"),
+    "sgd": Optimizer("Training.engine.optimizers:SGD", 0.1, ("momentum",)),
+    "adam": Optimizer("keras.optimizers:Adam", 1e-3),
+    "adamw": Optimizer("keras.optimizers:AdamW", 1e-3, l2=False),
+    "nadam": Optimizer("keras.optimizers:Nadam", 1e-3),
+    "adamax": Optimizer("keras.optimizers:Adamax", 2e-3),
+    "rmsprop": Optimizer("keras.optimizers:RMSprop", 1e-3),
+    "adagrad": Optimizer("keras.optimizers:Adagrad", 1e-2),
+    "adadelta": Optimizer("keras.optimizers:Adadelta", 1.0),
+    "adafactor": Optimizer("keras.optimizers:Adafactor", 1e-2),
+    "lion": Optimizer("keras.optimizers:Lion", 1e-4, l2=False),
+    "lamb": Optimizer("keras.optimizers:Lamb", 2e-3, l2=False),
+    "muon": Optimizer("Training.engine.optimizers:Muon", 2e-3, l2=False),
 }
+
+
+def describe_optimizers():
+    """Return the help text of the field `learning_rate`."""
+    rates = ", ".join(f"{name} {row.rate:g}" for name, row in OPTIMIZERS.items())
+    return f"highest learning rate; 0 is the optimizer's default: {rates}"
+
+
+def describe_augmentations():
+    """Return the help text of the field `augmentation`."""
+    return "; ".join(f"{name}: {row.help}" for name, row in AUGMENTATIONS.items())
+
+
+def describe_datasets():
+    """Return the help text of the field `dataset`."""
+    return f"data set: {dataset_names()}"
 
 
 def find_dataset(name):

@@ -1,4 +1,4 @@
-"""The recipe of a run: every hyper-parameter once, with its help and its range."""
+"""The recipe of a run: every hyper-parameter once, with its help text and its range."""
 
 import dataclasses
 import json
@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 
 from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
 from Training.errors import InputError
-from Training.recipe.choices import AUGMENTATIONS, OPTIMIZERS, dataset_names, find_dataset, is_streamed
+from Training.recipe.choices import (
+    AUGMENTATIONS,
+    OPTIMIZERS,
+    describe_augmentations,
+    describe_datasets,
+    describe_optimizers,
+    find_dataset,
+    is_streamed,
+)
 
 
 def option(
@@ -17,7 +25,7 @@ def option(
 
     Args:
         default: the default value.
-        text: help text.
+        text: help text, or a function that returns it, for texts made from tables that others may extend.
         choices: values that are allowed.
         low, high: smallest and largest value.
         check: function that raises `ValueError` for a bad value.
@@ -55,7 +63,7 @@ class Recipe:
     """
 
     # What is trained
-    dataset: str = option("cifar10", f"data set: {dataset_names()}", check=find_dataset)
+    dataset: str = option("cifar10", describe_datasets, check=find_dataset)
     data_dir: str = option(
         "", "folder with the official archive or its unpacked folder; with train/<class>/; of shards", compared=False
     )
@@ -97,19 +105,32 @@ class Recipe:
     learning: str = option("arl", "attention residual or naive attention learning", choices=LEARNING)
     attention: str = option("mixed", "activation of the masks", choices=ATTENTION)
     mask: str = option("encoder_decoder", "structure of the masks", choices=MASKS)
-    p: int = option(0, "residual units before and after a block's branches; 0 is the network's own", low=0, high=16)
-    t: int = option(0, "residual units in the trunk of a block; 0 is the network's own", low=0, high=16)
-    r: int = option(0, "residual units between poolings of a mask; 0 is the network's own", low=0, high=16)
+    p: int = option(0, "residual units before and after a block's branches; 0 is the network's default", low=0, high=16)
+    t: int = option(0, "residual units in the trunk of a block; 0 is the network's default", low=0, high=16)
+    r: int = option(0, "residual units between poolings of a mask; 0 is the network's default", low=0, high=16)
     dropout: float = option(0.2, "share of features dropped before the classifier", low=0.0, high=0.99)
     classifier_l2: float = option(1e-4, "L2 penalty on the classifier's kernel", low=0.0, high=1.0)
-    weights: str = option("", "run folder or .keras file to begin from; a classifier of other classes begins anew")
+    weights: str = option("", "run folder or .keras file to start from; a classifier for other classes is new")
     freeze: str = option("", "stem, stage_1, ... or a layer's name: the network up to it keeps its weights")
     # How it is trained
     epochs: int = option(200, "passes over the training set", low=1, high=100_000)
-    batch_size: int = option(64, "images a step", low=1, high=65_536)
-    optimizer: str = option("sgd", "sgd is Nesterov's", choices=OPTIMIZERS)
-    learning_rate: float = option(0.1, "highest learning rate", low=1e-9, high=100.0)
+    minutes: float = option(
+        0.0,
+        "train as many epochs as fit into these minutes, decided after the first epoch; the learning rate then runs "
+        "through the schedule of --epochs in that many; 0 is no limit",
+        low=0.0,
+        high=1e6,
+    )
+    batch_size: int = option(64, "images per step", low=1, high=65_536)
+    optimizer: str = option("sgd", "optimizer; sgd has Nesterov momentum", choices=OPTIMIZERS)
+    learning_rate: float = option(0.0, describe_optimizers, low=0.0, high=100.0)
     momentum: float = option(0.9, "momentum of sgd", low=0.0, high=0.9999)
+    accumulate: int = option(
+        1, "steps over which gradients are averaged before each update of the weights", low=1, high=10_000
+    )
+    clip_norm: float = option(
+        0.0, "largest global norm of the gradients, which are scaled down to it; 0 is no limit", low=0.0, high=1e6
+    )
     schedule: str = option(
         "cosine",
         "learning rate: step divides by 10 at the shares step_at of the run, cosine and linear fall to 0, plateau "
@@ -122,40 +143,61 @@ class Recipe:
     )
     weight_decay: float = option(1e-4, "weight decay", low=0.0, high=10.0)
     weight_decay_kind: str = option(
-        "l2",
-        "l2 adds decay * weight to the gradient (the paper's); decoupled shrinks weights by rate * decay a step",
-        choices=("l2", "decoupled"),
+        "auto",
+        "l2 adds decay * weight to the gradient (the paper's); decoupled shrinks weights by rate * decay a step; auto "
+        f"is decoupled for {', '.join(name for name, row in OPTIMIZERS.items() if not row.l2)}, otherwise l2",
+        choices=("auto", "l2", "decoupled"),
     )
     decay_all: bool = option(True, "decay batch normalization and biases too (the paper's way)")
+    class_weights: str = option(
+        "none",
+        "balanced weighs the loss of each image by the inverse frequency of its class, with a mean of 1",
+        choices=("none", "balanced"),
+    )
     label_smoothing: float = option(0.0, "share of each label spread evenly over all classes", low=0.0, high=0.99)
     label_noise: float = option(
         0.0, "share of the training labels replaced by another class, as in the paper's table 5", low=0.0, high=1.0
     )
     ema: float = option(
-        0.0, "decay a step of an average of the weights, which the finished run keeps; 0 is none", low=0.0, high=0.99999
+        0.0,
+        "decay per step of an average of the weights, kept at the end of the run; 0 is none",
+        low=0.0,
+        high=0.99999,
     )
-    augmentation: str = option(
-        "affine", "; ".join(f"{name}: {row.help}" for name, row in AUGMENTATIONS.items()), choices=AUGMENTATIONS
-    )
+    augmentation: str = option("affine", describe_augmentations, choices=AUGMENTATIONS)
     rotation: float = option(15.0, "affine: largest rotation, in degrees", low=0.0, high=180.0)
     shift: float = option(0.1, "affine: largest shift, as a share of height and width", low=0.0, high=1.0)
     flip: bool = option(True, "flip half of the images left to right; never done to digits")
-    alternate_flip: bool = option(False, "flip each image in every second epoch, half in the first, and not at random")
+    alternate_flip: bool = option(
+        False, "flip each image in every second epoch, starting with half of them, instead of at random"
+    )
     cutout: int = option(0, "side of a square that is blanked in each image, in pixels; 0 is none", low=0, high=1024)
     mix: str = option(
         "none", "mix each image and its label with another: whole (mixup) or a window (cutmix), in a uniform share",
         choices=("none", "mixup", "cutmix"),
     )  # fmt: skip
+    mix_until: float = option(1.0, "share of the epochs after which images are no longer mixed", low=0.0, high=1.0)
     test_flip: bool = option(
-        False, "test once more with each image and its mirror image averaged, reported beside", compared=False
+        False, "also test with each image and its mirror image averaged; reported in addition", compared=False
     )
     patience: int = option(
-        0, "stop after so many epochs without a lower validation loss; 0 is never", low=0, high=100_000
+        0, "stop after this many epochs without a lower validation loss; 0 is never", low=0, high=100_000
     )
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1, compared=False)
     # How it is computed
-    precision: str = option("float32", "arithmetic", choices=("float32", "mixed_bfloat16", "mixed_float16"))
+    precision: str = option(
+        "float32",
+        "arithmetic; auto is mixed_bfloat16 where the GPU or, on TensorFlow, the processor multiplies in it, otherwise "
+        "float32, and is recorded as what it was",
+        choices=("float32", "mixed_bfloat16", "mixed_float16", "auto"),
+    )
     jit: bool = option(False, "compile the step with XLA (JAX always does)", compared=False)
+    compile_cache: str = option(
+        "",
+        "folder that keeps what XLA compiles for later runs: on JAX, and on TensorFlow with --jit",
+        compared=False,
+        movable=True,
+    )
     steps_per_execution: int = option(
         1, "steps in one call of the compiled function", low=1, high=10_000, compared=False
     )
@@ -166,12 +208,12 @@ class Recipe:
         compared=False,
     )
     data_on_device: bool = option(
-        False, "keep all images on the device, as bytes; a step is sent indices alone", compared=False
+        False, "keep all images on the device, as bytes; only indices are sent in each step", compared=False
     )
     # What is written
-    logs: str = option("Logs", "folder that gets the run's folder", compared=False)
+    logs: str = option("Logs", "folder in which the run's folder is created", compared=False)
     checkpoint_steps: int = option(
-        0, "steps between checkpoints within an epoch; 0 saves at its end alone", low=0, compared=False
+        0, "steps between checkpoints within an epoch; 0 saves only at its end", low=0, compared=False
     )
     checkpoint_epochs: int = option(
         1, "epochs between checkpoints; the last epoch is always saved", low=1, compared=False
@@ -184,10 +226,34 @@ class Recipe:
     def __post_init__(self):
         for item in dataclasses.fields(self):
             _check(item, getattr(self, item.name))
+        self._resolve_defaults()
+        self._check_optimizer()
+        self._check_length()
+        self._check_pictures()
+
+    def _resolve_defaults(self):
+        """Replace the values that stand for the optimizer's defaults."""
+        row = OPTIMIZERS[self.optimizer]
+        if not self.learning_rate:
+            object.__setattr__(self, "learning_rate", row.rate)  # the class is frozen for all others
+        if self.weight_decay_kind == "auto":
+            object.__setattr__(self, "weight_decay_kind", "l2" if row.l2 else "decoupled")
+
+    def _check_optimizer(self):
         if not OPTIMIZERS[self.optimizer].l2 and self.weight_decay_kind == "l2":
             raise InputError(
                 f"optimizer={self.optimizer} decouples its weight decay: give --weight-decay-kind decoupled"
             )
+        if self.accumulate > 1 and self.distribute == "mirrored":
+            raise InputError(
+                f"accumulate={self.accumulate} cannot be combined with distribute=mirrored, whose replicas cannot "
+                "update weights conditionally: give a larger --batch-size"
+            )
+        if self.mix_until < 1 and self.mix == "none":
+            raise InputError(f"mix_until={self.mix_until:g} needs --mix mixup or cutmix, received mix=none")
+
+    def _check_length(self):
+        """Refuse schedules, limits and validation that exclude each other."""
         if self.warmup_epochs and self.schedule not in ("cosine", "linear"):
             raise InputError(
                 f"warmup_epochs={self.warmup_epochs:g} needs schedule=cosine or linear, received "
@@ -196,16 +262,14 @@ class Recipe:
         if self.schedule in ("cosine", "linear") and self.warmup_epochs >= self.epochs:
             raise InputError(f"warmup_epochs must be less than epochs={self.epochs}, received {self.warmup_epochs:g}")
         if self.freeze and not self.weights:
-            raise InputError("freeze keeps weights that are already good: give --weights beside it")
+            raise InputError("freeze keeps weights that are already trained: give --weights, too")
         if not self.validation_split and (self.schedule == "plateau" or self.patience):
             raise InputError(
                 "schedule=plateau and patience watch the validation loss: give a --validation-split above 0"
             )
 
-        self._check_pictures()
-
     def _check_pictures(self):
-        """Refuse what only some kinds of data sets can do."""
+        """Refuse options that this kind of data set does not have."""
         if not is_streamed(self.dataset):
             for item in dataclasses.fields(self):
                 if item.metadata["streamed_only"] and getattr(self, item.name) != item.default:
@@ -228,7 +292,7 @@ class Recipe:
 
     @property
     def flips(self):
-        """Whether images are mirrored: only where a mirror image belongs to the same class."""
+        """Whether images are mirrored: only if a mirror image belongs to the same class."""
         return self.flip and find_dataset(self.dataset).mirrored
 
     @property
@@ -245,12 +309,12 @@ class Recipe:
         """The recipe that `to_json` wrote.
 
         Raises:
-            InputError: no JSON object, an unknown field, or a value that cannot be.
+            InputError: not a JSON object, an unknown field, or a value out of its range.
         """
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"the recipe is no JSON: {error}") from None
+            raise InputError(f"the recipe is not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise InputError(f"the recipe must be a JSON object, received {type(values).__name__}")
         unknown = sorted(set(values) - {item.name for item in dataclasses.fields(cls)})
@@ -283,5 +347,5 @@ def _check(item, value):
 
 
 def compared_fields():
-    """Return the names of the fields that say what was trained, and not only where and how it was computed."""
+    """Return the names of the fields that determine what was trained, not only where and how it was computed."""
     return [item.name for item in dataclasses.fields(Recipe) if item.metadata["compared"]]

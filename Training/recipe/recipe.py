@@ -68,7 +68,7 @@ class Recipe:
         "", "folder with the official archive or its unpacked folder; with train/<class>/; of shards", compared=False
     )
     image_size: int = option(
-        0, "streamed pictures: height and width; 0 is the geometry's own", low=0, high=4096, streamed_only=True
+        0, "streamed pictures: height and width; 0 is the geometry's default", low=0, high=4096, streamed_only=True
     )
     broken: str = option(
         "skip",
@@ -85,23 +85,27 @@ class Recipe:
     )
     workers: int = option(
         0,
-        "streamed pictures: threads that decode; 0 is one a core",
+        "streamed pictures: threads that decode; 0 is one per core",
         low=0,
         high=1024,
         compared=False,
         streamed_only=True,
     )
-    shards_at_once: int = option(0, "shards: how many are mixed at a time, to read them in order; 0 is all", low=0)
+    shards_at_once: int = option(
+        0, "shards: number that is shuffled together, so that reading stays sequential; 0 is all", low=0
+    )
     mean: str = option(
         "auto",
-        "what is subtracted: pixel, the mean image; channel, mean and deviation of 256 images; imagenet, ImageNet's; "
-        "auto is channel for streamed pictures, else pixel",
+        "mean to subtract: pixel, the mean image; channel, mean and deviation of 256 images; imagenet, ImageNet's; "
+        "auto is channel for streamed pictures, otherwise pixel",
         choices=("auto", "pixel", "channel", "imagenet"),
     )
     samples: int = option(0, "limit of training images, the same share of each class; 0 is no limit", low=0)
     validation_split: float = option(0.1, "share of the training set held out, stratified", low=0.0, high=0.9)
     model: str = option("attention_56", f"network: {', '.join(NETWORKS)}, or another depth 36 m + 20", check=parse_name)
-    geometry: str = option("compact", "what stands around the blocks", choices=tuple(GEOMETRIES))
+    geometry: str = option(
+        "compact", "parts around the attention blocks: stem, widths, last units", choices=tuple(GEOMETRIES)
+    )
     learning: str = option("arl", "attention residual or naive attention learning", choices=LEARNING)
     attention: str = option("mixed", "activation of the masks", choices=ATTENTION)
     mask: str = option("encoder_decoder", "structure of the masks", choices=MASKS)
@@ -301,12 +305,12 @@ class Recipe:
         return AUGMENTATIONS[self.augmentation].random_crops
 
     def to_json(self):
-        """The recipe as JSON text, one field a line."""
+        """Return the recipe as JSON text, one field per line."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text):
-        """The recipe that `to_json` wrote.
+        """Return the recipe that `to_json` wrote.
 
         Raises:
             InputError: not a JSON object, an unknown field, or a value out of its range.

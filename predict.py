@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.console import exit_with, report_errors, silence_stderr, start_keras
+from Training.console import entry_point, exit_with, report_errors, run_program, silence_stderr, start_keras
 from Training.data import decoding
 from Training.errors import InputError, format_path
 from Training.flags import Parser
@@ -173,16 +173,16 @@ def predict(words):
     return len(found) - done, len(found)
 
 
+@entry_point(PROGRAM)
 def main(arguments=None):
     words = parse(arguments)
     with report_errors(PROGRAM, "Stopped."):
         try:
             broken, total = predict(words)
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read the table has gone, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(1) from None
         except OSError as error:
+            if error is sys.stdout.lost:
+                raise
             exit_with(
                 1, f"{PROGRAM}: error: {error.filename or 'the table'} cannot be written: {error.strerror or error}"
             )
@@ -191,4 +191,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -4,8 +4,10 @@ This command needs only `Model` and `Module`.
 """
 
 import argparse
+import errno
 import json
 import os
+import sys
 
 from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
 
@@ -67,7 +69,29 @@ def rows(model, counts):
     return "\n".join([*lines, "", *(f"{key:<14} {value:>15,}" for key, value in counts.items())])
 
 
+def open_missing_streams():
+    """Open the null device in place of an output stream that the process was started without."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  it stays open
+
+
 def main(arguments=None):
+    """Print what the arguments ask for; a reader that closes the pipe, as `head` does, ends the process silently."""
+    open_missing_streams()
+    try:
+        try:
+            print_networks(arguments)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        reason = "" if error.errno == errno.EPIPE else f"the standard output cannot be written: {error.strerror}\n"
+        sys.stderr.write(reason and f"python -m Model: error: {reason}")
+        raise SystemExit(1) from None
+
+
+def print_networks(arguments):
     parser, options = parse(arguments)
     backend = os.environ.setdefault("KERAS_BACKEND", BACKENDS[0])
     if backend not in BACKENDS:

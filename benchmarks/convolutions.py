@@ -12,7 +12,7 @@ import statistics
 import time
 
 from benchmarks.operations import parse
-from Training.console import report_errors, start_keras
+from Training.console import entry_point, report_errors, run_program, start_keras
 
 PROGRAM = "benchmarks/convolutions.py"
 SECONDS = 0.2  # of one measurement
@@ -74,6 +74,7 @@ def product(rows, inner, columns):
     ]
 
 
+@entry_point(PROGRAM)
 def main(arguments=None):
     words = parse(arguments, PROGRAM, __doc__)
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -106,4 +107,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

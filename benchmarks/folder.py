@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from Training.console import entry_point, run_program
+
 ROOT = Path(__file__).resolve().parent.parent
 
 CLASSES = 10
@@ -114,6 +116,7 @@ def measure(dataset, data_dir, size):
     print(json.dumps({name: round(v, 2) if isinstance(v, float) else v for name, v in figures.items()}, indent=2))
 
 
+@entry_point("python -m benchmarks.folder")
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20_000)
@@ -146,4 +149,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

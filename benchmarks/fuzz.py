@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from tests.support import tiny
+from Training.console import entry_point, run_program
 from Training.data import archives, decoding, shards
 from Training.errors import InputError
 from Training.recipe import Recipe
@@ -375,6 +376,7 @@ def fuzz(counts, seed=0):
     return verdicts
 
 
+@entry_point("python -m benchmarks.fuzz")
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for kind, count in COUNTS.items():
@@ -391,4 +393,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

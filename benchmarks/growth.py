@@ -10,14 +10,13 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import training_cifar10
 from tests.support import tiny
-from Training.console import start_keras
+from Training.console import entry_point, run_program, start_keras
 from Training.recipe import Recipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -61,6 +60,7 @@ def quarters(found):
     ]
 
 
+@entry_point("python -m benchmarks.growth")
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=100, help="at least 8 (default: %(default)s)")
@@ -87,4 +87,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

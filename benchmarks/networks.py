@@ -5,7 +5,6 @@ Prints a row of a Markdown table for each; exit code 1 if a loaded network answe
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from Model.geometries import NETWORKS
-from Training.console import report_errors, start_keras
+from Training.console import entry_point, report_errors, run_program, start_keras
 from Training.flags import Parser
 
 PROGRAM = "benchmarks/networks.py"
@@ -55,6 +54,7 @@ def parse(arguments):
     return words.names
 
 
+@entry_point(PROGRAM)
 def main(arguments=None):
     names = parse(arguments)
     with report_errors(PROGRAM, "Stopped."):
@@ -73,4 +73,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

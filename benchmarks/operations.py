@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from Model.geometries import NETWORKS
-from Training.console import report_errors, start_keras
+from Training.console import entry_point, report_errors, run_program, start_keras
 from Training.flags import Parser
 
 PROGRAM = "benchmarks/operations.py"
@@ -76,6 +76,7 @@ def parse(arguments, program=PROGRAM, about=__doc__):
     return words
 
 
+@entry_point(PROGRAM)
 def main(arguments=None):
     words = parse(arguments)
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -90,4 +91,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -9,6 +9,8 @@ Nothing is run: the figures that go in are flags with their source in the help.
 import argparse
 import math
 
+from Training.console import entry_point, run_program
+
 TRAIN_IMAGES = 1_281_167
 PAPER_IMAGES = 530_000 * 256  # Wang et al. 2017, section 4.2: 530k steps; 256 images a step is our choice
 NVLINK_GPUS = 8  # GPUs of one machine
@@ -42,6 +44,7 @@ def row(flags, utilization, gpus):
     return rate, compute * 1e3, volume / 1e6, reduce * 1e3, *days
 
 
+@entry_point("python -m benchmarks.scale")
 def main(arguments=None):
     flags = parser().parse_args(arguments)
     print("| GPUs | MFU | compute, ms | reduce, MB | reduce, ms | images/s | paper's run, days | 90 epochs, days |")
@@ -62,4 +65,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

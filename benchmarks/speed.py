@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks import subjects
 from Model.geometries import GEOMETRIES
-from Training.console import report_errors
+from Training.console import entry_point, report_errors, run_program
 from Training.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -186,6 +186,7 @@ def report(result):
     return "\n".join(lines) + "\n"
 
 
+@entry_point("python -m benchmarks.speed")
 def main(arguments=None):
     with report_errors():
         options = parse(arguments)
@@ -201,4 +202,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

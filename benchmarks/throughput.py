@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from Model.geometries import GEOMETRIES
-from Training.console import report_errors, start_keras
+from Training.console import entry_point, report_errors, run_program, start_keras
 from Training.recipe import RECIPES, Recipe
 from Training.tools.report import format_console, format_markdown
 
@@ -107,6 +107,7 @@ def keep(words, machine, rows):
     return on + format_console(table)
 
 
+@entry_point("python -m benchmarks.throughput")
 def main(arguments=None):
     words = parse(arguments)
     with report_errors("benchmarks/throughput.py", "Stopped."):
@@ -122,4 +123,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

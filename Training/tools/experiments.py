@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from Training.console import exit_with, format_duration, report_errors
+from Training.console import entry_point, exit_with, format_duration, report_errors, run_program
 from Training.files import read_text
 from Training.flags import Parser
-from Training.recipe import RECIPES, Recipe
+from Training.recipe import RECIPES, Recipe, make_recipe
 from Training.runs import history
 from Training.tools import report
 
@@ -101,7 +101,7 @@ def plan_recipes(name, quick=False, seeds=1, **given):
     experiment = EXPERIMENTS[name]
     common = {**QUICK, **experiment.quick} if quick else RECIPES["paper"]
     varied = experiment.quick_varied or experiment.varied if quick else experiment.varied
-    return [Recipe(**{**common, **each, **given, "seed": seed}) for seed in range(seeds) for each in varied]
+    return [make_recipe({**common, **each}, {**given, "seed": seed}) for seed in range(seeds) for each in varied]
 
 
 def find_run(logs, recipe):
@@ -194,6 +194,7 @@ def parse(arguments):
     return words
 
 
+@entry_point(PROGRAM)
 def main(arguments=None):
     words = parse(arguments)
     with report_errors(PROGRAM, "Stopped."):
@@ -206,4 +207,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training.console import exit_with, report_errors, silence_stderr, start_keras
+from Training.console import entry_point, exit_with, report_errors, run_program, silence_stderr, start_keras
 from Training.data.datasets import load_for_recipe
 from Training.errors import InputError, format_path, shorten
 from Training.flags import Parser
@@ -196,6 +196,7 @@ def run(words):
     print(f"  written to {format_path(output)}")
 
 
+@entry_point(PROGRAM)
 def main(arguments=None):
     words = parse(arguments)
     with report_errors(PROGRAM, "Stopped."):
@@ -208,4 +209,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

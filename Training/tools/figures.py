@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.console import report_errors, start_keras
+from Training.console import entry_point, report_errors, run_program, start_keras
 from Training.data import decoding
 from Training.data.datasets import load_for_recipe, load_photographs
 from Training.errors import InputError, format_path
@@ -177,6 +177,7 @@ def parse(arguments):
     return words
 
 
+@entry_point(PROGRAM)
 def main(arguments=None):
     words = parse(arguments)
     with report_errors(PROGRAM, "Stopped."):
@@ -188,4 +189,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

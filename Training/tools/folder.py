@@ -1,9 +1,8 @@
 """Write a CIFAR archive as folders of PNG files: `python -m Training.tools.folder cifar10 OUT`."""
 
-import sys
 from pathlib import Path
 
-from Training.console import report_errors
+from Training.console import entry_point, report_errors, run_program
 from Training.data import archives
 from Training.errors import InputError
 from Training.flags import Parser
@@ -22,6 +21,7 @@ def write(images, labels, classes, folder):
         Image.fromarray(image).save(Path(folder) / classes[label] / f"{i:05d}.png")
 
 
+@entry_point("python -m Training.tools.folder")
 def main(arguments=None):
     """Run the command line."""
     parser = Parser(
@@ -44,4 +44,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

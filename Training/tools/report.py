@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 
-from Training.console import exit_with, format_duration, report_errors
+from Training.console import entry_point, exit_with, format_duration, report_errors, run_program
 from Training.errors import InputError
 from Training.flags import Parser
 from Training.recipe import compared_fields
@@ -159,6 +159,7 @@ def report(words):
     return FORMATS[words.format](rows), unfinished
 
 
+@entry_point(PROGRAM)
 def main(arguments=None):
     words = parse(arguments)
     with report_errors(PROGRAM):
@@ -169,4 +170,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

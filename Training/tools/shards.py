@@ -1,11 +1,10 @@
 """Write a folder of pictures as TFRecord shards: `python -m Training.tools.shards DIR OUT`."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from Training.console import report_errors, start_keras
+from Training.console import entry_point, report_errors, run_program, start_keras
 from Training.data import folder
 from Training.data.shards import COLUMNS, INDEX, shard_name
 from Training.errors import InputError, shorten
@@ -67,6 +66,7 @@ def write(data_dir, out, per_shard=1000, broken="skip"):
     return sum(len(listing.labels) for listing in parts.values())
 
 
+@entry_point("python -m Training.tools.shards")
 def main(arguments=None):
     """Run the command line."""
     parser = Parser(
@@ -86,4 +86,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

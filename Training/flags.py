@@ -1,42 +1,52 @@
-"""The command line: one flag for each field of the recipe, and what `--recipe` and `--resume` make of them."""
+"""The command line: one flag for each field of the recipe, and the recipe that `--recipe` and `--resume` start from."""
 
 import argparse
 import dataclasses
 import difflib
+import os
+import re
+import sys
 
-from Training.errors import InputError, escape
+from Training.errors import InputError, escape, format_path
 from Training.files import read_text
-from Training.recipe import RECIPES, Recipe
+from Training.recipe import RECIPES, Recipe, make_recipe, movable_fields
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with every refusal in one line and a guess at a misspelt flag."""
+    """argparse with every refusal in one line, a guess at a misspelt flag, and `~` expanded in `--flag=~/path`."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {escape(message)} (--help lists every flag)\n")
 
     def parse_args(self, args=None, namespace=None):
-        known, unknown = self.parse_known_args(args, namespace)
+        given = sys.argv[1:] if args is None else args
+        known, unknown = self.parse_known_args([_expand_home(each) for each in given], namespace)
         self.refuse_unknown(unknown)
         return known
 
-    def refuse_unknown(self, words):
-        if not words:
+    def refuse_unknown(self, arguments):
+        if not arguments:
             return
         flags = [flag for action in self._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(words[0].split("=")[0], flags, n=1)
-        self.error(f"unknown argument {words[0]!r}" + (f", did you mean {near[0]}?" if near else ""))
+        near = difflib.get_close_matches(arguments[0].split("=")[0], flags, n=1)
+        self.error(f"unknown argument {arguments[0]!r}" + (f", did you mean {near[0]}?" if near else ""))
+
+
+def _expand_home(argument):
+    """Return `--flag=~/path` with the home directory in place of ~, which shells expand only at an argument's start."""
+    flag = re.match(r"--[\w-]+=(?=~)", argument)
+    return flag[0] + os.path.expanduser(argument[flag.end() :]) if flag else argument
 
 
 def _boolean(text):
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in words:
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"must be true or false, received {text!r}")
-    return words[text.lower()]
+    return values[text.lower()]
 
 
 def add_flags(parser):
-    """Give the parser one flag for each field of `Recipe`; a flag that is not given sets nothing."""
+    """Add one flag for each field of `Recipe` to the parser; a flag that is not given sets nothing."""
     for item in dataclasses.fields(Recipe):
         flag = "--" + item.name.replace("_", "-")
         text = item.metadata["help"]
@@ -51,44 +61,44 @@ def add_flags(parser):
 
 
 def parse(arguments, description):
-    """Turn command-line words into `(recipe, resume)`; `resume` is a run folder or None.
+    """Parse a command line into `(recipe, resume)`; `resume` is a run's folder or None.
 
-    With `--resume` the recipe is the folder's own; only `--epochs` may be given beside it. Refusals are one line on
-    the standard error and exit code 2.
+    With `--resume`, the recipe is the folder's own. Only more `--epochs`, and fields that a resumed run may change, can
+    be given with it. Refusals are one line on the standard error and exit code 2.
     """
     parser = Parser(prog="training_cifar10.py", description=description, allow_abbrev=False)
-    parser.add_argument(
-        "--recipe", choices=tuple(RECIPES), help="a named set of values; flags given beside it override it"
-    )
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), help="a named set of values; other flags override it")
+    parser.add_argument("--resume", metavar="RUN", help="resume the run in this folder")
     add_flags(parser)
     given = vars(parser.parse_args(arguments))
     name, resume = given.pop("recipe"), given.pop("resume")
     try:
         if resume is not None:
-            return _resumed(resume, name, given), resume
-        return Recipe(**{**RECIPES.get(name, {}), **given}), None
+            return _resume(resume, name, given), resume
+        return make_recipe(RECIPES.get(name, {}), given), None
     except InputError as error:
         parser.error(str(error))
 
 
-def _resumed(folder, name, given):
-    """The recipe of the run in `folder`, with at most more epochs."""
-    if not folder:  # what a shell makes of "$RUN" where RUN is not set: no wish for a run of its own
+def _resume(folder, name, given):
+    """Return the recipe of the run in `folder`, with more epochs or other places if they are given."""
+    if not folder:  # a shell's "$RUN" with RUN not set must not start a new run
         raise InputError("--resume needs a run's folder, received ''")
+    path = os.path.join(folder, "recipe.json")
     try:
-        recipe = Recipe.from_json(read_text(f"{folder}/recipe.json"))
+        recipe = Recipe.from_json(read_text(path))
     except OSError as error:
-        raise InputError(
-            f"--resume needs a run's folder, and {folder}/recipe.json cannot be read: {error.strerror}"
-        ) from None
+        reason = f"{format_path(path)} cannot be read: {error.strerror}"
+        raise InputError(f"--resume needs a run's folder, and {reason}") from None
     values = {**RECIPES.get(name, {}), **given}
-    other = [f"{key} (run: {getattr(recipe, key)!r}, given: {values[key]!r})"
-             for key in values if key != "epochs" and values[key] != getattr(recipe, key)]  # fmt: skip
+    changed = {key: value for key, value in values.items() if value != getattr(recipe, key)}
+    other = [f"{key} (run: {getattr(recipe, key)!r}, given: {value!r})"
+             for key, value in changed.items() if key != "epochs" and key not in movable_fields()]  # fmt: skip
     if other:
-        raise InputError(f"--resume takes the recipe of the run, which differs in {', '.join(other)}")
+        raise InputError(f"--resume uses the recipe of the run, which differs in {', '.join(other)}")
     if recipe.minutes and given.get("epochs", recipe.epochs) != recipe.epochs:
         raise InputError(f"--epochs cannot change on --resume: --minutes {recipe.minutes:g} decided the run's length")
     if given.get("epochs", recipe.epochs) < recipe.epochs:
-        raise InputError(f"--epochs may only grow on --resume: the run has {recipe.epochs}, received {given['epochs']}")
-    return dataclasses.replace(recipe, epochs=given.get("epochs", recipe.epochs))
+        raise InputError(f"--resume can only add epochs: the run has {recipe.epochs}, received {given['epochs']}")
+    moved = {key: given[key] for key in ("epochs", *movable_fields()) if key in given}
+    return dataclasses.replace(recipe, **moved)

@@ -370,7 +370,7 @@ def test_a_run_of_the_imagenet_recipe_goes_on_exactly_within_an_epoch(own, tmp_p
     shutil.copy(own / "train/ant/000.jpg", own / "train/ant/000 copy.jpg")
     with pytest.raises(SystemExit) as stop:
         main("--resume", again)
-    assert stop.value.code == 2 and "the pictures are not those that the run began with" in capsys.readouterr().err
+    assert stop.value.code == 2 and "the pictures differ from those the run started with" in capsys.readouterr().err
 
 
 def test_a_cache_spares_decoding_and_keeps_naming_what_is_broken(own, tmp_path, capsys):

@@ -60,6 +60,41 @@ def test_named_recipes_are_possible_and_round_trip(name):
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
+def test_a_warmup_that_nobody_gave_is_shortened_to_fit():
+    for arguments, warmup in (
+        (["--epochs", "1"], 0.5),
+        (["--epochs", "6"], 5.0),
+        (["--recipe", "race", "--epochs", "3"], 1.5),
+        (["--recipe", "quick", "--epochs", "1"], 0.5),
+        (["--schedule", "step"], 0.0),
+        (["--recipe", "paper", "--epochs", "1"], 0.0),
+    ):
+        assert parse(arguments, "")[0].warmup_epochs == warmup
+
+
+def test_a_warmup_that_was_given_is_never_changed(capsys):
+    for arguments in (["--epochs", "1", "--warmup-epochs", "1"], ["--epochs", "3", "--warmup-epochs", "5"]):
+        assert "warmup_epochs must be less than epochs" in refused(capsys, *arguments)
+
+
+def test_a_home_directory_is_expanded_behind_an_equals_sign(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe, resume = parse(["--data-dir=~/data", "--logs=~", "--weights", "a~b"], "")
+    assert (recipe.data_dir, recipe.logs, recipe.weights) == (f"{tmp_path}/data", str(tmp_path), "a~b")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text(Recipe().to_json())
+    assert parse(["--resume=~/run"], "") == (Recipe(), f"{tmp_path}/run")
+
+
+def test_places_may_change_on_resuming_and_the_training_may_not(capsys, tmp_path):
+    (tmp_path / "recipe.json").write_text(Recipe(dataset="folder", data_dir="here").to_json())
+    moved = ["--data-dir", "there", "--cache", "fast", "--workers", "3", "--logs", "elsewhere"]
+    recipe, _ = parse(["--resume", str(tmp_path), *moved], "")
+    assert (recipe.data_dir, recipe.cache, recipe.workers, recipe.logs) == ("there", "fast", 3, "elsewhere")
+    for change in (["--seed", "1"], ["--image-size", "9"], ["--broken", "refuse"], ["--shards-at-once", "2"]):
+        assert "--resume uses the recipe of the run" in refused(capsys, "--resume", str(tmp_path), *change)
+
+
 @pytest.mark.parametrize("augmentation", ["crop", "none"])
 def test_recipe_of_the_throughput_benchmark_is_possible(augmentation):
     recipe = race(256, "float32", augmentation, 100)
@@ -94,7 +129,7 @@ def test_paper_recipe_is_the_paper_s():
         (["--optimizer", "adamw", "--weight-decay-kind", "l2"], "give --weight-decay-kind decoupled"),
         (["--accumulate", "2", "--distribute", "mirrored"], "accumulate=2 cannot be combined with distribute=mirrored"),
         (["--mix-until", "0.5"], "mix_until=0.5 needs --mix mixup or cutmix"),
-        (["--schedule", "step"], "give --warmup-epochs 0"),
+        (["--schedule", "step", "--warmup-epochs", "5"], "give --warmup-epochs 0"),
         (["--warmup-epochs", "200"], "warmup_epochs must be less than epochs=200"),
         (
             ["--schedule", "plateau", "--warmup-epochs", "0", "--validation-split", "0"],
@@ -115,7 +150,7 @@ def test_resume_takes_the_folder_s_recipe(capsys, tmp_path):
     assert parse(["--resume", str(tmp_path)], "") == (recipe, str(tmp_path))
     longer, _ = parse(["--resume", str(tmp_path), "--epochs", "12"], "")
     assert longer == dataclasses.replace(recipe, epochs=12)
-    assert "may only grow" in refused(capsys, "--resume", str(tmp_path), "--epochs", "8")
+    assert "can only add epochs" in refused(capsys, "--resume", str(tmp_path), "--epochs", "8")
     assert parse(["--resume", str(tmp_path), "--seed", "4"], "")[0] == recipe
     words = refused(capsys, "--resume", str(tmp_path), "--batch-size", "8", "--seed", "5")
     assert "differs in seed (run: 4, given: 5)" in words or "batch_size (run: 64, given: 8)" in words

@@ -2,7 +2,7 @@
 
 from Training.recipe.choices import AUGMENTATIONS, DATASETS, OPTIMIZERS, dataset_names, find_dataset, is_streamed
 from Training.recipe.named import RECIPES
-from Training.recipe.recipe import Recipe, compared_fields, parse_shares
+from Training.recipe.recipe import Recipe, compared_fields, make_recipe, movable_fields, parse_shares
 
 __all__ = [
     "AUGMENTATIONS",
@@ -14,5 +14,7 @@ __all__ = [
     "dataset_names",
     "find_dataset",
     "is_streamed",
+    "make_recipe",
+    "movable_fields",
     "parse_shares",
 ]

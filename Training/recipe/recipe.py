@@ -17,9 +17,20 @@ from Training.recipe.choices import (
     is_streamed,
 )
 
+_WARMUP_FIELDS = ("warmup_epochs", "epochs", "schedule")
+SCHEDULES_WITHOUT_WARMUP = ("step", "constant", "plateau")  # schedules
+
 
 def option(
-    default, text, choices=None, low=None, high=None, check=None, compared=True, streamed_only=False, movable=False
+    default,
+    text,
+    choices=None,
+    low=None,
+    high=None,
+    check=None,
+    compared=True,
+    streamed_only=False,
+    movable=False,
 ):
     """Declare a field of the recipe.
 
@@ -65,7 +76,10 @@ class Recipe:
     # What is trained
     dataset: str = option("cifar10", describe_datasets, check=find_dataset)
     data_dir: str = option(
-        "", "folder with the official archive or its unpacked folder; with train/<class>/; of shards", compared=False
+        "",
+        "folder with the official archive or its unpacked folder; with train/<class>/; of shards",
+        compared=False,
+        movable=True,
     )
     image_size: int = option(
         0, "streamed pictures: height and width; 0 is the geometry's default", low=0, high=4096, streamed_only=True
@@ -82,6 +96,7 @@ class Recipe:
         "streamed pictures: folder that keeps them decoded, as size * size * 3 bytes each",
         compared=False,
         streamed_only=True,
+        movable=True,
     )
     workers: int = option(
         0,
@@ -90,6 +105,7 @@ class Recipe:
         high=1024,
         compared=False,
         streamed_only=True,
+        movable=True,
     )
     shards_at_once: int = option(
         0, "shards: number that is shuffled together, so that reading stays sequential; 0 is all", low=0
@@ -215,7 +231,7 @@ class Recipe:
         False, "keep all images on the device, as bytes; only indices are sent in each step", compared=False
     )
     # What is written
-    logs: str = option("Logs", "folder in which the run's folder is created", compared=False)
+    logs: str = option("Logs", "folder in which the run's folder is created", compared=False, movable=True)
     checkpoint_steps: int = option(
         0, "steps between checkpoints within an epoch; 0 saves only at its end", low=0, compared=False
     )
@@ -350,6 +366,35 @@ def _check(item, value):
         raise InputError(f"{item.name} must be {limits['high']} or less, received {shown}")
 
 
+def make_recipe(base, given):
+    """Return a recipe of common values and of those that the user gave, which take precedence.
+
+    A warm-up that the user did not give is left out if the schedule has none, and shortened to half of the run if the
+    run is not longer than it. One that the user gave is never changed.
+
+    Args:
+        base: dictionary of fields, such as a named recipe; other fields have their defaults.
+        given: dictionary of fields that the user gave.
+
+    Raises:
+        InputError: a value outside its choices or range, or values that exclude each other.
+    """
+    values = {**base, **given}
+    if "warmup_epochs" not in given:
+        chosen = {name: values.get(name, Recipe.__dataclass_fields__[name].default) for name in _WARMUP_FIELDS}
+        warmup, epochs, schedule = chosen.values()
+        if schedule in SCHEDULES_WITHOUT_WARMUP and "schedule" in given:
+            values["warmup_epochs"] = 0.0
+        elif type(epochs) is int and warmup >= epochs > 0 and schedule not in SCHEDULES_WITHOUT_WARMUP:
+            values["warmup_epochs"] = epochs / 2
+    return Recipe(**values)
+
+
 def compared_fields():
     """Return the names of the fields that determine what was trained, not only where and how it was computed."""
     return [item.name for item in dataclasses.fields(Recipe) if item.metadata["compared"]]
+
+
+def movable_fields():
+    """Return the names of the fields that a resumed run may change: places and threads, not the training."""
+    return [item.name for item in dataclasses.fields(Recipe) if item.metadata["movable"]]

@@ -1,7 +1,7 @@
-"""Several devices, and several processes of one run: what `--distribute` asks of TensorFlow, JAX and Keras.
+"""Devices and processes of a run: what `--distribute` does with TensorFlow, JAX and Keras.
 
 A batch is split over the devices of all processes; weights and their updates are the same on each. On JAX every
-process runs this same program and reads its part of each batch; the first alone writes.
+process runs this same program and reads its part of each batch. Only the first writes.
 """
 
 import contextlib
@@ -15,8 +15,6 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from Training.errors import InputError, RunError, shorten
 
 NEEDS = {"mirrored": "tensorflow", "data": "jax"}
@@ -27,7 +25,7 @@ STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|FAILED_PRECONDITION|DEADLINE_
 
 
 class Devices(NamedTuple):
-    """Over how many devices a batch is split, in how many processes, and which of these this one is."""
+    """The number of devices over which a batch is split, the number of processes, and the number of this process."""
 
     count: int = 1
     processes: int = 1
@@ -39,11 +37,11 @@ class Devices(NamedTuple):
 
     @property
     def first(self):
-        """Whether this process is the one that writes."""
+        """Whether this process is the one that writes the run's files."""
         return self.process == 0
 
     def part(self, images):
-        """Which of a global batch's images this process reads, as a slice."""
+        """Return the slice of a global batch's images that this process reads."""
         share = images // self.processes
         return slice(self.process * share, (self.process + 1) * share)
 
@@ -57,7 +55,7 @@ def count_cores():
 
 
 def _processor_name():
-    """The processor's name, as Linux tells it, or what Python knows."""
+    """Return the processor's name as Linux reports it, or what Python knows."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -68,7 +66,12 @@ def _processor_name():
 
 
 def device_name():
-    """What the backend trains on: the GPU's name, or the processor's and its number of cores."""
+    """Return what the backend trains on: the GPU's name, or the processor's and its number of cores."""
+    return find_accelerator() or f"{_processor_name()}, {count_cores()} cores"
+
+
+def find_accelerator():
+    """Return the name of the first GPU or other accelerator that the backend sees, or None."""
     import keras
 
     if keras.backend.backend() == "jax":
@@ -83,7 +86,7 @@ def device_name():
         gpus = tf.config.list_physical_devices("GPU")
         if gpus:
             return tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
-    return f"{_processor_name()}, {count_cores()} cores"
+    return None
 
 
 def resolve_precision(recipe, devices=ONE):
@@ -144,22 +147,22 @@ def use_compile_cache(folder, backend):
 
 
 def refuse_mode(mode, backend):
-    """Raise `InputError` where this mode cannot be, before a framework is started."""
+    """Raise `InputError` if a mode is impossible on this backend; called before a framework is started."""
     if mode != "none" and backend != NEEDS[mode]:
         raise InputError(f"--distribute {mode} needs KERAS_BACKEND={NEEDS[mode]}, received {backend}")
     if mode == "mirrored" and os.environ.get("TF_CONFIG"):
         raise InputError(
             "--distribute mirrored is for one machine, and TF_CONFIG names several: Keras' fit does not work with "
-            "TensorFlow's strategy for them; take KERAS_BACKEND=jax and --distribute data"
+            "TensorFlow's strategy for them; use KERAS_BACKEND=jax and --distribute data"
         )
     if mode != "data" and os.environ.get(ADDRESSES):
         raise InputError(f"{ADDRESSES} is set, for which --distribute data is needed, received --distribute {mode}")
 
 
 def drop_unsupported(recipe, say=print):
-    """The recipe without what fails under `MirroredStrategy` (Keras 3.15): XLA, and several steps in one call.
+    """Return the recipe without what fails under `MirroredStrategy` (Keras 3.15): XLA, and several steps in one call.
 
-    Both only say how the same training is computed. What is left out is told.
+    Both only change how the same training is computed. `say` gets a line that names what is left out.
     """
     left_out = {"jit": False, "steps_per_execution": 1} if recipe.distribute == "mirrored" else {}
     left_out = {name: value for name, value in left_out.items() if getattr(recipe, name) != value}
@@ -169,13 +172,13 @@ def drop_unsupported(recipe, say=print):
 
 
 def join_processes(mode):
-    """Find the other processes of the run, which must be before JAX finds its devices.
+    """Connect to the other processes of the run, before JAX finds its devices.
 
-    Where they are is said by Keras' environment variables, see `keras.distribution.initialize`.
+    Keras' environment variables hold their addresses, see `keras.distribution.initialize`.
 
     Raises:
-        InputError: the variables say nothing that can be, or JAX refuses them. Where the others do not come within
-            five minutes, JAX itself ends the process.
+        InputError: the variables cannot be used, or JAX refuses them. If the others do not connect within five
+            minutes, JAX itself ends the process.
     """
     if mode != "data" or not os.environ.get(ADDRESSES):
         return
@@ -188,15 +191,15 @@ def join_processes(mode):
     try:
         keras.distribution.initialize()
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"the processes of {ADDRESSES} do not meet: {shorten(error)}") from None
+        raise InputError(f"the processes of {ADDRESSES} cannot connect: {shorten(error)}") from None
 
 
 @contextlib.contextmanager
 def distribute(mode, batch_size):
-    """Within this, models are made and run on all devices; gives `Devices`.
+    """Make and run models on all devices within this context, which gives `Devices`.
 
     Raises:
-        InputError: `batch_size` is no multiple of their number.
+        InputError: `batch_size` is not a multiple of their number.
     """
     if mode == "none":
         yield ONE
@@ -221,7 +224,7 @@ def distribute(mode, batch_size):
 
 def _data_parallel(keras):
     class DataParallel(keras.distribution.DataParallel):
-        """Keras' distribution, with the logits of the whole batch in each process: it must read what it predicts."""
+        """Keras' distribution, with the logits of the whole batch in each process, which reads what it predicts."""
 
         def get_tensor_layout(self, path):
             whole = path.endswith("logits/output")
@@ -232,7 +235,7 @@ def _data_parallel(keras):
 
 @contextlib.contextmanager
 def on_one_device():
-    """Within this, JAX runs a model in this process alone, on one device."""
+    """Let JAX run a model in this process only, on one device, within this context."""
     import keras
 
     before = keras.distribution.distribution()
@@ -244,7 +247,7 @@ def on_one_device():
 
 
 def copy_to_one_device(network):
-    """The network, or where JAX splits batches a copy on one device, which this process can run by itself."""
+    """Return the network, or, if JAX splits batches, a copy on one device that this process can run by itself."""
     import keras
 
     if keras.distribution.distribution() is None:
@@ -254,13 +257,14 @@ def copy_to_one_device(network):
 
 
 def ask_first_process(devices, make):
-    """The text that `make` gives in the first process, in every process.
+    """Return in every process the text that `make` returns in the first.
 
     Raises:
-        InputError: `make` raised it; in every process.
+        InputError: `make` raised it; raised in every process.
     """
     if devices.processes == 1:
         return make()
+    import numpy as np
     from jax.experimental import multihost_utils
 
     message = ""
@@ -277,7 +281,7 @@ def ask_first_process(devices, make):
 
 
 def should_stop(devices, step):
-    """Whether any process was sent SIGTERM, answered alike in all of them for the same step."""
+    """Return whether any process received SIGTERM; all processes get the same answer for the same step."""
     if devices.processes == 1:
         return False
     from jax.experimental import multihost_utils
@@ -287,7 +291,7 @@ def should_stop(devices, step):
 
 @contextlib.contextmanager
 def report_lost_peers(devices):
-    """Raise `RunError` where what several processes do together fails, as it does when one of them is lost."""
+    """Raise `RunError` if a joint operation of several processes fails, as it does when one of them is lost."""
     try:
         yield
     except (RuntimeError, ValueError) as error:  # JAX raises both, with the status first
@@ -299,9 +303,9 @@ def report_lost_peers(devices):
 
 @contextlib.contextmanager
 def end_at_once(devices):
-    """End one of several processes at once where it cannot go on, so that the others fail, too, and do not wait.
+    """End one of several processes at once if it cannot continue, so that the others fail too instead of waiting.
 
-    At a usual end of the interpreter JAX first waits until all processes are there; with `Interrupted` they are.
+    At a normal end of the interpreter JAX first waits for all processes; after `Interrupted` they all end.
     """
     try:
         yield

@@ -293,7 +293,7 @@ def write_run(place):
     (place / "history.csv").write_text("epoch,loss,val_accuracy\n0,1.5,0.5\n1,1.25,NA\n")
     state = {"epoch": 1, "step": 0, "stopped": False, "recipe": {}, "callbacks": {}, "metrics": []}
     state |= {"history": "epoch,loss\n0,1.5\n", "events": {"events.out.tfevents.1": 10}}
-    checkpoint.write(place, 1, state, [np.arange(6, dtype="float32").reshape(2, 3), np.float32(0.5)])
+    checkpoint.write(place, 1, state, {"a": np.arange(6, dtype="float32").reshape(2, 3), "b": np.float32(0.5)})
     return place
 
 

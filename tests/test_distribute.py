@@ -143,7 +143,7 @@ def test_modes_name_the_backend_they_need(monkeypatch):
         with pytest.raises(InputError, match=f"--distribute {mode} needs KERAS_BACKEND="):
             refuse_mode(mode, backend)
     monkeypatch.setenv("TF_CONFIG", "{}")
-    with pytest.raises(InputError, match="take KERAS_BACKEND=jax and --distribute data"):
+    with pytest.raises(InputError, match="use KERAS_BACKEND=jax and --distribute data"):
         refuse_mode("mirrored", "tensorflow")
     monkeypatch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", "127.0.0.1:1")
     with pytest.raises(InputError, match="--distribute data is needed, received --distribute none"):

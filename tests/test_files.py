@@ -118,10 +118,12 @@ def test_the_recipe_of_a_run_to_resume_is_refused_with_exit_code_2(tmp_path, kin
 @special
 def test_a_checkpoint_that_is_not_a_file_counts_as_damaged(tmp_path, kind):
     run = make_run(tmp_path / "run")
-    checkpoint.write(run, 1, {"epoch": 1}, [])
+    state = {"epoch": 1, "step": 0, "stopped": False, "recipe": {}, "callbacks": {}, "metrics": [], "events": {}}
+    state["history"] = None
+    checkpoint.write(run, 1, state, {})
     SPECIAL[kind](run / "backup" / "step-000000002.checkpoint")
     reasons = []
-    assert checkpoint.load_newest(run, reasons.append)[0] == {"epoch": 1}
+    assert checkpoint.load_newest(run, reasons.append)[0] == state
     assert len(reasons) == 1 and kind in reasons[0]
 
 

@@ -7,7 +7,7 @@ import time
 import keras
 
 from Training.console import format_duration
-from Training.devices import ask_first_process
+from Training.devices import ask_first_process, find_accelerator
 from Training.engine.checkpointing import Checkpoints
 from Training.runs.run_folder import save_model
 
@@ -166,6 +166,43 @@ class TimeBudget(keras.callbacks.Callback):
         return logs["seconds"] - logs["first_step_seconds"] + first_call
 
 
+class EstimateDuration(keras.callbacks.Callback):
+    """Says once how long a run will take, if that is more than an hour; for runs on a processor.
+
+    The estimate is made after the first `MEASURED` seconds of training, without the first step, which compiles.
+
+    Args:
+        steps: int, steps of the whole run that are left.
+        say: function that gets the line.
+    """
+
+    MEASURED = 20.0
+    WORTH_SAYING = 3600.0
+
+    def __init__(self, steps, say=print):
+        super().__init__()
+        self.steps = steps
+        self.say = say
+        self.start = None
+        self.done = 0
+        self.said = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.perf_counter()
+        self.start = self.start or now
+        spent = now - self.start
+        if not self.said and self.done and spent >= self.MEASURED:
+            left = spent / self.done * (self.steps - self.done)
+            self.said = True
+            if left > self.WORTH_SAYING:
+                self.say(
+                    f"\nabout {format_duration(left)} for this run on this processor, without validation: a GPU, fewer "
+                    "--epochs or fewer --samples take less",
+                    flush=True,
+                )
+        self.done += 1
+
+
 class KeepBest(keras.callbacks.Callback):
     """Saves the network, not the training model around it, at each better validation accuracy.
 
@@ -184,7 +221,7 @@ class KeepBest(keras.callbacks.Callback):
             save_model(self.network, self.path)
 
 
-WRITERS = (KeepBest, RunProgress, keras.callbacks.CSVLogger)
+WRITERS = (KeepBest, RunProgress, EstimateDuration, keras.callbacks.CSVLogger)
 
 
 def make_callbacks(recipe, folder, network, batches, events, state, validated, budget):
@@ -223,6 +260,9 @@ def make_callbacks(recipe, folder, network, batches, events, state, validated, b
     length = budget.length if budget.decided else 1
     chosen += [keras.callbacks.CSVLogger(folder / "history.csv", append=True), *events]
     chosen.append(RunProgress(length, batches.steps_per_epoch))
+    if find_accelerator() is None:
+        steps_left = (length - (state["epoch"] if state else 0)) * batches.steps_per_epoch
+        chosen.append(EstimateDuration(steps_left - (state["step"] if state else 0)))
     if not batches.devices.first:
         chosen = [each for each in chosen if not isinstance(each, WRITERS)]
     checkpoints = Checkpoints(

@@ -1,13 +1,15 @@
-"""The callback that saves the whole state of a run, and what gives that state back to a model."""
+"""The callback that saves the whole state of a run, and the functions that give it back to a model."""
 
 import os
+import re
 import signal
 
 import keras
 import numpy as np
 
+from Training.console import SIGNALS
 from Training.devices import ONE, should_stop
-from Training.errors import Interrupted, RunError
+from Training.errors import Interrupted, RunError, format_os_error
 from Training.files import read_text
 from Training.runs.checkpoint import list_checkpoints, write
 from Training.runs.run_folder import sync_event_files
@@ -16,17 +18,17 @@ from Training.runs.run_folder import sync_event_files
 class Checkpoints(keras.callbacks.Callback):
     """Saves the whole state of a run at the end of epochs, every `every` steps, and when a signal asks to stop.
 
-    It stands last among the callbacks, so that what it saves is all that the others did.
+    It is the last of the callbacks, so that it saves what all the others did.
 
     Args:
         folder: path of the run's folder.
         recipe: dictionary of the recipe, to compare with on resuming.
         steps_per_epoch: int, steps of a whole epoch.
         remembered: dictionary of `{name: (object, attributes)}` whose numbers are part of the state.
-        every: int, steps between checkpoints within an epoch; 0 saves at the epochs' ends alone.
+        every: int, steps between checkpoints within an epoch; 0 saves only at the end of epochs.
         due: numbers of finished epochs at which to save, or None for all.
-        state: of the checkpoint to go on from, or None; later that of the newest one saved.
-        devices: `devices.Devices`; every process stops at the same step, and the first alone writes.
+        state: state of the checkpoint to resume from, or None; later that of the newest one saved.
+        devices: `devices.Devices`; every process stops at the same step, and only the first writes.
     """
 
     def __init__(self, folder, recipe, steps_per_epoch, remembered, every=0, due=None, state=None, devices=ONE):
@@ -46,19 +48,24 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         for name, values in (self.state["callbacks"] if self.state else {}).items():
+            owner, attributes = self.remembered.get(name, (None, ()))
             for attribute, value in values.items():
-                setattr(self.remembered[name][0], attribute, value)
-        if self.devices.processes == 1:
-            handlers = {signal.SIGINT: self._ask, signal.SIGTERM: self._ask}
-        else:  # JAX itself hears SIGTERM, in each process, and agrees with the others on a step
-            handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
-        self.before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+                if attribute not in attributes:
+                    raise RunError(f"the checkpoint has a value {name}.{attribute}, which this run does not know")
+                setattr(owner, attribute, value)
+        numbers, handler = SIGNALS, self._ask
+        if self.devices.processes > 1:  # JAX handles SIGTERM in each process, and agrees with the others on a step
+            numbers = [number for number in SIGNALS if number != signal.SIGTERM]
+            handler = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as by nohup
+        self.before = {number: signal.signal(number, handler) for number in caught}
 
     def on_train_end(self, logs=None):
         self.release_signals()
+        self._stop_if_asked()  # by a signal after the last epoch was saved
 
     def release_signals(self):
-        """Give the signals back to whom they belonged to; also where training ended by an error."""
+        """Restore the handlers of signals; also called if training ended with an error."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
@@ -73,7 +80,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.seen_before = self.state["metrics"] if self.first_step else []
 
     def on_train_batch_end(self, batch, logs=None):
-        # Where a call has several steps, Keras counts as many in the last of an epoch, which may have fewer.
+        # If a call has several steps, Keras counts as many in the last of an epoch, which may have fewer.
         before, self.seen = self.seen, min(self.first_step + batch + 1, self.steps_per_epoch)
         self._refuse_non_finite(logs["loss"])
         self._complete_metrics()
@@ -85,15 +92,20 @@ class Checkpoints(keras.callbacks.Callback):
             self._stop_if_asked()
 
     def _complete_metrics(self):
-        """Add what the epoch's metrics had seen before the run was resumed: they are sums and counts.
+        """Add the sums and counts of the epoch's metrics before the run was resumed.
 
-        Only behind the first step, since Keras makes their variables in it.
+        After the first step, since Keras makes their variables in it.
         """
-        if self.seen_before:
-            self._sync()
-            for variable, value in zip(self.model.metrics_variables, self.seen_before, strict=True):
-                variable.assign(variable + np.asarray(value, variable.dtype))
-            self.seen_before = []
+        if not self.seen_before:
+            return
+        self._sync()
+        own = self.model.metrics_variables
+        values = [np.asarray(value, variable.dtype) for variable, value in zip(own, self.seen_before)]
+        if [value.shape for value in values] != [tuple(v.shape) for v in own] or len(own) != len(self.seen_before):
+            raise RunError("the checkpoint's metrics are not those of this run")
+        for variable, value in zip(own, values):
+            variable.assign(variable + value)
+        self.seen_before = []
 
     def _sync(self):
         if keras.backend.backend() == "jax":
@@ -114,18 +126,21 @@ class Checkpoints(keras.callbacks.Callback):
             self._sync()
             raise RunError(
                 f"the loss is {float(loss)} at step {self.seen} of epoch {self.epoch + 1}, learning rate "
-                f"{float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)):g}: {self._left()}"
+                f"{float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)):g}: {self._name_last()}"
             )
 
-    def _left(self):
+    def _name_last(self):
         paths = list_checkpoints(self.folder)
         return f"the last good checkpoint is {paths[0]}" if paths else "there is no checkpoint yet"
 
     def _save(self, epoch, step):
+        """Save the state after `epoch` whole epochs and `step` steps of the next one."""
         self._sync()
-        arrays = [keras.ops.convert_to_numpy(variable) for variable in variables(self.model)]
-        if not all(np.isfinite(array).all() for array in arrays):
-            raise RunError(f"a weight is not finite after step {self.seen} of epoch {self.epoch + 1}: {self._left()}")
+        arrays = name_arrays(self.model)
+        broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+        if broken:
+            when = f"step {step} of epoch {epoch + 1}" if step else f"epoch {epoch}"
+            raise RunError(f"{broken[0]} is not finite after {when}: {self._name_last()}")
         self.state = {
             "epoch": epoch,
             "step": step,
@@ -139,36 +154,109 @@ class Checkpoints(keras.callbacks.Callback):
 
     def _write(self, steps, arrays):
         history = self.folder / "history.csv"
-        self.state["history"] = read_text(history) if history.exists() else None
-        self.state["events"] = sync_event_files(self.folder)
         try:
+            self.state["history"] = read_text(history) if history.exists() else None
+            self.state["events"] = sync_event_files(self.folder)
             write(self.folder, steps, self.state, arrays)
         except OSError as error:
-            raise RunError(f"no checkpoint can be written ({error.strerror or error}): {self._left()}") from None
+            reason = format_os_error(error, self.folder / "backup")
+            raise RunError(f"no checkpoint can be written ({reason}): {self._name_last()}") from None
 
 
 def _numbers(owner, attributes):
-    """The named attributes as plain numbers; what is not set yet is left out."""
+    """Return the named attributes as plain numbers, without those that are not set yet."""
     values = {name: getattr(owner, name, None) for name in attributes}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def variables(model):
-    """Everything of a training model that a step changes but the metrics: weights, random states, optimizer.
+    """Return all variables of a training model that a step changes, but no metrics: weights, random states, optimizer.
 
-    Images kept on the device are variables, too, but data: no weight is made of bytes.
+    Images kept on the device are variables too, of bytes, which no weight has; they are data and left out.
     """
     return [v for v in (*model.variables, *model.optimizer.variables) if v.dtype != "uint8"]
 
 
+def name_variables(model):
+    """Return the names of `variables` in a form that is the same in every process and for every Keras model.
+
+    Keras numbers objects without a name of their own in the order in which a process makes them, as in `sgd_1` or
+    `seed_generator_2`. Those numbers are removed. Variables that are then called the same get #2, #3 and so on.
+    """
+    kinds = {_snake_case(type(each).__name__) for each in (*_flatten(model), *_optimizers(model.optimizer))}
+    numbered = re.compile(rf"(?:^|(?<=/))({'|'.join(sorted(kinds | {'seed_generator'}))})_\d+(?=[/_]|$)")
+    # In the name of an optimizer's variable, the path of a weight is one word: adam/dense_1_kernel_momentum.
+    joined = {
+        v.path.replace("/", "_"): numbered.sub(r"\1", v.path).replace("/", "_") for v in model.trainable_variables
+    }
+    names, counts = [], {}
+    for variable in variables(model):
+        name = _replace_start(numbered.sub(r"\1", variable.path), joined)
+        counts[name] = counts.get(name, 0) + 1
+        names.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
+    return names
+
+
+def _replace_start(name, joined):
+    """Return an optimizer variable's name with the joined path of its weight replaced; other names as they are."""
+    owner, _, slot = name.rpartition("/")
+    for words in range(1, 4):  # of which the kind of the slot may consist
+        path, *kind = slot.rsplit("_", words)
+        if path in joined:
+            return "/".join([owner, "_".join([joined[path], *kind])])
+    return name
+
+
+def _flatten(model):
+    """Return a model and all layers in it, at any depth."""
+    return [model, *(inner for layer in getattr(model, "layers", ()) for inner in _flatten(layer))]
+
+
+def _optimizers(optimizer):
+    """Return an optimizer and the one inside it, if it scales the loss."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return [optimizer] if inner is None else [optimizer, inner]
+
+
+def _snake_case(name):
+    """Return a class' name as Keras writes it in the names of its objects: BatchNormalization, batch_normalization."""
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def name_arrays(model):
+    """Return the values of `variables` as a dictionary by name."""
+    values = [keras.ops.convert_to_numpy(variable) for variable in variables(model)]
+    return dict(zip(name_variables(model), values, strict=True))
+
+
 def restore(model, arrays):
-    """Give a compiled training model the arrays of a checkpoint.
+    """Assign the arrays of a checkpoint to a compiled training model.
+
+    They are assigned by name, in whatever order; those of earlier versions, which have no names, by position.
+
+    Args:
+        model: a compiled training model.
+        arrays: dictionary of arrays by name or by position, see `checkpoint.unpack`.
 
     Raises:
-        RunError: they are another model's.
+        RunError: they are another model's; names the first difference.
     """
     own = variables(model)
-    if [tuple(v.shape) for v in own] != [array.shape for array in arrays]:
-        raise RunError("the checkpoint is another network's: its weights have other shapes")
-    for variable, array in zip(own, arrays):
-        variable.assign(array)
+    positional = all(isinstance(name, int) for name in arrays)
+    names = list(range(len(own))) if positional else name_variables(model)
+    _refuse_other_variables(dict(zip(names, own)), arrays)
+    for name, variable in zip(names, own):
+        variable.assign(arrays[name])
+
+
+def _refuse_other_variables(own, arrays):
+    """Raise `RunError` unless the arrays have the names and the shapes of a model's variables."""
+    for name in [*own, *arrays]:
+        if name not in arrays:
+            raise RunError(f"the checkpoint is another network's: it lacks {name}")
+        if name not in own:
+            raise RunError(f"the checkpoint is another network's: it has {name}, which this network lacks")
+        there, here = arrays[name].shape, tuple(own[name].shape)
+        if there != here:
+            raise RunError(f"the checkpoint is another network's: {name} has the shape {there}, here {here}")

@@ -59,7 +59,7 @@ class EpochEvents(keras.callbacks.Callback):
         self.files = {name: EventFile(self.folder / name) for name in ("train", "validation")}
         if not self.resumed:
             self.files["train"].graph(self.network)
-            self.files["train"].writer.flush()  # a checkpoint within the first epoch must find it
+            self.files["train"].flush()  # a checkpoint within the first epoch must find it
 
     def on_epoch_end(self, epoch, logs=None):
         for key, value in logs.items():
@@ -69,7 +69,7 @@ class EpochEvents(keras.callbacks.Callback):
             values = keras.ops.convert_to_numpy(weight)
             self.files["train"].histogram(f"{weight.path}/histogram", values, epoch)
         for file in self.files.values():
-            file.writer.flush()
+            file.flush()
 
     def on_train_end(self, logs=None):
         for file in self.files.values():
@@ -96,7 +96,7 @@ class Pictures(keras.callbacks.Callback):
             rows = "\n".join(f"| {k} | {v} |" for k, v in dataclasses.asdict(self.recipe).items())
             self.file.text("recipe", f"| field | value |\n|---|---|\n{rows}")
             self.file.image("augmented_batch", self._augmented(), 0)
-        self.file.writer.flush()
+        self.file.flush()
 
     def _augmented(self):
         """Copies of the augmentation layers draw, so that the training's own random state is not moved."""
@@ -118,7 +118,7 @@ class Pictures(keras.callbacks.Callback):
             masks = self.masks.predict(self.images, verbose=0)
         for name, mask in masks.items():
             self.file.image(f"masks/{name}", plots.draw_mask_rows(self.images, mask), epoch)
-        self.file.writer.flush()
+        self.file.flush()
 
     def on_train_end(self, logs=None):
         self.file.close()

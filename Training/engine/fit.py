@@ -14,8 +14,8 @@ from Training.engine.callbacks import TimeBudget, make_callbacks
 from Training.engine.checkpointing import restore
 from Training.engine.optimizers import make_optimizer, set_run_length
 from Training.engine.training_model import make_training_model
-from Training.errors import InputError
-from Training.recipe import Recipe
+from Training.errors import InputError, RunError
+from Training.recipe import Recipe, movable_fields
 from Training.runs.checkpoint import load_newest
 from Training.runs.run_folder import rewind, save_model
 
@@ -71,7 +71,7 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
 
     Raises:
         InputError: fewer training images than one batch, or a checkpoint of another recipe.
-        Interrupted: after SIGINT or SIGTERM, with the state saved.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, with the state saved.
         RunError: the loss or a weight is not finite, or no checkpoint can be written.
     """
     data.refuse_batch(recipe.batch_size)
@@ -80,7 +80,7 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
     weights = balance_classes(data.train.labels, len(data.classes)) if recipe.class_weights == "balanced" else None
     model = compile_model(network, recipe, batches.steps_per_epoch, fill, stored, weights)
     budget = TimeBudget(recipe, devices, say)
-    state = restore_state(model, recipe, folder, budget, say, devices)
+    state = restore_state(model, recipe, folder, budget, batches.steps_per_epoch, say, devices)
     epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
     while epoch < budget.length and not model.stop_training:
         # Keras' fit has one number of steps for all epochs, and of epochs. An epoch that was interrupted, and the one
@@ -132,7 +132,7 @@ def set_length(model, recipe, epochs, steps_per_epoch):
             layer.set_last(epochs, steps_per_epoch)
 
 
-def restore_state(model, recipe, folder, budget, say, devices):
+def restore_state(model, recipe, folder, budget, steps_per_epoch, say, devices):
     """Restore the newest checkpoint into the model, and return its state; None if the run starts.
 
     The folder is set back to what it was at the checkpoint. If training continues, the results of an earlier end are
@@ -141,14 +141,15 @@ def restore_state(model, recipe, folder, budget, say, devices):
     state, arrays = load_newest(folder, say) or (None, None)
     if state:
         refuse_other_recipe(recipe, state["recipe"])
-        restore(model, arrays)
         budget.restore(state)
+        refuse_impossible_position(state, budget.length, steps_per_epoch)
+        restore(model, arrays)
     refuse_other_position(devices, state)
     model.stop_training = bool(state and state["stopped"])
     if model.stop_training:
         say(f"the run was stopped by --patience {recipe.patience} after {state['epoch']} epochs, and stays so")
     if devices.first:
-        rewind(folder, state)
+        rewind(folder, state, say)
         if not model.stop_training and (not state or state["epoch"] < budget.length):
             for name in RESULTS:
                 (folder / name).unlink(missing_ok=True)
@@ -185,16 +186,29 @@ def make_batches(data, recipe, devices):
 
 
 def refuse_other_recipe(recipe, saved):
-    """Raise `InputError` unless the checkpoint's recipe is this one, apart from the number of epochs.
+    """Raise `InputError` unless the checkpoint's recipe is this one, except for more epochs and for places.
 
     Fields that are newer than the checkpoint have their defaults in it.
     """
     now, then = dataclasses.asdict(recipe), dataclasses.asdict(Recipe.from_json(json.dumps(saved)))
-    free = set() if recipe.minutes else {"epochs"}  # with --minutes they are the length of the schedule
-    other = [name for name in now if name not in free and now[name] != then[name]]
+    # With --minutes, epochs are the length of the schedule.
+    may_change = {*movable_fields(), *(() if recipe.minutes else ("epochs",))}
+    other = [name for name in now if name not in may_change and now[name] != then[name]]
+    if now["epochs"] < then["epochs"] and "epochs" not in other:
+        other.append("epochs")
     if other:
         named = ", ".join(f"{name} (checkpoint: {then[name]!r}, now: {now[name]!r})" for name in other)
         raise InputError(f"the run was started with another recipe: {named}")
+
+
+def refuse_impossible_position(state, epochs, steps_per_epoch):
+    """Raise `RunError` if a checkpoint stands at an epoch or a step that the run does not have."""
+    epoch, step = state["epoch"], state["step"]
+    if step >= steps_per_epoch or epoch + (step > 0) > epochs:
+        raise RunError(
+            f"the checkpoint is after {epoch} epochs and {step} steps, of {epochs} epochs of {steps_per_epoch} steps: "
+            "it is not this run's"
+        )
 
 
 def refuse_other_position(devices, state):

@@ -1,13 +1,14 @@
-"""Checkpoints that no interruption can lose, and what must be undone before a run goes on from one.
+"""Checkpoints that survive an interruption at any moment.
 
-Keras' `BackupAndRestore` overwrites its only file in place, so a kill within a save loses it, and it knows neither the
-metrics within an epoch nor the state of callbacks. Here a checkpoint is one file with its own checksum, written beside
-the others, synced, renamed and read back; the two newest are kept.
+Keras' `BackupAndRestore` overwrites its only file in place, so that a kill during a save loses it, and it stores
+neither the metrics within an epoch nor the state of callbacks. Here a checkpoint is one file with its own checksum. It
+is written next to the others, synced, renamed and read back. The two newest are kept.
 """
 
 import hashlib
 import io
 import json
+import math
 import re
 import zipfile
 from pathlib import Path
@@ -15,19 +16,27 @@ from pathlib import Path
 import numpy as np
 
 from Training.errors import RunError, shorten
-from Training.files import LARGEST_CHECKPOINT, read_bytes, replace_file
+from Training.files import LARGEST_CHECKPOINT, read_bytes, replace_file, sync_directory
 
-MAGIC = b"residual-attention checkpoint 1\n"
+MAGIC = b"residual-attention checkpoint 2\n"
+POSITIONAL = b"residual-attention checkpoint 1\n"  # without names, written by earlier versions
+HEAD = len(MAGIC) + 65  # bytes: the first line, and the checksum's
 KEPT = 2
-NAME = re.compile(r"step-(\d{9})\.checkpoint")
+NAME = re.compile(r"step-(\d{9,})\.checkpoint")
 
 
 def pack(state, arrays):
-    """The bytes of a checkpoint: a line of its own, the SHA-256 of the rest, JSON and arrays."""
+    """Return the bytes of a checkpoint: a first line, the SHA-256 of the rest, and a ZIP file of JSON and arrays.
+
+    Args:
+        state: dictionary of plain data.
+        arrays: dictionary of names and arrays.
+    """
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w") as file:
         file.writestr("state.json", json.dumps(state))
-        for i, array in enumerate(arrays):
+        file.writestr("names.json", json.dumps(list(arrays)))
+        for i, array in enumerate(arrays.values()):
             with file.open(f"{i}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
     content = body.getvalue()
@@ -35,53 +44,124 @@ def pack(state, arrays):
 
 
 def unpack(raw):
-    """The state and the arrays in the bytes of a checkpoint.
+    """Return the state and the arrays in the bytes of a checkpoint.
+
+    The arrays are a dictionary by name, or by position in a checkpoint of an earlier version.
 
     Raises:
-        ValueError: torn, changed, or no checkpoint at all.
+        ValueError: torn, changed, or not a checkpoint.
     """
-    head = len(MAGIC) + 65
-    if raw[: len(MAGIC)] != MAGIC or len(raw) < head:
-        raise ValueError("it is no checkpoint of this project")
-    content = raw[head:]
-    if hashlib.sha256(content).hexdigest().encode() != raw[len(MAGIC) : head - 1]:
+    if raw[: len(MAGIC)] not in (MAGIC, POSITIONAL) or len(raw) < HEAD:
+        raise ValueError("it is not a checkpoint of this project")
+    content = raw[HEAD:]
+    if hashlib.sha256(content).hexdigest().encode() + b"\n" != raw[len(MAGIC) : HEAD]:
         raise ValueError("its checksum is wrong: the file is torn or was changed")
-    with zipfile.ZipFile(io.BytesIO(content)) as file:
-        state = json.loads(file.read("state.json"))
-        names = [f"{i}.npy" for i in range(len(file.namelist()) - 1)]
-        arrays = [np.lib.format.read_array(io.BytesIO(file.read(name)), allow_pickle=False) for name in names]
+    named = raw.startswith(MAGIC)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            members = {name: _read_member(file, name) for name in file.namelist()}
+        state = json.loads(members["state.json"])
+        names = json.loads(members["names.json"]) if named else range(len(members) - 1)
+        arrays = {name: _parse_array(members[f"{i}.npy"]) for i, name in enumerate(names)}
+    except (zipfile.BadZipFile, KeyError, TypeError, RecursionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"its content cannot be read: {shorten(error)}") from None
+    if named and not all(isinstance(name, str) for name in names) or len(arrays) != len(members) - 1 - named:
+        raise ValueError("its names are not those of its arrays")
     return state, arrays
 
 
+def _read_member(file, name):
+    """Return the bytes of a ZIP file's member. They are stored as they are, so that they cannot grow."""
+    info = file.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name!r:.80} in it is compressed")
+    return file.read(info)
+
+
+def _parse_array(raw):
+    """Return the array in the bytes of an .npy file; memory is taken only for bytes that are there."""
+    file = io.BytesIO(raw)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array in it has an unknown format")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    values = raw[file.tell() :]
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(values):
+        raise ValueError("an array in it has another size than its header says")
+    return np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def refuse_wrong_state(state):
+    """Raise `ValueError` unless a checkpoint's state has the entries that a run writes, with values of their types."""
+    if not isinstance(state, dict):
+        raise ValueError(f"its state is {type(state).__name__}, not an object")
+    for name, is_right in _STATE.items():
+        if name not in state:
+            raise ValueError(f"its state has no {name!r}")
+        if not is_right(state[name]):
+            raise ValueError(f"its {name} cannot be {state[name]!r:.80}")
+
+
+def is_count(value):
+    """Return whether a value is an int that can count something, which a boolean is not."""
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_tree_of_numbers(value):
+    return all(map(_is_tree_of_numbers, value)) if isinstance(value, list) else type(value) in (int, float)
+
+
+_STATE = {
+    "epoch": is_count,
+    "step": is_count,
+    "stopped": lambda value: type(value) is bool,
+    "recipe": lambda value: isinstance(value, dict),
+    "callbacks": lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(each, dict) and all(type(x) is float for x in each.values()) for each in value.values())
+    ),
+    "metrics": lambda value: isinstance(value, list) and _is_tree_of_numbers(value),
+    "history": lambda value: value is None or isinstance(value, str),
+    "events": lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
+}
+
+
 def list_checkpoints(folder):
-    """Paths of the checkpoints in a run's folder, the newest first."""
-    paths = [path for path in (Path(folder) / "backup").glob("step-*.checkpoint") if NAME.fullmatch(path.name)]
-    return sorted(paths, reverse=True)
+    """Return the paths of the checkpoints in a run's folder, the newest first."""
+    found = [(NAME.fullmatch(path.name), path) for path in (Path(folder) / "backup").glob("step-*.checkpoint")]
+    return [path for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True)]
 
 
 def write(folder, step, state, arrays):
-    """Add a checkpoint; when it has been read back whole, drop all but the newest two.
+    """Add a checkpoint, read it back, and then remove all but the newest two.
 
     Raises:
-        OSError: it cannot be written; the ones before are untouched.
-        RunError: what was read back is not what was written.
+        OSError: it cannot be written; the others are untouched.
+        RunError: the file does not read back as it was written.
     """
     path = Path(folder) / "backup" / f"step-{step:09d}.checkpoint"
-    path.parent.mkdir(exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir()
+        sync_directory(folder)
     raw = pack(state, arrays)
     replace_file(path, raw)
     if read_bytes(path, LARGEST_CHECKPOINT) != raw:
         path.unlink()
-        raise RunError(f"{path} reads back other bytes than were written: the disk cannot be trusted")
-    for old in list_checkpoints(folder)[KEPT:]:
-        old.unlink()
+        raise RunError(f"{path} does not read back as it was written: the disk cannot be trusted")
+    # One with a higher number could not be used, or the run would have resumed from it.
+    paths = list_checkpoints(folder)
+    kept = paths[paths.index(path) :][:KEPT]
+    for old in paths:
+        if old not in kept:
+            old.unlink()
 
 
 def load_newest(folder, say):
-    """State and arrays of the newest checkpoint that is whole, or None; `say` is told of each that is not."""
+    """Return state and arrays of the newest usable checkpoint, or None; `say` gets a line for each unusable one."""
     for path in list_checkpoints(folder):
         try:
-            return unpack(read_bytes(path, LARGEST_CHECKPOINT))
+            state, arrays = unpack(read_bytes(path, LARGEST_CHECKPOINT))
+            refuse_wrong_state(state)
+            return state, arrays
         except Exception as error:  # a damaged archive can raise nearly anything
             say(f"{path} cannot be used ({shorten(error)}); the checkpoint before it is tried")
     return None

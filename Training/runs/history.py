@@ -1,15 +1,18 @@
-"""Finished and unfinished runs: their recipes, results and histories, read back."""
+"""Finished and unfinished runs: their recipes, results and histories, read back and checked."""
 
 import csv
 import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
-from Training.errors import InputError
+from Training.errors import InputError, format_path, shorten
 from Training.files import read_text
 from Training.recipe import Recipe
+
+LARGEST = 1e15  # of any number in a result or a history
 
 
 class Run(NamedTuple):
@@ -21,37 +24,133 @@ class Run(NamedTuple):
     history: dict
 
 
-def read_history(path):
-    """The columns of a history.csv as lists of numbers.
+class Number(NamedTuple):
+    """What a number in `result.json` can be."""
 
-    An epoch that was repeated after an interruption counts with its last row. Without validation Keras' `CSVLogger`
-    still writes its columns, full of NA: they are left out.
+    high: float = LARGEST
+    whole: bool = False
+    needed: bool = False  # if not, it can be missing or null
+
+    def check(self, value):
+        """Return whether a value is such a number."""
+        if value is None:
+            return not self.needed
+        return type(value) in ((int,) if self.whole else (int, float)) and 0 <= value <= self.high
+
+
+NUMBERS = {
+    "test_accuracy": Number(1),
+    "test_loss": Number(),
+    "test_error_percent": Number(100, needed=True),
+    "test_error_flip_percent": Number(100),
+    "test_top_5_error_percent": Number(100),
+    "train_error_percent": Number(100),
+    "validation_accuracy": Number(1),
+    "validation_loss": Number(),
+    "validation_error_percent": Number(100),
+    "running_time_s": Number(needed=True),
+    "first_step_s": Number(),
+    "training_time_s": Number(),
+    "images_per_s": Number(),
+    "parameters": Number(whole=True, needed=True),
+    "epochs": Number(whole=True),
+    "seed": Number(whole=True),
+}
+TEXTS = ("dataset", "model", "learning", "backend", "device")
+
+
+def read_history(path):
+    """Return the columns of a history.csv as lists of numbers.
+
+    An epoch that was repeated after an interruption counts with its last row. Without validation, Keras' `CSVLogger`
+    still writes its columns, filled with NA: they are left out.
+
+    Raises:
+        InputError: the file has no rows, or a value in it cannot be what it should be.
+        OSError: it cannot be read.
     """
-    rows = {int(row["epoch"]): row for row in csv.DictReader(io.StringIO(read_text(path), newline=""))}
-    columns = {key: [rows[epoch][key] for epoch in sorted(rows)] for key in next(iter(rows.values()))}
-    return {key: list(map(float, values)) for key, values in columns.items() if "NA" not in values}
+    try:
+        rows = [_parse_row(row) for row in csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)]
+        if not rows:
+            raise ValueError("it has no rows")
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{format_path(path)} is not a history: {shorten(error)}") from None
+    rows = {row["epoch"]: row for row in rows}
+    columns = {name: [rows[epoch][name] for epoch in sorted(rows)] for name in next(iter(rows.values()))}
+    return {name: values for name, values in columns.items() if None not in values}
+
+
+def _parse_row(row):
+    """Return a row of a history.csv with numbers as values, None for NA.
+
+    Raises:
+        ValueError: a value is missing, is one too many, or is not a number; images a second alone can be nan.
+    """
+    if "epoch" not in row:
+        raise ValueError("it has no column epoch")
+    values = {}
+    for name, text in row.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise ValueError("a row has more or fewer values than the header")
+        values[name] = value = None if text == "NA" else float(text)
+        if value is not None and not abs(value) <= LARGEST and not (name == "images_per_second" and math.isnan(value)):
+            raise ValueError(f"{name:.80} cannot be {text:.80}")
+    epoch = values["epoch"]
+    if epoch is None or epoch < 0 or epoch != int(epoch):
+        raise ValueError(f"epoch cannot be {row['epoch']:.80}")
+    return {**values, "epoch": int(epoch)}
+
+
+def read_result(path):
+    """Return the content of a `result.json`.
+
+    Raises:
+        InputError: it is not a JSON object, or a value in it cannot be what it should be.
+        OSError: it cannot be read.
+    """
+    try:
+        result = json.loads(read_text(path))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{format_path(path)} is not JSON: {shorten(error)}") from None
+    if not isinstance(result, dict):
+        raise InputError(f"{format_path(path)} must be a JSON object, it is {type(result).__name__}")
+    for name, number in NUMBERS.items():
+        if name not in result and number.needed:
+            raise InputError(f"{format_path(path)} has no {name}")
+        if not number.check(result.get(name)):
+            raise InputError(f"{format_path(path)}: {name} cannot be {_show(result[name])}")
+    for name in TEXTS:
+        if not isinstance(result.get(name, ""), str):
+            raise InputError(f"{format_path(path)}: {name} cannot be {_show(result[name])}")
+    return result
+
+
+def _show(value):
+    """Return a JSON value as a short text; an int of thousands of digits is no text for Python."""
+    return "a number of this size" if type(value) is int and abs(value) > LARGEST else f"{value!r:.80}"
 
 
 def read_run(folder):
-    """The run in a folder; what its recipe does not say, from an older version, takes its default.
+    """Return the run in a folder; fields that its recipe lacks, from an older version, have their defaults.
 
     Raises:
         InputError: a file is missing or is not what a run writes.
     """
     folder = Path(folder)
-    defaults = {item.name: item.default for item in dataclasses.fields(Recipe)}
     try:
-        recipe = json.loads(read_text(folder / "recipe.json"))
-        result = json.loads(read_text(folder / "result.json"))
-        run = Run(folder, {**defaults, **recipe}, {**result}, read_history(folder / "history.csv"))
-        sum(run.result[name] for name in ("test_error_percent", "running_time_s", "parameters"))  # three numbers
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, OverflowError) as error:
-        raise InputError(f"{folder} is no finished run: {type(error).__name__}: {str(error):.200}") from None
-    return run
+        recipe = dataclasses.asdict(Recipe.from_json(read_text(folder / "recipe.json")))
+        return Run(folder, recipe, read_result(folder / "result.json"), read_history(folder / "history.csv"))
+    except OSError as error:
+        reason = f"{Path(error.filename or folder).name}: {error.strerror or error}"
+        raise InputError(f"{format_path(folder)} is not a finished run: {reason}") from None
+    except InputError as error:
+        raise InputError(f"{format_path(folder)} is not a finished run: {error}") from None
 
 
 def find(paths):
-    """Finished and unfinished runs in and below the paths, as `(runs, folders)`, by their folders' names.
+    """Return the runs in and below the paths as `(finished runs, folders of unfinished runs)`, ordered by path.
 
     Raises:
         InputError: a path does not exist, or holds no run.
@@ -59,10 +158,10 @@ def find(paths):
     runs, unfinished = {}, {}
     for path in map(Path, paths):
         if not path.is_dir():
-            raise InputError(f"{path} is no folder: a run's folder, or one above it, is needed")
+            raise InputError(f"{format_path(path)} is not a directory: a run's folder, or one above it, is needed")
         folders = sorted(each.parent for each in path.rglob("recipe.json"))
         if not folders:
-            raise InputError(f"{path} holds no run: there is no recipe.json in it or below it")
+            raise InputError(f"{format_path(path)} holds no run: there is no recipe.json in it or below it")
         for folder in folders:
             finished = (folder / "result.json").exists()
             (runs if finished else unfinished)[folder.resolve()] = read_run(folder) if finished else folder

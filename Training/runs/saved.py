@@ -1,4 +1,4 @@
-"""Networks that runs have saved: which file, what is in it, and what its classes are called."""
+"""Networks that runs have saved: finding the file, loading it, and reading the names of its classes."""
 
 import contextlib
 import json
@@ -10,20 +10,21 @@ from Training.errors import InputError, format_path, shorten
 from Training.files import open_file, read_text
 from Training.recipe import Recipe
 
+CAUSE = "Exception encountered:"  # stands before the cause in Keras' messages
 LARGEST_NETWORK = 2**30  # bytes: 250 million parameters, five times those of the largest network here
 WEIGHTS = "model.weights.h5"
 
 
 def find(where, best=False):
-    """The `.keras` file that is meant by a run's folder (`last.keras`, or `best.keras`) or by its own path.
+    """Return the path of a `.keras` file, given itself or by a run's folder (`last.keras`, or `best.keras`).
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such file.
     """
     path = Path(where)
     if path.is_file():
         if best:
-            raise InputError(f"--best chooses a file of a run's folder, received the file {format_path(where)}")
+            raise InputError(f"--best chooses a file in a run's folder, received the file {format_path(where)}")
         return path
     if not path.is_dir():
         raise InputError(f"{format_path(where)} does not exist: a run's folder or a .keras file is needed")
@@ -64,39 +65,39 @@ def _refuse_large(path):
 
 
 def load(path):
-    """The network in a `.keras` file, from images to class probabilities.
+    """Load the network in a `.keras` file, from images to class probabilities.
 
     Raises:
-        InputError: no file of Keras, one that this version cannot load, or no network of RGB images and classes.
+        InputError: not a Keras file, one that this version cannot load, or not a network from RGB images to classes.
     """
     import keras  # only here: finding files needs no framework
 
-    import Module  # noqa: F401  its layers are registered with Keras, which loading needs
+    import Module  # noqa: F401  registers its layers with Keras, which loading needs
 
     _refuse_large(path)
     try:
         with warnings.catch_warnings():
-            # Of weights that it does not find Keras only warns, and leaves them as they were drawn.
+            # Keras only warns about weights that it does not find, and leaves them at their initial values.
             warnings.filterwarnings("error", module=r"keras\.src\.saving")
             model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # any kind, for a broken file or one of another version
         raise InputError(
             f"{format_path(path)} cannot be loaded as a network{_version(path)}, this is Keras {keras.__version__}: "
-            f"{shorten(error)}"
+            f"{_find_cause(error)}"
         ) from None
     inputs, outputs = (getattr(model, name, None) for name in ("input_shape", "output_shape"))
     if not isinstance(inputs, tuple) or len(inputs) != 4 or None in inputs[1:] or inputs[3] != 3:
         raise InputError(f"{format_path(path)} must take images (height, width, 3), it takes {inputs!r:.100}")
     if not isinstance(outputs, tuple) or len(outputs) != 2 or outputs[1] is None:
-        raise InputError(f"{format_path(path)} must give a probability a class, it gives {outputs!r:.100}")
+        raise InputError(f"{format_path(path)} must give one probability per class, it gives {outputs!r:.100}")
     return model
 
 
 def read_recipe(path):
-    """The recipe in a run's `recipe.json`.
+    """Return the recipe in a run's `recipe.json`.
 
     Raises:
-        InputError: the file cannot be read, or is no recipe.
+        InputError: the file cannot be read, or is not a recipe.
     """
     try:
         return Recipe.from_json(read_text(path))
@@ -104,8 +105,18 @@ def read_recipe(path):
         raise InputError(f"{format_path(path)} cannot be read: {error.strerror}") from None
 
 
+def _find_cause(error):
+    """Return the cause in Keras' message for a file that it cannot load, in at most 200 characters.
+
+    For a layer that cannot be restored, the message begins with an explanation of several hundred characters and shows
+    the layer's configuration. The cause follows, in the last line that reports an exception.
+    """
+    cause = " ".join(str(error).rpartition(CAUSE)[2].split())
+    return cause[:200] or shorten(error)
+
+
 def _version(path):
-    """Which Keras has saved the file, as far as it says so."""
+    """Return a text with the Keras version that saved the file, "" if it is unknown."""
     try:
         with zipfile.ZipFile(path) as file:
             return f" (saved by Keras {json.loads(file.read('metadata.json'))['keras_version']!s:.20})"
@@ -114,10 +125,10 @@ def _version(path):
 
 
 def read_classes(path, least, most=None):
-    """Names of the classes, from the `classes.json` that a run writes beside its networks, or None without one.
+    """Return the class names from the `classes.json` that a run writes next to its networks, None without one.
 
     Raises:
-        InputError: the file is not a list of `least` names (or up to `most`, where that is given).
+        InputError: the file is not a list of `least` names (or up to `most`, if that is given).
     """
     path = Path(path).with_name("classes.json")
     if not path.exists():

@@ -4,14 +4,22 @@ import os
 from pathlib import Path
 
 from Training import devices
-from Training.console import report_errors, report_how_to_resume, start_keras
-from Training.errors import InputError
+from Training.console import (
+    PROGRAM,
+    entry_point,
+    report_errors,
+    report_how_to_resume,
+    run_program,
+    start_keras,
+    warn,
+)
+from Training.errors import InputError, format_os_error
 from Training.flags import parse
 from Training.recipe import is_streamed
 
 
 def build(recipe, data):
-    """The recipe's network for this data: raw images in, class probabilities out."""
+    """Return the recipe's network for this data, from raw images to class probabilities."""
     from Model import network
     from Training.engine.preprocessing import mean_subtraction
 
@@ -36,7 +44,7 @@ def build(recipe, data):
 
 
 def read(recipe):
-    """The recipe's data; what a person should know of streamed pictures is printed."""
+    """Return the recipe's data; notes on streamed pictures are printed."""
     from Training.data.datasets import describe_streams, load_for_recipe
 
     data = load_for_recipe(recipe)
@@ -60,7 +68,7 @@ def train(recipe, resume=None, build=build):
     data = read(recipe)
     data.refuse_batch(recipe.batch_size)
 
-    # Only now: wrong flags and missing data are told without the seconds that a framework takes to start.
+    # Only now: wrong flags and missing data are reported without waiting for a framework to start.
     devices.use_compile_cache(recipe.compile_cache, os.environ.get("KERAS_BACKEND") or "tensorflow")
     keras = start_keras(recipe.distribute)
     with (
@@ -72,7 +80,7 @@ def train(recipe, resume=None, build=build):
 
 
 def train_on(hardware, keras, data, recipe, resume, build):
-    """The run on these devices; of several processes the first alone writes and speaks."""
+    """Train and test on these devices; only the first of several processes writes and prints."""
     from Training.engine import evaluation, event_callbacks
     from Training.engine.fine_tuning import freeze, load_weights
     from Training.engine.fit import fit
@@ -89,9 +97,10 @@ def train_on(hardware, keras, data, recipe, resume, build):
     if recipe.freeze:
         say(freeze(network, recipe.freeze))
 
-    folder, held = open_folder(hardware, data, recipe, resume)  # held until the process ends
+    folder, held = open_folder(hardware, data, recipe, resume)  # the lock is held until the end
     say(f"{recipe.model} on {recipe.dataset}: {len(data.train.labels)} images to train on, {folder}", flush=True)
-    say(f"{recipe.batch_size} images a step on {hardware}, learning rate {recipe.learning_rate:g}", flush=True)
+    where = f"{hardware} ({devices.device_name()})"
+    say(f"{recipe.batch_size} images a step on {where}, {describe_rate(recipe)}", flush=True)
 
     shown = data.validation if len(data.validation.labels) else data.train
 
@@ -105,9 +114,10 @@ def train_on(hardware, keras, data, recipe, resume, build):
             return folder, None
         history = history.read_history(folder / "history.csv")
         result = evaluation.summarize(figures, recipe, history, network, describe_environment())
-        run_folder.write_json(folder, "result.json", result)
         run_folder.write(folder, "predictions.csv", evaluation.format_predictions(data.test.labels, predictions))
         event_callbacks.write_final_events(folder, recipe, figures, data.test.labels, predictions, data.classes)
+        run_folder.sync_event_files(folder)
+        run_folder.write_json(folder, "result.json", result)  # the last: a run with it is finished
     print(evaluation.format_result(result))
     if data.broken:
         print(f"  broken pictures   {data.broken}, the next of its class took the place of each")
@@ -115,10 +125,17 @@ def train_on(hardware, keras, data, recipe, resume, build):
     return folder, result
 
 
+def describe_rate(recipe):
+    """Return the learning rate and its warm-up as a text."""
+    warmup = recipe.warmup_epochs
+    after = f" after {warmup:g} of {recipe.epochs} epochs of warm-up" if warmup else ""
+    return f"learning rate {recipe.learning_rate:g}{after}"
+
+
 def open_folder(hardware, data, recipe, resume):
-    """The run's folder, made and locked by the first process and known to all, and the lock to hold."""
+    """Return the run's folder and its lock; the first process makes and locks it, all get its path."""
     from Training.runs import run_folder
-    from Training.runs.environment import describe_environment
+    from Training.runs.environment import describe_environment, record_environment
 
     held = []
 
@@ -129,7 +146,9 @@ def open_folder(hardware, data, recipe, resume):
             run_folder.refuse_to_start_over(folder, recipe.checkpoint_epochs)
         run_folder.write(folder, "recipe.json", recipe.to_json())
         parts = {"devices": hardware.count, "processes": hardware.processes}
-        run_folder.write_json(folder, "environment.json", {**describe_environment(), **parts})
+        changed = record_environment(folder, {**describe_environment(), **parts})
+        if changed:
+            warn(f"{PROGRAM}: resumed with {', '.join(changed)}: the result can differ from that of one run")
         run_folder.write_split(folder, data.held_out, data.identity)
         run_folder.write_json(folder, "classes.json", data.classes)
         return str(folder)
@@ -137,15 +156,14 @@ def open_folder(hardware, data, recipe, resume):
     try:
         return Path(devices.ask_first_process(hardware, opened)), held
     except OSError as error:
-        what = f"{error.filename or resume or recipe.logs} cannot be written: {error.strerror or error}"
-        raise InputError(what) from None
+        raise InputError(format_os_error(error, resume or recipe.logs)) from None
 
 
+@entry_point(PROGRAM, "Stopped before the training began.", output_needed=False)
 def main(arguments=None, build=build):
     recipe, resume = parse(arguments, __doc__)
-    with report_errors():
-        train(recipe, resume, build)
+    train(recipe, resume, build)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,12 +1,16 @@
 """A run that cannot be lost: killed, stopped, out of space, damaged, and resumed to the same end."""
 
 import errno
+import hashlib
+import io
 import json
 import os
 import random
 import resource
 import shutil
 import signal
+import tarfile
+import zipfile
 from pathlib import Path
 
 import keras
@@ -17,10 +21,12 @@ import training_cifar10
 from benchmarks import fuzz, kill
 from tests.support import tiny
 from Training import files
-from Training.engine import checkpointing
-from Training.errors import InputError, RunError
-from Training.runs import checkpoint, run_folder
+from Training.data import datasets
+from Training.engine import checkpointing, fit
+from Training.errors import InputError, RunError, format_os_error
+from Training.runs import checkpoint, environment, run_folder, saved
 from Training.runs.checkpoint import list_checkpoints, pack, unpack
+from Training.tools import export
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +54,7 @@ def run(whole, tmp_path):
 
 
 def test_five_kills_change_nothing(tmp_path):
-    kill.finish(kill.start(*kill.WORDS, f"--logs={tmp_path}/whole"))
+    kill.finish(kill.start(*kill.ARGUMENTS, f"--logs={tmp_path}/whole"))
     came = kill.disturbed(f"{tmp_path}/killed", 5, 4.0, random.Random(3))
     assert len(came) >= 3
     assert kill.differences(kill.only_run(tmp_path / "whole"), kill.only_run(tmp_path / "killed")) == []
@@ -181,7 +187,9 @@ def test_second_process_on_one_folder_is_refused(run, capsys):
     held.close()
 
 
-@pytest.mark.parametrize("name, said", [("split.json", "it is no JSON object"), ("lock", "it is a directory")])
+@pytest.mark.parametrize(
+    "name, said", [("split.json", "it is not a JSON object"), ("lock", "must be a regular file, it is a directory")]
+)
 def test_files_of_a_run_that_cannot_be_used_are_named(run, capsys, name, said):
     (run / name).unlink()
     (run / name).write_text("[1]") if name == "split.json" else (run / name).mkdir()
@@ -203,14 +211,14 @@ def test_a_run_without_a_checkpoint_that_can_be_used_is_refused_and_left_as_it_w
     for path in list_checkpoints(run):
         damage(path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert "to begin anew would lose its history" in refused(capsys, 2, "--resume", str(run))
+    assert "starting over would lose its history" in refused(capsys, 2, "--resume", str(run))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_that_was_ended_before_its_first_checkpoint_begins_anew(tmp_path):
     (tmp_path / "history.csv").write_text("epoch,loss\n0,1.0\n1,1.0\n")
     run_folder.refuse_to_start_over(tmp_path, epochs_between=2)
-    with pytest.raises(InputError, match="to begin anew would lose its history"):
+    with pytest.raises(InputError, match="starting over would lose its history"):
         run_folder.refuse_to_start_over(tmp_path, epochs_between=1)
 
 
@@ -253,12 +261,14 @@ def test_early_stopping_stays_stopped(tmp_path, capsys):
 
 
 def test_checkpoint_bytes_round_trip_and_show_any_change():
-    arrays = [np.arange(6, dtype="float32").reshape(2, 3), np.array(7, "int64")]
+    arrays = {"a": np.arange(6, dtype="float32").reshape(2, 3), "b": np.array(7, "int64"), "c": np.zeros((0, 3))}
+    arrays["d"] = np.asfortranarray(arrays["a"])
     raw = pack({"epoch": 3}, arrays)
     state, back = unpack(raw)
-    assert state == {"epoch": 3}
-    for a, b in zip(arrays, back, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert state == {"epoch": 3} and list(back) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, back[name])
+        assert array.dtype == back[name].dtype
     chance = random.Random(0)
     for _ in range(300):
         changed = bytearray(raw)
@@ -271,11 +281,11 @@ def test_checkpoint_bytes_round_trip_and_show_any_change():
 
 def test_only_the_two_newest_are_kept_and_a_bad_disk_is_noticed(tmp_path, monkeypatch):
     for step in (1, 2, 3):
-        checkpoint.write(tmp_path, step, {"step": step}, [])
+        checkpoint.write(tmp_path, step, {"step": step}, {})
     assert [unpack(path.read_bytes())[0]["step"] for path in list_checkpoints(tmp_path)] == [3, 2]
     monkeypatch.setattr(checkpoint, "replace_file", lambda path, raw: path.write_bytes(raw[:-1]))
     with pytest.raises(RunError, match="the disk cannot be trusted"):
-        checkpoint.write(tmp_path, 4, {"step": 4}, [])
+        checkpoint.write(tmp_path, 4, {"step": 4}, {})
     assert len(list_checkpoints(tmp_path)) == 2
 
 
@@ -287,17 +297,44 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     saver.set_model(model)
     saver.epoch = 0
     model.layers[0].bias.assign([np.nan])
-    with pytest.raises(RunError, match="a weight is not finite"):
+    with pytest.raises(RunError, match="dense/bias is not finite after epoch 1: there is no checkpoint"):
         saver._save(1, 0)
+    with pytest.raises(RunError, match="dense/bias is not finite after step 3 of epoch 2"):
+        saver._save(1, 3)
     assert not list_checkpoints(tmp_path)
 
 
 def test_other_network_s_checkpoint_is_refused():
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)], name="line")
     model.compile("sgd", "mse")
     model.optimizer.build(model.trainable_variables)
-    with pytest.raises(RunError, match="another network's"):
-        checkpointing.restore(model, [np.zeros(3)])
+    arrays = checkpointing.name_arrays(model)
+    assert list(arrays) == ["line/dense/kernel", "line/dense/bias", "sgd/iteration", "sgd/learning_rate"]
+    for changed, said in (
+        ({0: np.zeros(3)}, "0 has the shape .3,., here .2, 1."),
+        ({**arrays, "line/dense/bias": np.zeros(2)}, "line/dense/bias has the shape .2,., here .1,."),
+        ({**arrays, "line/dense/gamma": np.zeros(1)}, "it has line/dense/gamma, which this network lacks"),
+        ({name: arrays[name] for name in list(arrays)[1:]}, "it lacks line/dense/kernel"),
+        ({}, "it lacks"),
+    ):
+        with pytest.raises(RunError, match=f"another network's: {said}"):
+            checkpointing.restore(model, changed)
+
+
+def test_arrays_find_their_variables_by_name_in_any_order():
+    """Gamma, beta, mean and variance of a normalization have one shape: a position tells them apart only today."""
+    for _ in range(2):  # the second model's own names are numbered by Keras
+        model = keras.Sequential(
+            [keras.Input((3,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.1)], name="line"
+        )
+        model.compile("adam", "mse")
+        model.optimizer.build(model.trainable_variables)
+        arrays = {name: array + i for i, (name, array) in enumerate(checkpointing.name_arrays(model).items())}
+        checkpointing.restore(model, dict(reversed(arrays.items())))
+        for name, array in checkpointing.name_arrays(model).items():
+            np.testing.assert_array_equal(array, arrays[name])
+        assert "line/batch_normalization/gamma" in arrays and "adam/line_batch_normalization_beta_momentum" in arrays
+        assert "seed_generator/seed_generator_state" in arrays
 
 
 def test_fuzzed_files_of_every_kind_raise_one_line_or_nothing():
@@ -305,6 +342,216 @@ def test_fuzzed_files_of_every_kind_raise_one_line_or_nothing():
     for counts in verdicts.values():
         assert not [verdict for verdict in counts if verdict.startswith("wrong")]
         assert counts["refused"] and counts["read"]
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """A run of commit 9187e69, whose checkpoints hold arrays without names, as if killed within its last epoch."""
+    with tarfile.open(ROOT / "tests" / "data" / "run-9187e69.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    return folder
+
+
+def test_a_run_of_commit_9187e69_resumes_to_its_end(old_run):
+    newest, before = list_checkpoints(old_run)
+    expected, history = unpack(newest.read_bytes())[1], kill.history(old_run)
+    assert list(expected) == list(range(len(expected)))
+    newest.unlink()
+    tiny_main("--resume", str(old_run))
+    arrays = unpack(list_checkpoints(old_run)[0].read_bytes())[1]
+    assert "stem_convolve/kernel" in arrays
+    for a, b in zip(expected.values(), arrays.values(), strict=True):  # one processor's rounding is not another's
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)
+    for then, now in zip(history, kill.history(old_run), strict=True):
+        assert float(then["loss"]) == pytest.approx(float(now["loss"]), rel=1e-3)
+    assert (old_run / "environment-2.json").exists(), "the first part's versions are kept"
+
+
+def test_a_network_of_commit_9187e69_predicts_and_is_exported(old_run, tmp_path, capsys):
+    result = json.loads((old_run / "result.json").read_text())
+    network = saved.load(saved.find(old_run))
+    digits = datasets.load("digits").test
+    predicted = network.predict(digits.images, verbose=0).argmax(axis=-1)
+    assert np.mean(predicted == digits.labels) == pytest.approx(result["test_accuracy"], abs=0.01)
+    export.main([str(old_run), "--to", "savedmodel", "--images", "4", "--output", str(tmp_path / "saved")])
+    assert (tmp_path / "saved").exists() and "largest difference" in capsys.readouterr().out.lower()
+
+
+RIGHT = {"epoch": 1, "step": 0, "stopped": False, "recipe": {}, "callbacks": {"meter": {"spent": 1.0}},
+         "metrics": [], "history": None, "events": {"train/events": 3}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": "x"}, {"epoch": -1}, {"epoch": True}, {"step": 1.5}, {"epoch": 10**400}, {"stopped": 0},
+        {"recipe": []}, {"callbacks": {"meter": 1}}, {"callbacks": {"meter": {"spent": "1"}}},
+        {"metrics": [["x"]]}, {"metrics": {}}, {"history": 3}, {"events": []}, {"events": {"a": -1}}, {"events": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_with_a_right_checksum_and_a_wrong_state_counts_as_damaged(changes, tmp_path):
+    checkpoint.write(tmp_path, 1, RIGHT, {})
+    checkpoint.write(tmp_path, 2, {**RIGHT, **changes}, {})
+    said = []
+    assert checkpoint.load_newest(tmp_path, said.append)[0] == RIGHT
+    assert len(said) == 1 and f"its {next(iter(changes))} cannot be" in said[0]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_checkpoint_that_lacks_a_part_of_the_state_counts_as_damaged(name, tmp_path):
+    checkpoint.write(tmp_path, 1, {key: value for key, value in RIGHT.items() if key != name}, {})
+    said = []
+    assert checkpoint.load_newest(tmp_path, said.append) is None
+    assert f"its state has no '{name}'" in said[0]
+
+
+def sealed(content):
+    """A checkpoint of this content, with its right checksum."""
+    return checkpoint.MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def zipped(compression=zipfile.ZIP_STORED, **members):
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(name.replace("__", "."), content)
+    return sealed(body.getvalue())
+
+
+def npy(header, content=b""):
+    raw = f"{header:<118}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(raw).to_bytes(2, "little") + raw + content
+
+
+def array_of(text, content=b""):
+    return zipped(**{"state__json": "{}", "names__json": '["a"]', "0__npy": npy(text, content)})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sealed(b""),
+        lambda: sealed(b"PK\x05\x06" + bytes(18)),
+        lambda: zipped(state__json="{"),
+        lambda: zipped(state__json="{}", names__json='["a"]'),
+        lambda: zipped(state__json="{}", names__json="[1]", **{"0__npy": npy("x")}),
+        lambda: zipped(state__json="[" * 100_000, names__json="[]"),
+        lambda: zipped(zipfile.ZIP_DEFLATED, state__json=" " * 10**6 + "{}", names__json="[]"),
+        lambda: array_of("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"),
+        lambda: array_of("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }"),
+        lambda: array_of("{'descr': '|O', 'fortran_order': False, 'shape': (), }", b"c" * 8),
+        lambda: array_of("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", b"1234"),
+        lambda: array_of("no header"),
+    ],
+)
+def test_whatever_a_checksum_covers_is_read_or_refused(make, tmp_path):
+    (tmp_path / "backup").mkdir()
+    (tmp_path / "backup" / "step-000000001.checkpoint").write_bytes(make())
+    said = []
+    assert checkpoint.load_newest(tmp_path, said.append) is None
+    assert len(said) == 1 and "cannot be used" in said[0] and "\n" not in said[0]
+
+
+def test_damaged_checkpoints_with_higher_numbers_do_not_push_out_good_ones(tmp_path):
+    for step in (8, 9):
+        checkpoint.write(tmp_path, step, RIGHT, {})
+        list_checkpoints(tmp_path)[0].write_bytes(b"torn")
+    checkpoint.write(tmp_path, 3, RIGHT, {})
+    checkpoint.write(tmp_path, 4, RIGHT, {})
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"step-{n:09d}.checkpoint" for n in (4, 3)]
+
+
+@pytest.mark.parametrize(
+    "name", ["lock", "history.csv", "backup", "train", "train/events", "best.keras", "recipe.json"]
+)
+def test_a_link_in_a_run_s_folder_is_refused_and_its_target_left(name, tmp_path):
+    (tmp_path / "run" / "train").mkdir(parents=True)
+    target = tmp_path / "target"
+    target.mkdir() if name in ("backup", "train") else target.write_text("kept")
+    (tmp_path / "run" / "train").rmdir() if name == "train" else None
+    (tmp_path / "run" / name).symlink_to(target)
+    with pytest.raises(InputError, match=f"{name} is a symbolic link"):
+        run_folder.reopen(tmp_path / "run")
+    assert target.is_dir() or target.read_text() == "kept"
+
+
+def test_stale_unfinished_files_are_replaced_and_not_followed(run, whole, tmp_path):
+    target = tmp_path / "target"
+    target.write_text("kept")
+    newest, _ = list_checkpoints(run)
+    newest.unlink()
+    for name in ("history.csv.new", "recipe.json.new", "result.json.new", "last.new.keras", "best.new.keras",
+                 f"backup/{newest.name}.new"):  # fmt: skip
+        (run / name).symlink_to(target)
+    tiny_main("--resume", str(run))
+    assert target.read_text() == "kept" and kill.differences(whole, run) == []
+    assert (run / "last.keras").is_file() and not (run / "last.keras").is_symlink()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_is_no_other_process(number, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    said = []
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert run_folder.lock(tmp_path, said.append) is None
+    assert said == [
+        f"{tmp_path}/lock cannot be locked ({os.strerror(number)}): no second process may train in this folder"
+    ]
+
+
+def test_an_error_that_is_not_about_writing_is_not_called_so():
+    full = OSError(errno.ENOSPC, "No space left on device", "file")
+    assert format_os_error(full, "run") == "file cannot be written: No space left on device"
+    for error in (OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, "Too many open files", "x.png")):
+        assert format_os_error(error, "run") == f"{error.filename or 'run'}: {error.strerror}"
+    assert format_os_error(OSError("a text alone"), "run") == "run: a text alone"
+
+
+def test_another_machine_is_recorded_next_to_the_first_and_named(tmp_path):
+    first = {"python": "3.11", "packages": {"keras": "3.15.1"}, "backend": "jax", "device": "a", "git_commit": "1"}
+    assert environment.record_environment(tmp_path, first) == []
+    assert environment.record_environment(tmp_path, first) == []
+    assert environment.record_environment(tmp_path, {**first, "git_commit": "2"}) == []
+    other = {**first, "device": "b", "packages": {"keras": "3.16", "jax": None}}
+    changed = environment.record_environment(tmp_path, other)
+    assert changed == ["device b (before: a)", "keras 3.16 (before: 3.15.1)"]
+    names = [path.name for path in environment.list_environments(tmp_path)]
+    assert names == ["environment.json", "environment-2.json", "environment-3.json"]
+    assert json.loads((tmp_path / "environment.json").read_text()) == first
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"packages": 3, "device": {"a": []}}'])
+def test_an_environment_that_cannot_be_read_stops_nothing(content, tmp_path):
+    (tmp_path / "environment.json").write_text(content)
+    environment.record_environment(tmp_path, {"python": "3", "backend": "b", "device": "d", "packages": {}})
+    assert (tmp_path / "environment.json").read_text() == content
+
+
+def test_fewer_epochs_in_an_edited_recipe_are_refused(run, capsys):
+    recipe = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps({**recipe, "epochs": 2}))
+    assert "another recipe: epochs (checkpoint: 3, now: 2)" in refused(capsys, 2, "--resume", str(run))
+
+
+def test_a_checkpoint_beyond_the_run_s_end_is_refused():
+    fit.refuse_impossible_position({"epoch": 3, "step": 0}, epochs=3, steps_per_epoch=4)
+    for state in ({"epoch": 4, "step": 0}, {"epoch": 3, "step": 1}, {"epoch": 0, "step": 4}):
+        with pytest.raises(RunError, match="it is not this run's"):
+            fit.refuse_impossible_position(state, epochs=3, steps_per_epoch=4)
+
+
+def test_event_files_that_are_gone_or_short_are_named(tmp_path):
+    for name in ("events.out.tfevents.1", "events.out.tfevents.2"):
+        (tmp_path / name).write_bytes(b"12345")
+    sizes = {"events.out.tfevents.1": 3, "events.out.tfevents.2": 9, "train/events.out.tfevents.3": 1}
+    said = []
+    run_folder.rewind(tmp_path, {"history": "a", "events": sizes}, said.append)
+    assert (tmp_path / "events.out.tfevents.1").read_bytes() == b"123"
+    assert len(said) == 2 and "tfevents.3 is missing" in said[0] and "tfevents.2 is shorter" in said[1]
 
 
 def test_lock_is_freed_with_the_file(tmp_path):

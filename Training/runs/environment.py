@@ -1,13 +1,18 @@
-"""What a run stands on: versions, backend, device and commit."""
+"""What a run was computed with: versions, backend, device and commit, also after it was resumed elsewhere."""
 
+import json
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 from Training.devices import device_name
+from Training.errors import InputError
+from Training.files import read_text, replace_file
 
 PACKAGES = ("keras", "tensorflow", "jax", "tensorboard", "numpy", "scikit-learn", "matplotlib", "pillow")
+NAME = re.compile(r"environment(?:-(\d{1,6}))?\.json")
 
 
 def _version(package):
@@ -18,7 +23,7 @@ def _version(package):
 
 
 def _git_commit():
-    """The commit of this code, with a + where files differ from it, or None outside a checkout."""
+    """Return the commit of this code, with a + if files differ from it, or None outside a checkout."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
@@ -31,7 +36,7 @@ def _git_commit():
 
 
 def describe_environment():
-    """Versions, backend, device, processor and git commit, as plain data."""
+    """Return versions, backend, device, system and git commit as plain data."""
     import keras
 
     return {
@@ -42,3 +47,54 @@ def describe_environment():
         "device": device_name(),
         "git_commit": _git_commit(),
     }
+
+
+def list_environments(folder):
+    """Return the paths of a run's environment files, the oldest first."""
+    found = [(NAME.fullmatch(path.name), path) for path in Path(folder).glob("environment*.json")]
+    return [path for _, path in sorted((int(match[1] or 1), path) for match, path in found if match)]
+
+
+def record_environment(folder, environment):
+    """Write what this part of a run is computed with, unless it is the same as before.
+
+    The first part of a run writes `environment.json`. A part that is resumed with other versions or on another machine
+    writes `environment-2.json`, and so on: none is overwritten.
+
+    Returns:
+        What differs from the part before and can change the results, as a list of texts.
+    """
+    paths = list_environments(folder)
+    before = _read(paths[-1]) if paths else None
+    if before == environment:
+        return []
+    number = int(NAME.fullmatch(paths[-1].name)[1] or 1) + 1 if paths else 1
+    name = f"environment-{number}.json" if paths else "environment.json"
+    replace_file(Path(folder) / name, (json.dumps(environment, indent=2) + "\n").encode())
+    return find_differences(before, environment) if before else []
+
+
+def find_differences(before, after):
+    """Return the differences between two environments that can change results, each as a text."""
+    found = []
+    for name, old, new in (
+        *((name, before.get(name), after[name]) for name in ("python", "backend", "device")),
+        *((name, _packages(before).get(name), version) for name, version in _packages(after).items()),
+    ):
+        if old != new:
+            found.append(f"{name} {new or 'none'} (before: {str(old or 'none'):.80})")
+    return found
+
+
+def _packages(environment):
+    packages = environment.get("packages")
+    return packages if isinstance(packages, dict) else {}
+
+
+def _read(path):
+    """Return an environment that a run wrote, or an empty one if the file cannot be used."""
+    try:
+        value = json.loads(read_text(path))
+    except (InputError, OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,7 +1,11 @@
-"""TensorBoard's event files, written through the `tensorboard` package alone."""
+"""TensorBoard's event files, written with the `tensorboard` package, without TensorFlow."""
 
+import itertools
 import json
+import os
+import socket
 import time
+from pathlib import Path
 
 from Training.visual import inspection
 from Training.visual.plots import encode_png
@@ -10,23 +14,42 @@ COMPARED = ("dataset", "learning", "learning_rate", "model", "optimizer")  # the
 
 
 class EventFile:
-    """An event file in a folder of its own (TensorBoard follows one file a folder), through `tensorboard` alone."""
+    """An event file in a folder, of which TensorBoard follows one file each.
+
+    The package's own writer works in a thread, and through TensorFlow if that is installed: a full disk is then
+    reported late, and as an error that is not an `OSError`.
+
+    Args:
+        folder: path of the folder, which is made if it is missing.
+    """
 
     def __init__(self, folder):
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.writer = EventFileWriter(str(folder))
+        Path(folder).mkdir(exist_ok=True)
+        self.file = _open_new(Path(folder))
+        self.records = RecordWriter(self.file)
+        self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self.flush()
+
+    def _write(self, event):
+        self.records.write(event.SerializeToString())
 
     def add(self, summary, step=0):
         from tensorboard.compat.proto import event_pb2
 
-        self.writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+        self._write(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self):
+        """Give what was added to the system, so that TensorBoard can read it."""
+        self.file.flush()
 
     def graph(self, network):
-        """The layers of a network, as TensorBoard's GRAPHS page draws them."""
+        """Add the layers of a network, as TensorBoard's GRAPHS page draws them."""
         from tensorboard.compat.proto import event_pb2
 
-        self.writer.add_event(event_pb2.Event(wall_time=time.time(), graph_def=_graph(network).SerializeToString()))
+        self._write(event_pb2.Event(wall_time=time.time(), graph_def=_graph(network).SerializeToString()))
 
     def histogram(self, tag, values, step):
         from tensorboard.plugins.histogram.summary_v2 import histogram_pb
@@ -39,7 +62,7 @@ class EventFile:
         self.add(scalar_pb(tag, float(value)), step)
 
     def image(self, tag, picture, step):
-        """A uint8 picture `(height, width, 3)`."""
+        """Add a uint8 picture `(height, width, 3)`."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         height, width, _ = picture.shape
@@ -52,7 +75,7 @@ class EventFile:
         self.add(text_pb(tag, text))
 
     def hparams(self, values, metrics, name):
-        """A row of the HPARAMS page, the scalars with the tags `metrics` beside it."""
+        """Add a row of the HPARAMS page, with the scalars tagged `metrics` in it."""
         from tensorboard.plugins.hparams import plugin_data_pb2, summary_v2
 
         config = summary_v2.hparams_config_pb(
@@ -68,11 +91,21 @@ class EventFile:
         self.add(summary_v2.hparams_pb(values, trial_id=name))
 
     def close(self):
-        self.writer.close()
+        self.file.close()
+
+
+def _open_new(folder):
+    """Open a new file under the next free name of TensorBoard's form; no file or link that is there is opened."""
+    start = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+    for number in itertools.count():
+        try:
+            return open(folder / f"{start}.{number}", "xb")
+        except FileExistsError:
+            continue
 
 
 def _graph(network):
-    """A GraphDef of the layers, an attention block as the branches that it is made of."""
+    """Return a GraphDef of the layers, with an attention block as its branches."""
     from tensorboard.compat.proto.graph_pb2 import GraphDef
     from tensorboard.plugins.graph.keras_util import keras_model_to_graph_def
 
@@ -80,7 +113,7 @@ def _graph(network):
     parts = {"before": "", "trunk": "before", "mask": "before", "multiply": "trunk mask", "after": "multiply"}
     config = json.loads(network.to_json())
     for layer in config["config"]["layers"]:
-        layer["config"].pop("dtype", None)  # of a policy of two types TensorBoard complains, and does not show it
+        layer["config"].pop("dtype", None)  # TensorBoard warns about policies of two types, and does not show them
     graph = GraphDef()
     for node in keras_model_to_graph_def(config).node:
         name = node.name.split("/")[-1]

@@ -1,17 +1,21 @@
-"""The folder of one run, and what the run stands on."""
+"""The folder of one run: made, locked, written, and rewound to a checkpoint."""
 
+import errno
 import json
 import os
 import time
 from pathlib import Path
 
+from Training.console import warn
 from Training.errors import InputError, format_path
-from Training.files import LARGEST_TEXT, open_own, read_bytes, read_text, replace_file
+from Training.files import LARGEST_TEXT, open_own, read_bytes, read_text, replace_file, sync_directory
 from Training.runs import checkpoint
+
+UNFINISHED_MODEL = ".new.keras"
 
 
 def create(logs):
-    """Make `<logs>/<YYYYmmdd-HHMMSS>`; runs started in one second get -2, -3 and so on.
+    """Make `<logs>/<YYYYmmdd-HHMMSS>`; further runs of the same second get -2, -3 and so on.
 
     Raises:
         InputError: the folder cannot be made.
@@ -21,35 +25,60 @@ def create(logs):
         folder = Path(logs) / (name if attempt == 1 else f"{name}-{attempt}")
         try:
             folder.mkdir(parents=True)
+            sync_directory(logs)
             return folder
         except FileExistsError:
             if not Path(logs).is_dir():
-                raise InputError(f"--logs {logs} is no folder") from None
+                raise InputError(f"--logs {format_path(logs)} is not a directory") from None
         except OSError as error:
-            raise InputError(f"--logs {logs} cannot be written: {error.strerror}") from None
-    raise InputError(f"--logs {logs} has 999 runs of this second")
+            raise InputError(f"--logs {format_path(logs)} cannot be written: {error.strerror}") from None
+    raise InputError(f"--logs {format_path(logs)} has 999 runs of this second")
 
 
 def reopen(folder):
-    """The folder of an earlier run, as a path; checked to be writable."""
+    """Return the folder of an earlier run as a path.
+
+    Raises:
+        InputError: it cannot be written, or holds links, through which the run would change files outside it.
+    """
     folder = Path(folder)
     if not os.access(folder, os.W_OK):
-        raise InputError(f"--resume {folder} cannot be written")
+        raise InputError(f"--resume {format_path(folder)} cannot be written")
+    refuse_links(folder)
     return folder
 
 
+def refuse_links(folder):
+    """Raise `InputError` if a run's folder holds a symbolic link.
+
+    Links under the names of unfinished files, which end in .new, are replaced and never followed.
+    """
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent) / name
+            if path.is_symlink() and Path(name).suffix != ".new" and not name.endswith(UNFINISHED_MODEL):
+                raise InputError(
+                    f"{format_path(path)} is a symbolic link: a run writes into its own folder only; "
+                    "put the file or directory itself there"
+                )
+
+
 def save_model(model, path):
-    """Save a model as `.keras`, whole at every moment."""
-    beside = Path(path).with_suffix(".new.keras")
+    """Save a model as `.keras`; the file at `path` is complete at every moment."""
+    new = Path(path).with_suffix(UNFINISHED_MODEL)
+    new.unlink(missing_ok=True)  # what an earlier attempt left, or a link
     try:
-        model.save(beside)
-        os.replace(beside, path)
+        model.save(new)
+        with open_own(new) as file:
+            os.fsync(file.fileno())
+        os.replace(new, path)
     finally:
-        beside.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
+    sync_directory(Path(path).parent)
 
 
 def write(folder, name, text):
-    """Write a small text file of the run, whole at every moment."""
+    """Write a small text file of the run; it is complete at every moment."""
     replace_file(Path(folder) / name, text.encode())
 
 
@@ -61,7 +90,7 @@ def write_split(folder, held_out, identity):
     """Write `split.json`: positions of the images held out, and the digest of streamed pictures ("" for others).
 
     Raises:
-        InputError: the run is resumed, and the pictures are not those that it began with, or the file cannot be read.
+        InputError: the run is resumed with other pictures than it started with, or the file cannot be read.
     """
     path = Path(folder) / "split.json"
     try:
@@ -71,19 +100,19 @@ def write_split(folder, held_out, identity):
     except InputError:
         raise
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it is no JSON object"
+        reason = getattr(error, "strerror", None) or "it is not a JSON object"
         raise InputError(
-            f"{format_path(path)} cannot be read: {reason}; without it, the run goes on unchecked"
+            f"{format_path(path)} cannot be read: {reason}; if it is removed, the run resumes without checking its data"
         ) from None
     if before != identity:
-        raise InputError("the pictures are not those that the run began with: files were added, removed or changed")
+        raise InputError("the pictures differ from those the run started with: files were added, removed or changed")
     write_json(folder, path.name, {"validation": held_out.tolist(), "identity": identity})
 
 
 def refuse_to_start_over(folder, epochs_between):
-    """Raise `InputError` where a run has no checkpoint to go on from, but a history or a result that would be lost.
+    """Raise `InputError` if a run has no usable checkpoint, but a history or a result that starting over would lose.
 
-    A run that was ended before its first checkpoint was due begins anew.
+    A run that ended before its first checkpoint was due starts over.
 
     Args:
         folder: path of the run's folder.
@@ -92,45 +121,65 @@ def refuse_to_start_over(folder, epochs_between):
     folder, reasons = Path(folder), []
     backup = folder / "backup"
     if backup.is_dir() and not os.access(backup, os.R_OK | os.W_OK | os.X_OK):
-        raise InputError(f"{backup} cannot be read and written: mend its permissions")
+        raise InputError(f"{format_path(backup)} must be readable and writable: check its permissions")
     if checkpoint.load_newest(folder, reasons.append):
         return
     history = folder / "history.csv"
     epochs = read_bytes(history, LARGEST_TEXT).count(b"\n") - 1 if history.exists() else 0
     if reasons or epochs > epochs_between or (folder / "result.json").exists():
-        why = "no checkpoint that can be used" if reasons else "no checkpoint"
-        raise InputError(f"{folder} has {why} in backup/, and to begin anew would lose its history: start another run")
+        why = "no usable checkpoint" if reasons else "no checkpoint"
+        raise InputError(
+            f"{format_path(folder)} has {why} in backup/, and starting over would lose its history: start another run"
+        )
 
 
 def event_files(folder):
-    """TensorBoard's files of a run, as paths relative to its folder."""
+    """Return the paths of a run's TensorBoard files, relative to its folder."""
     return sorted(path.relative_to(folder) for path in Path(folder).rglob("events.out.tfevents*"))
 
 
-def rewind(folder, state):
-    """Make history and event files what they were at the checkpoint; without one (None), what they were at the start.
+def rewind(folder, state, say=print):
+    """Restore history and event files to the checkpoint; without one (None), to the start of the run.
 
-    What was written behind the checkpoint is written again by the resumed run: no point is doubled.
+    The resumed run writes again what came after the checkpoint, so that no point appears twice.
+
+    Args:
+        folder: path of the run's folder.
+        state: state of the checkpoint, or None.
+        say: function that gets a line for each event file that is shorter than at the checkpoint.
     """
     folder = Path(folder)
     history, sizes = (state["history"], state["events"]) if state else (None, {})
-    for path in event_files(folder):
+    found = event_files(folder)
+    for name in sorted(sizes.keys() - {path.as_posix() for path in found}):
+        say(f"{format_path(folder / name)} is missing: TensorBoard shows the run without its points")
+    for path in found:
         size = sizes.get(path.as_posix())
         if size is None:
             (folder / path).unlink()
-        else:
-            os.truncate(folder / path, min(size, (folder / path).stat().st_size))
+            continue
+        with open_own(folder / path) as file:
+            there = os.fstat(file.fileno()).st_size
+            if there < size:
+                say(f"{format_path(folder / path)} is shorter than at the checkpoint: TensorBoard lacks some points")
+            else:
+                file.truncate(size)
     if history is None:
         (folder / "history.csv").unlink(missing_ok=True)
     else:
         replace_file(folder / "history.csv", history.encode())
 
 
-def lock(folder):
-    """Hold the run's folder until this process ends.
+def lock(folder, say=warn):
+    """Lock the run's folder until the returned file is closed or the process ends.
+
+    On file systems without locks, as some networks have, the run continues unlocked, with a warning.
+
+    Returns:
+        The open file, or None if there is no lock.
 
     Raises:
-        InputError: another process holds it, or it cannot be written.
+        InputError: another process holds the lock, or the file cannot be written.
     """
     try:
         import fcntl
@@ -143,17 +192,23 @@ def lock(folder):
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
-        raise InputError(f"another process trains in {folder}: wait for it, or start a run of its own") from None
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            message = f"another process trains in {format_path(folder)}: wait for it, or start another run"
+            raise InputError(message) from None
+        say(f"{format_path(path)} cannot be locked ({error.strerror}): no second process may train in this folder")
+        return None
     return file
 
 
 def sync_event_files(folder):
-    """Sizes of the event files, all bytes of them on the disk."""
-    sizes = {}
+    """Write all bytes of the event files, and their names, to the disk; return their sizes by relative path."""
+    folder, sizes = Path(folder), {}
     for path in event_files(folder):
         with open_own(folder / path) as file:
             os.fsync(file.fileno())
             sizes[path.as_posix()] = os.fstat(file.fileno()).st_size
+    for parent in {folder, *((folder / path).parent for path in map(Path, sizes))}:
+        sync_directory(parent)
     return sizes

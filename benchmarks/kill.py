@@ -1,10 +1,15 @@
 """Kill a run again and again, resume it to its end, and compare it with a run that nothing disturbed.
 
-    python -m benchmarks.kill --kills 50          # prints a line a kill and a summary; exit code 1 if anything differs
+    python -m benchmarks.kill --kills 50        # a line for each kill and a summary; exit code 1 if a run differs
+    python -m benchmarks.kill --signals 10      # SIGHUP, SIGTERM and SIGINT at 10 moments each, as a table
 
-A run is a real one of `training_cifar10.py` on the digits, with a network of a few thousand weights. SIGKILL comes at a
-random moment, within a save (as soon as a file that is being written appears), or at an epoch's end. Weights, optimizer
-and random states must be equal bit for bit, the history and every TensorBoard point but for times and rates.
+A run is a real one of `training_cifar10.py` on the digits, with a network of a few thousand weights. SIGKILL is sent at
+a random moment, during a save (as soon as an unfinished file appears), or at the end of an epoch. Weights, optimizer
+and random states must be equal bit for bit, and so must the history and every TensorBoard point, except times and
+rates.
+
+With `--signals`, the moments are spread evenly over a whole run, from the start of the process to its last line. The
+table has the exit code, what the process said, and what its folder holds. Afterwards each run is resumed and compared.
 """
 
 import argparse
@@ -21,18 +26,30 @@ from pathlib import Path
 
 import numpy as np
 
+from Training.console import entry_point, run_program
+
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = ("seconds", "first_step_seconds", "images_per_second")
 SCRIPT = "import training_cifar10; from tests.support import tiny; training_cifar10.main(build=tiny.tiny_build)"
-WORDS = ["--dataset=digits", "--samples=128", "--batch-size=16", "--epochs=8", "--warmup-epochs=1", "--masks-every=1",
-         "--dropout=0.3", "--patience=7", "--checkpoint-steps=3"]  # fmt: skip
+# The same as a program: what happens before and after `main` counts too.
+PROGRAM = """
+from Training.console import run_program
+import training_cifar10
+def build(*given):
+    from tests.support import tiny
+    return tiny.tiny_build(*given)
+run_program(lambda: training_cifar10.main(build=build))
+"""
+SIGNALS = ("SIGHUP", "SIGTERM", "SIGINT")
+ARGUMENTS = ["--dataset=digits", "--samples=128", "--batch-size=16", "--epochs=8", "--warmup-epochs=1",
+             "--masks-every=1", "--dropout=0.3", "--patience=7", "--checkpoint-steps=3"]  # fmt: skip
 
 
-def start(*words, script=SCRIPT, **environment):
-    """A process of the script with these words, in this environment beside its own."""
+def start(*arguments, script=SCRIPT, **environment):
+    """Start a process of the script with these arguments, with `environment` added to its own."""
     ours = {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
-        [sys.executable, "-u", "-c", script, *words],
+        [sys.executable, "-u", "-c", script, *arguments],
         cwd=ROOT, env={**os.environ, **ours}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -50,7 +67,7 @@ def only_run(logs):
 
 
 def kill(run, folder_of, kind, wait):
-    """Send SIGKILL: `wait` seconds into the training, within a save, or at an epoch's end. Returns whether it came."""
+    """Send SIGKILL `wait` seconds into the training, during a save, or at an epoch's end; return whether it arrived."""
     started = threading.Event()
     epochs = []
 
@@ -85,9 +102,9 @@ def history(folder):
 
 
 def points(folder):
-    """Every point of the event files as `{(part, tag): [(step, value), ...]}`, in the order written.
+    """Return every point of the event files as `{(part, tag): [(step, value), ...]}`, in the order written.
 
-    Times are left out, and the recipe, which names the folder.
+    Times are left out, and so is the recipe, which names the folder.
     """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -102,12 +119,12 @@ def points(folder):
 
 
 def differences(one, two):
-    """What differs between two finished runs, in words."""
+    """Return the differences between two finished runs as texts."""
     from Training.runs.checkpoint import list_checkpoints, unpack
 
     found = []
     (_, a), (_, b) = (unpack(list_checkpoints(folder)[0].read_bytes()) for folder in (one, two))
-    unequal = sum(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    unequal = sum(not np.array_equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
     if unequal:
         found.append(f"{unequal} of {len(a)} arrays")
     if history(one) != history(two):
@@ -120,10 +137,10 @@ def differences(one, two):
     return found
 
 
-def disturbed(logs, kills, length, chance, words=WORDS):
-    """One run that is killed up to `kills` times and then let go to its end; returns the kinds of kill that came."""
+def disturbed(logs, kills, length, chance, arguments=ARGUMENTS):
+    """Kill one run up to `kills` times, then let it finish; return the kinds of the kills that arrived."""
     came = []
-    run = start(*words, f"--logs={logs}")
+    run = start(*arguments, f"--logs={logs}")
     while len(came) < kills:
         kind = chance.choice(["moment", "moment", "save", "epoch"])
         if not kill(run, lambda: only_run(logs), kind, chance.uniform(0, length)):
@@ -138,22 +155,75 @@ def disturbed(logs, kills, length, chance, words=WORDS):
     return came
 
 
+def stop(logs, name, wait, arguments=ARGUMENTS):
+    """Send a signal `wait` seconds after the start of a run; return its exit code, its last line and its seconds."""
+    begun = time.monotonic()
+    run = start(*arguments, f"--logs={logs}", script=PROGRAM)
+    try:
+        run.wait(wait)
+    except subprocess.TimeoutExpired:
+        run.send_signal(getattr(signal, name))
+    out, error = run.communicate(timeout=600)
+    lines = error.strip().splitlines()
+    said = lines[-1] if lines else "the result" if "everything in" in out else ""
+    wrong = "Traceback" in error or len(lines) > 1
+    return run.returncode, f"{len(lines)} lines: {error[-300:]!r}" if wrong else said, time.monotonic() - begun
+
+
+def describe_state(logs):
+    """Return what a run's folder holds as a short text."""
+    from Training.runs.checkpoint import load_newest
+
+    folders = list(Path(logs).iterdir()) if Path(logs).exists() else []
+    if not folders:
+        return "no folder"
+    if (folders[0] / "result.json").exists():
+        return "result"
+    found = load_newest(folders[0], lambda line: None)
+    return f"epoch {found[0]['epoch']}, step {found[0]['step']}" if found else "no checkpoint"
+
+
+def try_signals(place, whole, length, moments):
+    """Send each signal at evenly spread moments of a run, resume it, and compare; return the number of wrong runs."""
+    wrong = 0
+    print("| signal | after, s | exit code | said | saved | resumed |\n|---|---|---|---|---|---|")
+    for i in range(moments * len(SIGNALS)):
+        name, wait = SIGNALS[i % len(SIGNALS)], length * 1.05 * (i + 1) / (moments * len(SIGNALS))
+        logs = f"{place}/{name}-{i}"
+        code, said, _ = stop(logs, name, wait)
+        state, end = describe_state(logs), "-"
+        right = (code == 0 and state == "result") or abs(code) in (getattr(signal, name), 128 + getattr(signal, name))
+        if state != "no folder" and (only_run(logs) / "recipe.json").exists():
+            finish(start("--resume", str(only_run(logs))))
+            end = ", ".join(differences(whole, only_run(logs))) or "equal"
+        wrong += not right or end not in ("-", "equal") or "lines:" in said
+        print(f"| {name} | {wait:.1f} | {code} | {said.split(' Resume with')[0]} | {state} | {end} |", flush=True)
+    return wrong
+
+
+@entry_point("python -m benchmarks.kill")
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--kills-a-run", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
-    words = parser.parse_args(arguments)
-    chance = random.Random(words.seed)
+    parser.add_argument("--signals", type=int, metavar="N", help="send each signal at N moments instead of killing")
+    options = parser.parse_args(arguments)
+    chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as place:
         begun = time.monotonic()
-        finish(start(*WORDS, f"--logs={place}/whole"))
-        length = (time.monotonic() - begun) / 2  # about the part after the imports
+        finish(start(*ARGUMENTS, f"--logs={place}/whole"))
+        length = time.monotonic() - begun
+        if options.signals:
+            wrong = try_signals(place, only_run(f"{place}/whole"), length, options.signals)
+            print(f"{options.signals * len(SIGNALS)} runs, {wrong} wrong")
+            return 1 if wrong else 0
+        length /= 2  # about the part after the imports
         total, runs, wrong = 0, 0, 0
-        while total < words.kills:
+        while total < options.kills:
             runs += 1
             logs = f"{place}/{runs}"
-            came = disturbed(logs, min(words.kills_a_run, words.kills - total), length, chance)
+            came = disturbed(logs, min(options.kills_a_run, options.kills - total), length, chance)
             total += len(came)
             found = differences(only_run(f"{place}/whole"), only_run(logs))
             wrong += bool(found)
@@ -163,4 +233,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

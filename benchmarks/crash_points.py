@@ -1,0 +1,460 @@
+"""Fail every file operation of a run in turn, resume it, and compare it with a run that nothing disturbed.
+
+    python -m benchmarks.crash_points            # a summary; exit code 1 if a resumed run differs or loses something
+
+A run is one of `training_cifar10.py` on the digits with a tiny network. Every write, fsync, rename, truncate, unlink,
+mkdir and creation of a file below its logs folder is numbered. For each number N:
+
+- `before`, `after`: the process dies just before or just after operation N;
+- `EIO`, `ENOSPC`: operation N fails with this error;
+- `power`: the process dies just after N, and only what an fsync made durable is left: the content of a file by an fsync
+  of the file, its name by an fsync of its directory. Also with all names but no other content left, and the reverse.
+
+Dying is replayed: the operations up to N of one recorded run are applied to an empty folder. Folders that are equal
+byte for byte are resumed once. A failing operation is not replayed: the run is trained up to it, and fails in it. Then
+the run is resumed. It must end with the same weights, optimizer, history and TensorBoard points as the undisturbed one,
+or be refused in one line with nothing lost.
+
+What is intercepted are Python's own calls, so all files must be written through them; a run has no others.
+"""
+
+import argparse
+import builtins
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import kill
+from Training.console import entry_point, run_program
+
+WORDS = ["--dataset=digits", "--samples=32", "--batch-size=16", "--epochs=2", "--warmup-epochs=1", "--masks-every=0",
+         "--validation-split=0.1", "--checkpoint-steps=1", "--augmentation=none"]  # fmt: skip
+ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
+
+
+class Recorder:
+    """Numbers the file operations below a folder, and makes one of them fail.
+
+    Args:
+        root: path of the folder.
+        fail: number of the operation that fails, counted from 1, or 0 for none.
+        code: errno of the failure.
+    """
+
+    def __init__(self, root, fail=0, code=0):
+        self.root = os.path.realpath(root)
+        self.fail = fail
+        self.code = code
+        self.operations = []
+        self.descriptors = {}  # of open files and directories, to (kind, number of the file or path)
+        self.files = {}  # number of the file that a path names
+        self.count = 0
+        self.failed = None
+        self.kept = {}
+
+    def relative(self, path):
+        """Return a path relative to the root, or None outside it; a link at its end is not followed."""
+        path = os.path.abspath(os.fsdecode(path))
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        return os.path.relpath(path, self.root) if f"{path}/".startswith(f"{self.root}/") else None
+
+    def do(self, kind, *what, path=None):
+        """Record an operation; raise instead if it is the one that fails."""
+        self.count += 1
+        if self.count == self.fail:
+            self.failed = f"{kind} {path or what[0]}"
+            raise OSError(self.code, os.strerror(self.code), path)
+        self.operations.append((kind, *what))
+
+    def register(self, descriptor, path, flags):
+        """Note that a descriptor belongs to a path, which is created or emptied as the flags say."""
+        name = self.relative(path)
+        if name is None:
+            return
+        if os.path.isdir(path):
+            self.descriptors[descriptor] = ("directory", name)
+            return
+        self.descriptors[descriptor] = ("file", self.files.get(name))
+
+    def create(self, name, path):
+        number = len(self.operations) + 1
+        self.do("create", name, number, path=path)
+        self.files[name] = number
+
+    # What replaces Python's own calls.
+
+    def open_descriptor(self, path, flags, mode=0o777, **kwargs):
+        name = self.relative(path) if isinstance(path, str | bytes | os.PathLike) else None
+        if name is not None and flags & (os.O_WRONLY | os.O_RDWR):
+            if not os.path.lexists(path):
+                if flags & os.O_CREAT:
+                    self.create(name, path)
+            elif flags & os.O_TRUNC:
+                self.do("truncate", self.files[name], 0, path=path)
+        descriptor = self.kept["open"](path, flags, mode, **kwargs)
+        self.register(descriptor, path, flags)
+        return descriptor
+
+    def close_descriptor(self, descriptor):
+        self.descriptors.pop(descriptor, None)
+        return self.kept["close"](descriptor)
+
+    def sync(self, descriptor):
+        descriptor = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+        kind, what = self.descriptors.get(descriptor, (None, None))
+        if kind:
+            self.do(f"sync {kind}", what)
+        return self.kept["fsync"](descriptor)
+
+    def replace(self, source, target, **kwargs):
+        names = self.relative(source), self.relative(target)
+        if None not in names:
+            self.do("rename", *names, path=target)
+            self.files[names[1]] = self.files.pop(names[0])
+        return self.kept["replace"](source, target, **kwargs)
+
+    def unlink(self, path, **kwargs):
+        name = self.relative(path)
+        if name is not None and os.path.lexists(path):
+            self.do("unlink", name, path=path)
+            self.files.pop(name, None)
+        return self.kept["unlink"](path, **kwargs)
+
+    def mkdir(self, path, *args, **kwargs):
+        name = self.relative(path)
+        if name is not None and not os.path.lexists(path):
+            self.do("mkdir", name, path=path)
+        return self.kept["mkdir"](path, *args, **kwargs)
+
+    def open_file(
+        self, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None
+    ):
+        """Stand in for `open`, with a raw file below the buffer that records what is written."""
+        inside = file in self.descriptors if isinstance(file, int) else (
+            isinstance(file, str | bytes | os.PathLike) and self.relative(file) is not None and not os.path.isdir(file)
+        )  # fmt: skip
+        if opener or not inside or not set(mode) & set("wax+"):
+            return self.kept["io"](file, mode, buffering, encoding, errors, newline, closefd, opener)
+        raw = RecordedFile(self, file, mode.replace("t", "").replace("b", ""), closefd)
+        if buffering == 0:
+            return raw
+        kind = io.BufferedRandom if "+" in mode else io.BufferedWriter
+        buffered = kind(raw)
+        if "b" in mode:
+            return buffered
+        text = io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline, line_buffering=buffering == 1)
+        text.mode = mode
+        return text
+
+    @contextlib.contextmanager
+    def installed(self):
+        """Intercept Python's calls within this context."""
+        own = {
+            (os, "open"): self.open_descriptor, (os, "close"): self.close_descriptor, (os, "fsync"): self.sync,
+            (os, "replace"): self.replace, (os, "rename"): self.replace, (os, "unlink"): self.unlink,
+            (os, "remove"): self.unlink, (os, "mkdir"): self.mkdir,
+            (io, "open"): self.open_file, (builtins, "open"): self.open_file,
+        }  # fmt: skip
+        before = {place: getattr(*place) for place in own}
+        self.kept = {name: function for (_, name), function in before.items() if name != "open"}
+        self.kept |= {"open": before[os, "open"], "io": before[io, "open"]}
+        for (module, name), function in own.items():
+            setattr(module, name, function)
+        try:
+            yield self
+        finally:
+            for (module, name), function in before.items():
+                setattr(module, name, function)
+
+
+class RecordedFile(io.FileIO):
+    """A file below `open`'s buffers: each write that reaches the system is an operation."""
+
+    def __init__(self, recorder, file, mode, closefd):
+        self.recorder = recorder
+        if isinstance(file, int):
+            super().__init__(file, mode, closefd)
+            self.number = recorder.descriptors[file][1]
+            return
+        name = recorder.relative(file)
+        if not os.path.lexists(file):
+            if "r" not in mode:
+                recorder.create(name, file)
+        elif "w" in mode:
+            recorder.do("truncate", recorder.files[name], 0, path=file)
+        self.number = recorder.files.get(name)
+        super().__init__(file, mode)
+        recorder.descriptors[self.fileno()] = ("file", self.number)
+
+    def write(self, data):
+        data = bytes(data)
+        at = os.fstat(self.fileno()).st_size if "a" in self.mode else self.tell()
+        self.recorder.do("write", self.number, at, data)
+        return super().write(data)
+
+    def truncate(self, size=None):
+        size = self.tell() if size is None else size
+        self.recorder.do("truncate", self.number, size)
+        return super().truncate(size)
+
+    def close(self):
+        if not self.closed:
+            self.recorder.descriptors.pop(self.fileno(), None)
+        super().close()
+
+
+class Disk:
+    """What a file system holds: the files' contents, and the names in its directories."""
+
+    def __init__(self):
+        self.contents = {}  # number of a file: its bytes, and those that are durable
+        self.durable = {}
+        self.names = {}  # path: number of a file, or None for a directory
+        self.durable_names = {}
+
+    def apply(self, operation):
+        kind, *what = operation
+        getattr(self, "_" + kind.replace(" ", "_"))(*what)
+
+    def _create(self, path, number):
+        self.names[path] = number
+        self.contents[number] = b""
+
+    def _write(self, number, at, data):
+        old = self.contents[number].ljust(at, b"\0")
+        self.contents[number] = old[:at] + data + old[at + len(data) :]
+
+    def _truncate(self, number, size):
+        self.contents[number] = self.contents[number][:size].ljust(size, b"\0")
+
+    def _rename(self, source, target):
+        self.names[target] = self.names.pop(source)
+
+    def _unlink(self, path):
+        self.names.pop(path)
+
+    def _mkdir(self, path):
+        self.names[path] = None
+
+    def _sync_file(self, number):
+        self.durable[number] = self.contents[number]
+
+    def _sync_directory(self, path):
+        inside = lambda name: (os.path.dirname(name) or ".") == path  # noqa: E731
+        kept = {name: number for name, number in self.durable_names.items() if not inside(name)}
+        self.durable_names = {**kept, **{name: number for name, number in self.names.items() if inside(name)}}
+
+    def states(self, power):
+        """Return the trees that can be left, `{path: bytes, or None for a directory}`."""
+        if not power:
+            return [self._tree(self.names, self.contents)]
+        return [
+            self._tree(self.durable_names, self.durable),
+            self._tree(self.names, self.durable),
+            self._tree(self.durable_names, self.contents),
+        ]
+
+    @staticmethod
+    def _tree(names, contents):
+        tree = {}
+        for path in sorted(names):  # a name in a directory whose own name is lost is lost with it
+            parent = os.path.dirname(path)
+            if not parent or parent in tree:
+                tree[path] = None if names[path] is None else contents.get(names[path], b"")
+        return tree
+
+
+def write_tree(tree, root):
+    """Write the files and directories of a tree below a folder."""
+    for path, content in tree.items():
+        target = Path(root) / path
+        if content is None:
+            target.mkdir(parents=True)
+        else:
+            target.write_bytes(content)
+
+
+def read_tree(root):
+    """Return the files and directories below a folder, as `write_tree` takes them."""
+    root = Path(root)
+    return {path.relative_to(root).as_posix(): None if path.is_dir() else path.read_bytes()
+            for path in sorted(root.rglob("*"))}  # fmt: skip
+
+
+def build(recipe, data):
+    """Return a network of one layer: what is tested here are files, which do not depend on it."""
+    import keras
+
+    from Training.engine.preprocessing import mean_subtraction
+
+    inputs = keras.Input(data.train.images.shape[1:], name="images")
+    x = mean_subtraction(*data.mean_and_std(recipe.mean))(inputs)
+    x = keras.layers.Flatten(name="flatten")(keras.layers.AveragePooling2D(8, name="pool")(x))
+    x = keras.layers.Dense(len(data.classes), dtype="float32", name="logits")(x)
+    return keras.Model(inputs, keras.layers.Softmax(name="probabilities")(x), name="line")
+
+
+def train(*arguments, recorder=None):
+    """Train in this process; return the exit code and what was written to the standard error."""
+    import keras
+
+    import training_cifar10
+
+    keras.utils.clear_session()
+    error = io.StringIO()
+    intercepted = recorder.installed() if recorder else contextlib.nullcontext()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error), intercepted:
+        try:
+            training_cifar10.main(list(arguments), build)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+    return code, error.getvalue()
+
+
+def read_end(folder):
+    """Return what must be equal in two finished runs."""
+    import keras
+
+    from Training.runs.checkpoint import list_checkpoints, unpack
+
+    state, arrays = unpack(list_checkpoints(folder)[0].read_bytes())
+    result = json.loads((folder / "result.json").read_text())
+    networks = {name: [w.tobytes() for w in keras.models.load_model(folder / name, compile=False).get_weights()]
+                for name in ("last.keras", "best.keras")}  # fmt: skip
+    return {
+        "position": (state["epoch"], state["step"]),
+        "arrays": {name: np.asarray(array).tobytes() for name, array in arrays.items()},
+        "history": kill.history(folder),
+        "points": kill.points(folder),
+        "predictions": (folder / "predictions.csv").read_bytes(),
+        "result": {k: v for k, v in result.items() if not k.endswith(("_s", "_per_s"))},
+        **networks,
+    }
+
+
+def resume(logs, expected):
+    """Resume the run in a logs folder; return a verdict, "equal" and "refused" being the right ones."""
+    from Training.runs.checkpoint import load_newest
+
+    folders = list(Path(logs).iterdir())
+    if not folders:
+        return "no run yet"
+    before = read_tree(logs)
+    code, error = train("--resume", str(folders[0]))
+    if code == 0:
+        found = read_end(folders[0])
+        wrong = [name for name in expected if found[name] != expected[name]]
+        left = [path.name for path in folders[0].rglob("*") if ".new" in path.name]
+        return f"differs in {', '.join(wrong)}" if wrong else f"left {left}" if left else "equal"
+    lines = error.strip().splitlines()
+    if code != 2 or len(lines) != 1 or "Traceback" in error:
+        return f"ended with {code}: {error[-300:]}"
+    after = {path: content for path, content in read_tree(logs).items() if Path(path).name != "lock"}
+    if any(after.get(path, b"") != content for path, content in before.items() if Path(path).name != "lock"):
+        return f"refused, and changed the folder: {lines[0]}"
+    ends = [f"{folders[0].name}/{name}" for name in ("result.json", "last.keras")]
+    if load_newest(folders[0], lambda _: None) or any(map(before.get, ends)):
+        return f"refused, though there is a state to resume: {lines[0]}"
+    return "refused"
+
+
+def crash(operations, expected, place, tell):
+    """Resume from every state that dying can leave; return verdicts and the number of different states."""
+    verdicts, known = Counter(), {}
+    disk = Disk()
+    for number in range(len(operations) + 1):
+        if number:
+            disk.apply(operations[number - 1])
+        for power in (False, True):
+            for tree in disk.states(power):
+                key = hashlib.sha256(repr(sorted(tree.items())).encode()).digest()
+                if key not in known:
+                    logs = Path(place) / f"state-{len(known)}"
+                    logs.mkdir()
+                    write_tree(tree, logs)
+                    known[key] = resume(logs, expected)
+                    shutil.rmtree(logs)
+                    tell(f"{'power' if power else 'dies'} after {number}", known[key], operations[max(number - 1, 0)])
+                # Dying after N is dying before N + 1: both are counted, from one resumption.
+                kinds = (
+                    ["power"]
+                    if power
+                    else [*(["after"] if number else []), *(["before"] if number < len(operations) else [])]
+                )
+                verdicts.update((kind, known[key]) for kind in kinds)
+    return verdicts, len(known)
+
+
+def fail(count, expected, place, tell):
+    """Let each operation fail with each error, and resume; return verdicts."""
+    verdicts = Counter()
+    for name, code in ERRORS.items():
+        for number in range(1, count + 1):
+            logs = Path(place) / f"{name}-{number}"
+            logs.mkdir()
+            recorder = Recorder(logs, number, code)
+            ended, error = train(*WORDS, f"--logs={logs}", recorder=recorder)
+            verdict = None
+            if ended == 0:
+                found = read_end(kill.only_run(logs))
+                verdict = "equal" if found == expected else "the failure passed unnoticed"
+            elif len(error.strip().splitlines()) != 1 or "Traceback" in error:
+                verdict = f"ended with {ended}: {error[-300:]}"
+            verdict = verdict or resume(logs, expected)
+            verdicts[name, verdict] += 1
+            tell(f"{name} in {number}", verdict, (recorder.failed,))
+            shutil.rmtree(logs)
+    return verdicts
+
+
+@entry_point("python -m benchmarks.crash_points")
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("die", "fail"), help="die: before, after and power; fail: the errors")
+    parser.add_argument("--verbose", action="store_true", help="a line for each run that was resumed")
+    options = parser.parse_args(arguments)
+    begun = time.monotonic()
+    bad = []
+
+    def tell(where, verdict, operation):
+        wrong = verdict not in ("equal", "refused", "no run yet")
+        if wrong:
+            bad.append(where)
+        if wrong or options.verbose:
+            print(f"{where} ({' '.join(map(str, operation[:3]))[:100]}): {verdict}", flush=True)
+
+    with tempfile.TemporaryDirectory() as place:
+        logs = Path(place) / "whole"
+        logs.mkdir()
+        recorder = Recorder(logs)
+        code, error = train(*WORDS, f"--logs={logs}", recorder=recorder)
+        if code:
+            raise SystemExit(f"the undisturbed run ended with {code}: {error}")
+        expected, count = read_end(kill.only_run(logs)), len(recorder.operations)
+        print(f"{count} operations: {dict(Counter(kind for kind, *_ in recorder.operations))}", flush=True)
+        verdicts, states = Counter(), 0
+        if options.only != "fail":
+            verdicts, states = crash(recorder.operations, expected, place, tell)
+        if options.only != "die":
+            verdicts += fail(count, expected, place, tell)
+    for (kind, verdict), number in sorted(verdicts.items()):
+        print(f"{kind:>7} {number:>5} {verdict:.160}")
+    print(f"{count} points, {sum(verdicts.values())} crashes in {states} different states and "
+          f"{sum(n for (kind, _), n in verdicts.items() if kind in ERRORS)} failures, {len(bad)} wrong, "
+          f"{time.monotonic() - begun:.0f} s")  # fmt: skip
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    run_program(main)

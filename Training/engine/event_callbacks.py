@@ -88,7 +88,7 @@ class Pictures(keras.callbacks.Callback):
         self.network = network
         self.shown = copy_to_one_device(network)
         with on_one_device():
-            self.masks = inspection.make_mask_model(self.shown)
+            self.masks = inspection.make_mask_model(self.shown) if recipe.masks_every else None
 
     def on_train_begin(self, logs=None):
         self.file = EventFile(self.folder)

@@ -203,12 +203,15 @@ def lock(folder, say=warn):
 
 
 def sync_event_files(folder):
-    """Write all bytes of the event files, and their names, to the disk; return their sizes by relative path."""
+    """Write the event files and the history, with their names, to the disk; return the event files' sizes by path."""
     folder, sizes = Path(folder), {}
     for path in event_files(folder):
         with open_own(folder / path) as file:
             os.fsync(file.fileno())
             sizes[path.as_posix()] = os.fstat(file.fileno()).st_size
+    if (folder / "history.csv").exists():
+        with open_own(folder / "history.csv") as file:
+            os.fsync(file.fileno())
     for parent in {folder, *((folder / path).parent for path in map(Path, sizes))}:
         sync_directory(parent)
     return sizes

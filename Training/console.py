@@ -261,7 +261,8 @@ def start_keras(distribute="none"):
             import keras
         reset_configuration(keras)
         devices.join_processes(distribute)
-        with hold_signals(), silence_stderr():
+        # From here on JAX handles SIGTERM in each of several processes, which must not be taken from it.
+        with contextlib.nullcontext() if distribute == "data" else hold_signals(), silence_stderr():
             devices.device_name()
         # Many models in one process, as in a notebook, are no reason for TensorFlow to warn.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)

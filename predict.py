@@ -1,7 +1,9 @@
-"""Say what is in pictures: their most probable classes, by a network that a run has saved."""
+"""Classify pictures: print the most probable classes of each, by a network that a run has saved."""
 
 import contextlib
 import csv
+import errno
+import hashlib
 import os
 import sys
 from collections import Counter
@@ -10,37 +12,50 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.console import entry_point, exit_with, report_errors, run_program, silence_stderr, start_keras
+from Training.console import (
+    entry_point,
+    exit_with,
+    format_count,
+    report_errors,
+    run_program,
+    silence_stderr,
+    start_keras,
+    warn,
+)
 from Training.data import decoding
 from Training.errors import InputError, format_path
 from Training.flags import Parser
+from Training.visual.escaping import LONGEST_CELL, escape_console, escape_csv, shorten_name
 
 PROGRAM = "predict.py"
 BATCH = 64  # pictures in memory at a time
+WIDEST = 60  # characters of the column of paths
+LONGEST_NAME = 255  # bytes of a file's name, unless the file system says otherwise
+MASKS = ".masks.png"
 
 
 def parse(arguments):
     parser = Parser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder, with all that are below it")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder with pictures at any depth")
     parser.add_argument("--model", required=True, metavar="RUN|FILE", help="a run's folder, or a .keras file")
-    parser.add_argument("--best", action="store_true", help="the run's best.keras instead of its last.keras")
+    parser.add_argument("--best", action="store_true", help="best.keras (by validation accuracy), not last.keras")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes shown (default: 5)")
-    parser.add_argument("--csv", metavar="FILE", help="write a table there instead of printing one; - is the console")
-    parser.add_argument("--masks", metavar="DIR", help="write each picture there, beside its soft masks")
-    words = parser.parse_args(arguments)
-    if words.top < 1:
-        parser.error(f"--top must be 1 or more, received {words.top}")
-    return words
+    parser.add_argument("--csv", metavar="FILE", help="write a table to this file; - is the console")
+    parser.add_argument("--masks", metavar="DIR", help="write each picture with its soft masks to this folder")
+    options = parser.parse_args(arguments)
+    if options.top < 1:
+        parser.error(f"--top must be 1 or more, received {options.top}")
+    return options
 
 
 def expand_paths(images):
-    """The pictures that files and folders name, as pairs: the path, and its name below what was given.
+    """Return the pictures that files and folders name, as pairs: the path, and its name below what was given.
 
     Raises:
-        InputError: a path that does not exist, or a folder without pictures.
+        InputError: a path does not exist, or a folder has no pictures.
     """
     found = []
-    if "" in images:  # what a shell makes of "$PICTURE" where it is not set: no wish for all that is here
+    if "" in images:  # a shell makes this of "$PICTURE" if it is not set; it does not mean the current folder
         raise InputError("a picture or a folder is needed, received ''")
     for path in map(Path, images):
         if not os.path.exists(path):
@@ -53,7 +68,7 @@ def expand_paths(images):
 
 
 def read_batches(found, size):
-    """Pictures as `(numbers, images)`: their positions in `found`, and uint8 `(n, *size, 3)`; broken ones are named."""
+    """Yield pictures as `(numbers, images)`: positions in `found`, and uint8 `(n, *size, 3)`; broken ones are named."""
 
     def attempt(pair):
         try:
@@ -63,7 +78,7 @@ def read_batches(found, size):
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(found), BATCH):
-            with silence_stderr():  # libtiff writes there what it thinks of a broken file
+            with silence_stderr():  # libtiff reports broken files there
                 results = list(pool.map(attempt, found[start : start + BATCH]))
             for error in results:
                 if isinstance(error, InputError):
@@ -74,7 +89,7 @@ def read_batches(found, size):
 
 
 def predict_batch(model, images, rows):
-    """What the model gives for a batch, filled up to `rows` images, so that it is compiled for one shape."""
+    """Return the output of a model for a batch, which is filled up to `rows` images: it is compiled for one shape."""
     filled = np.concatenate([images, np.repeat(images[-1:], rows - len(images), axis=0)])
     outputs = model.predict_on_batch(filled)
     if isinstance(outputs, dict):
@@ -83,102 +98,147 @@ def predict_batch(model, images, rows):
 
 
 def rank(probabilities, names, count):
-    """The most probable classes of one picture, as `[(name, probability)]`."""
+    """Return the most probable classes of one picture, as `[(name, probability)]`."""
     order = np.argsort(-probabilities, kind="stable")[:count]
     return [(names[i], float(probabilities[i])) for i in order]
 
 
 @contextlib.contextmanager
 def open_table(target, found, top):
-    """A function of a path and its classes that writes a row: for a person's eyes, or as CSV to the file `target`."""
-    width = max(len(format_path(path)) for path, _ in found) if len(found) > 1 else 0
-
-    def line(path, rows):
-        if width:
-            shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in rows)
-            print(f"{format_path(path):<{width}}  {shares}")
-            return
-        longest = max(len(name) for name, _ in rows)
-        print("\n".join([format_path(path), *(f"  {name:<{longest}} {100 * share:7.2f} %" for name, share in rows)]))
-
+    """Give a function of a path and its classes that writes a row: for a person, or as CSV to the file `target`."""
     if not target:
-        yield line
+        width = min(max(len(escape_console(path)) for path, _ in found), WIDEST) if len(found) > 1 else 0
+        yield lambda path, rows: print_classes(path, rows, width)
         return
     try:
         file = open(target, "w", newline="", encoding="utf-8") if target != "-" else contextlib.nullcontext(sys.stdout)  # noqa: SIM115
     except OSError as error:
-        raise InputError(f"--csv {target} cannot be written: {error.strerror}") from None
+        raise InputError(f"--csv {format_path(target)} cannot be written: {error.strerror}") from None
     with file as text:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", *(f"{what}_{i}" for i in range(1, top + 1) for what in ("class", "probability"))])
-        yield lambda path, rows: writer.writerow([format_path(path), *(value for row in rows for value in row)])
+        yield lambda path, rows: writer.writerow(map(escape_csv, (path, *(value for row in rows for value in row))))
+
+
+def print_classes(path, rows, width):
+    """Print the classes of one picture: as a list, or as a line with the path in `width` characters."""
+    shown = [(shorten_name(escape_console(name), LONGEST_CELL), 100 * share) for name, share in rows]
+    if width:
+        print(f"{escape_console(path):<{width}}  {', '.join(f'{name} {share:.1f} %' for name, share in shown)}")
+        return
+    longest = max(len(name) for name, _ in shown)
+    print("\n".join([escape_console(path), *(f"  {name:<{longest}} {share:7.2f} %" for name, share in shown)]))
 
 
 def make_mask_folder(target, found):
-    """The folder for mask pictures, made; refused where two pictures would share a name in it."""
+    """Make the folder for mask pictures and return its path.
+
+    Raises:
+        InputError: two pictures would have the same name in it, or it cannot be made.
+    """
     names = [name for _, name in found]
     twice = next((name for name, number in Counter(names).items() if number > 1), None)
     if twice:
-        raise InputError(f"two pictures are called {format_path(twice)}: give them --masks folders of their own")
+        raise InputError(
+            f"two pictures are called {format_path(twice)}: give each its own --masks folder, one after the other"
+        )
     try:
         Path(target).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--masks {target} cannot be written: {error.strerror}") from None
+        raise InputError(f"--masks {format_path(target)} cannot be written: {error.strerror}") from None
     return Path(target)
 
 
 def write_masks(path, image, masks):
-    """The picture beside the heat of each block's mask, as a PNG file."""
+    """Write a picture and the heat of each block's mask as a PNG file; returns whether its path is short enough."""
     from Training.visual import plots
 
     figure = plots.draw_masks(image[None], {block: mask[None] for block, mask in masks.items()}, [path.name])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(f"{path.name}.masks.png").write_bytes(plots.encode_png(figure))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(name_mask_picture(path)).write_bytes(plots.encode_png(figure))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        warn(f"{PROGRAM}: skipped: the path of the masks of {escape_console(path.name)} is too long")
+        return False
+    return True
+
+
+def name_mask_picture(path):
+    """Return the name `<picture>.masks.png`; one that is too long for the file system is cut, with a digest of it."""
+    try:
+        limit = os.pathconf(path.parent, "PC_NAME_MAX")
+    except (OSError, ValueError, AttributeError):  # AttributeError: Windows has no such function
+        limit = LONGEST_NAME
+    raw = os.fsencode(path.name)
+    if len(raw) + len(MASKS) <= limit:
+        return f"{path.name}{MASKS}"
+    ending = f"-{hashlib.sha256(raw).hexdigest()[:8]}{MASKS}"
+    return raw[: limit - len(ending)].decode(errors="ignore") + ending
 
 
 def read_class_names(path, count):
-    """The names that the run has written beside its network, or numbers, which is said."""
+    """Return the class names that the run has written next to its network, or numbers, with a note."""
     from Training.runs import saved
 
     names = saved.read_classes(path, count)
     if names is None:
-        sys.stderr.write(f"{PROGRAM}: no classes.json beside {path}: classes are numbered from 0\n")
-    return [format_path(name) for name in names or range(count)]
+        warn(f"{PROGRAM}: no classes.json next to {format_path(path)}: classes are numbered from 0")
+    return [str(name) for name in names or range(count)]
 
 
-def predict(words):
-    """Predict all pictures; returns how many could not be read, and how many there are."""
+def report_network(path, options):
+    """Print which network is used, if the run's folder has two."""
+    if Path(options.model).is_dir() and all(path.with_name(f"{name}.keras").is_file() for name in ("last", "best")):
+        other = "last.keras, the weights at the end, without --best" if options.best else "best.keras with --best"
+        warn(f"{PROGRAM}: classified by {format_path(path)} ({other})")
+
+
+def predict(options):
+    """Predict all pictures.
+
+    Returns:
+        `(broken, unwritten, total)`: the numbers of pictures that could not be read, of mask pictures that could not be
+        written, and of all pictures.
+    """
     from Training.runs import saved
 
-    found = expand_paths(words.images)
-    masks_to = make_mask_folder(words.masks, found) if words.masks else None
-    path = saved.find(words.model, words.best)
+    found = expand_paths(options.images)
+    masks_to = make_mask_folder(options.masks, found) if options.masks else None
+    path = saved.find(options.model, options.best)
     start_keras()
     from Training.visual.inspection import find_blocks, make_mask_model
 
     network = saved.load(path)
     if masks_to and not find_blocks(network):
-        raise InputError(f"{path} has no attention blocks: leave out --masks")
+        raise InputError(f"{format_path(path)} has no attention blocks: leave out --masks")
     masks_of = make_mask_model(network) if masks_to else None
     names = read_class_names(path, network.output_shape[1])
-    rows, done = min(BATCH, len(found)), 0
-    with open_table(words.csv, found, min(words.top, len(names))) as add:
+    rows, done, unwritten = min(BATCH, len(found)), 0, 0
+    with open_table(options.csv, found, min(options.top, len(names))) as add:
+        report_network(path, options)
         for numbers, images in read_batches(found, network.input_shape[1:3]):
             done += len(numbers)
             for number, probabilities in zip(numbers, predict_batch(network, images, rows)):
-                add(found[number][0], rank(probabilities, names, words.top))
+                add(found[number][0], rank(probabilities, names, options.top))
             masks = predict_batch(masks_of, images, rows) if masks_to else {}
             for i, number in enumerate(numbers if masks_to else ()):
-                write_masks(masks_to / found[number][1], images[i], {name: mask[i] for name, mask in masks.items()})
-    return len(found) - done, len(found)
+                own = {name: mask[i] for name, mask in masks.items()}
+                unwritten += not write_masks(masks_to / found[number][1], images[i], own)
+    if options.csv and options.csv != "-":
+        print(f"{format_path(options.csv)} written: {format_count(done, 'picture')}")
+    if masks_to:
+        print(f"{format_count(done - unwritten, 'mask picture')} written to {format_path(masks_to)}")
+    return len(found) - done, unwritten, len(found)
 
 
 @entry_point(PROGRAM)
 def main(arguments=None):
-    words = parse(arguments)
+    options = parse(arguments)
     with report_errors(PROGRAM, "Stopped."):
         try:
-            broken, total = predict(words)
+            broken, unwritten, total = predict(options)
             sys.stdout.flush()
         except OSError as error:
             if error is sys.stdout.lost:
@@ -186,8 +246,10 @@ def main(arguments=None):
             exit_with(
                 1, f"{PROGRAM}: error: {error.filename or 'the table'} cannot be written: {error.strerror or error}"
             )
-    if broken:
-        exit_with(1, f"{PROGRAM}: {broken} of {total} pictures could not be read")
+    if broken or unwritten:
+        what = [f"{broken} of {total} pictures could not be read"] if broken else []
+        what += [f"{format_count(unwritten, 'mask picture')} could not be written"] if unwritten else []
+        exit_with(1, f"{PROGRAM}: {', '.join(what)}")
 
 
 if __name__ == "__main__":

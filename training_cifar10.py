@@ -15,7 +15,7 @@ from Training.console import (
 )
 from Training.errors import InputError, format_os_error
 from Training.flags import parse
-from Training.recipe import is_streamed
+from Training.recipe import is_streamed, label_run
 
 
 def build(recipe, data):
@@ -81,7 +81,7 @@ def train(recipe, resume=None, build=build):
 
 def train_on(hardware, keras, data, recipe, resume, build):
     """Train and test on these devices; only the first of several processes writes and prints."""
-    from Training.engine import evaluation, event_callbacks
+    from Training.engine import evaluation, event_callbacks, final_events
     from Training.engine.fine_tuning import freeze, load_weights
     from Training.engine.fit import fit
     from Training.runs import checkpoint, history, run_folder
@@ -109,13 +109,14 @@ def train_on(hardware, keras, data, recipe, resume, build):
 
     with report_how_to_resume(folder), data.reading(), devices.report_lost_peers(hardware):
         fit(network, data, recipe, folder, make_events, say, hardware)
-        figures, predictions = evaluation.evaluate(network, data, recipe.test_flip, hardware)
+        figures, logits = evaluation.evaluate(network, data, recipe.test_flip, hardware)
         if not hardware.first:
             return folder, None
         history = history.read_history(folder / "history.csv")
         result = evaluation.summarize(figures, recipe, history, network, describe_environment())
-        run_folder.write(folder, "predictions.csv", evaluation.format_predictions(data.test.labels, predictions))
-        event_callbacks.write_final_events(folder, recipe, figures, data.test.labels, predictions, data.classes)
+        predictions = evaluation.format_predictions(data.test.labels, logits.argmax(axis=-1))
+        run_folder.write(folder, "predictions.csv", predictions)
+        final_events.write_final_events(folder, network, data, recipe, result, logits)
         run_folder.sync_event_files(folder)
         run_folder.write_json(folder, "result.json", result)  # the last: a run with it is finished
     print(evaluation.format_result(result))
@@ -140,7 +141,7 @@ def open_folder(hardware, data, recipe, resume):
     held = []
 
     def opened():
-        folder = run_folder.reopen(resume) if resume else run_folder.create(recipe.logs)
+        folder = run_folder.reopen(resume) if resume else run_folder.create(recipe.logs, label_run(recipe))
         held.append(run_folder.lock(folder))
         if resume:
             run_folder.refuse_to_start_over(folder, recipe.checkpoint_epochs)

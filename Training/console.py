@@ -213,6 +213,11 @@ def format_duration(seconds):
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def format_count(number, noun):
+    """Return a number and its noun: 1 epoch, 2,000 epochs."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 @contextlib.contextmanager
 def silence_stderr():
     """Discard what is written to the process' standard error, also by C++; exceptions pass."""

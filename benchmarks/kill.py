@@ -75,7 +75,7 @@ def kill(run, folder_of, kind, wait):
         for line in run.stdout:
             if "images to train on" in line:
                 started.set()
-            if " epochs, about " in line:
+            if line.startswith("epoch "):
                 epochs.append(line)
 
     reader = threading.Thread(target=read, daemon=True)

@@ -1,4 +1,4 @@
-"""Screenshots of TensorBoard's pages over a folder of runs: `python docs/screenshots.py Logs OUT`.
+"""Take screenshots of TensorBoard's pages over a folder of runs: `python docs/screenshots.py Logs OUT`.
 
 Needs Chromium, its driver and selenium (Debian: chromium chromium-driver; `pip install selenium`).
 """
@@ -11,42 +11,58 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
-# A page's address, and words that stand on it when it is drawn.
+
+class Page(NamedTuple):
+    """A page of TensorBoard: its address, and texts that it shows once it is drawn."""
+
+    address: str
+    texts: tuple[str, ...]
+
+
 PAGES = {
-    "scalars": ("&tagFilter=epoch_(acc|loss)#timeseries", ("epoch_loss",)),
-    "images": ("#images", ("confusion_matrix",)),
-    "graphs": ("#graphs", ("stage_1_unit",)),
-    "hparams": ("#hparams", ("test_error_percent",)),
+    "scalars": Page("&tagFilter=epoch_(error_percent|loss)#timeseries", ("epoch_loss", "epoch_error_percent")),
+    "custom-scalars": Page("#custom_scalars", ("error, %", "learning rate")),
+    "images": Page("#images", ("confusion_matrix",)),
+    "masks": Page("&tagFilter=masks#timeseries", ("masks/stage_1_attention_1",)),
+    "graphs": Page("#graphs", ("stage_1_unit",)),
+    "text": Page("#text", ("recipe",)),
+    "pr-curves": Page("#pr_curves", ("class/0",)),
+    "projector": Page("#projector", ("features before the classifier",)),
+    "hparams": Page("#hparams", ("test_error_percent",)),
 }
 TEXT = """
 const of = (node) => [...node.childNodes].map((each) =>
-    (each.nodeType === 3 ? each.textContent : "") + (each.shadowRoot ? of(each.shadowRoot) : "") + of(each)).join(" ");
+    (each.nodeType === 3 ? each.textContent : "") + (each.shadowRoot ? of(each.shadowRoot) : "") +
+    (each.contentDocument ? of(each.contentDocument) : "") + of(each)).join(" ");
 return of(document.body);
 """
 CLOSE_SETTINGS = "document.querySelector('[aria-label=\"Close side pane\"], .settings-button')?.click()"
 
 
-def free_port():
+def find_free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def chromium():
-    """Headless Chromium; quiet, offline but for the loopback."""
+def start_chromium():
+    """Start headless Chromium, which connects to this machine alone."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1700,900", "--hide-scrollbars",
-                 "--no-first-run", "--disable-background-networking"):  # fmt: skip
-        options.add_argument(word)
+    for option in (
+        "--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+        "--window-size=1700,900", "--hide-scrollbars", "--no-first-run", "--disable-background-networking",
+    ):  # fmt: skip
+        options.add_argument(option)
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
 
 
-def wait_for(condition, seconds=90):
-    """Ask until the answer is true; a page that is not there yet may raise."""
+def wait_for(condition, seconds=240):
+    """Call a function until it returns something true; a page that is not there yet may raise."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -58,19 +74,21 @@ def wait_for(condition, seconds=90):
     raise TimeoutError(f"nothing came within {seconds} s")
 
 
-def take(logs, output, pages=PAGES):
-    """Write `<output>/tensorboard-<page>.png` for each page; returns the texts that stood on them."""
-    address = f"http://127.0.0.1:{free_port()}/"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", address.split(":")[-1][:-1],
-               "--samples_per_plugin", "images=100"]  # fmt: skip
+def take_screenshots(logs, output, pages=PAGES):
+    """Write `<output>/tensorboard-<page>.png` for each page and return the texts on them, `{page: text}`."""
+    address = f"http://127.0.0.1:{find_free_port()}/"
+    command = [
+        sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", address.split(":")[-1][:-1],
+        "--samples_per_plugin", "images=100",
+    ]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    browser, texts = chromium(), {}
+    browser, texts = start_chromium(), {}
     try:
-        wait_for(lambda: b"epoch_loss" in urllib.request.urlopen(f"{address}data/plugin/scalars/tags").read())
-        for name, (place, words) in pages.items():
+        wait_for(lambda: b"final/" in urllib.request.urlopen(f"{address}data/plugin/scalars/tags").read())
+        for name, page in pages.items():
             browser.get("about:blank")
-            browser.get(f"{address}?darkMode=false{place}")
-            wait_for(lambda words=words: all(word in browser.execute_script(TEXT) for word in words))
+            browser.get(f"{address}?darkMode=false{page.address}")
+            wait_for(lambda page=page: all(text in browser.execute_script(TEXT) for text in page.texts))
             browser.execute_script(CLOSE_SETTINGS)
             time.sleep(4)  # charts and pictures are drawn after their names
             texts[name] = browser.execute_script(TEXT)
@@ -86,10 +104,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("logs", help="a folder of runs")
     parser.add_argument("output", help="the folder that gets the pictures")
-    words = parser.parse_args()
-    Path(words.output).mkdir(parents=True, exist_ok=True)
-    for name in take(words.logs, words.output):
-        print(f"{words.output}/tensorboard-{name}.png")
+    parser.add_argument("--pages", nargs="+", choices=tuple(PAGES), default=tuple(PAGES), help="(default: all)")
+    options = parser.parse_args()
+    Path(options.output).mkdir(parents=True, exist_ok=True)
+    for name in take_screenshots(options.logs, options.output, {name: PAGES[name] for name in options.pages}):
+        print(f"{options.output}/tensorboard-{name}.png")
 
 
 if __name__ == "__main__":

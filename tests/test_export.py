@@ -98,7 +98,7 @@ def test_an_export_that_differs_is_not_kept(tmp_path, capsys, monkeypatch, error
     with pytest.raises(SystemExit) as stop:
         export.main(words)
     out, err = capsys.readouterr()
-    assert stop.value.code == 1 and err.count("\n") == 1 and "more than 0.0001: nothing was kept" in err
+    assert stop.value.code == 1 and err.count("\n") == 1 and "more than 0.0001: the export was not kept" in err
     assert f"{error:.1e}  in batches of 3" in out
     assert [path.name for path in tmp_path.iterdir()] == ["linear.keras"]
 
@@ -112,7 +112,7 @@ def test_an_export_that_does_not_run_is_told_in_one_line(tmp_path, capsys, monke
     with pytest.raises(SystemExit) as stop:
         export.main([linear(tmp_path, 32), "--to", "savedmodel", "--dataset", "digits", "--images", "3"])
     err = capsys.readouterr().err
-    assert stop.value.code != 0 and err.count("\n") == 1 and "does not run, nothing was kept: no such operation" in err
+    assert stop.value.code != 0 and err.count("\n") == 1 and "does not run and was not kept: no such operation" in err
     assert [path.name for path in tmp_path.iterdir()] == ["linear.keras"]
 
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_exported_says_so_in_one_line(run, tmp_path, capsys):
         (["nowhere", *to], "nowhere does not exist: a run's folder or a .keras file is needed"),
         ([str(run), *to, "--output", str(tmp_path)], "exists: remove it, or give another --output"),
         ([str(run), *to, "--output", str(tmp_path / "no" / "where")], "where cannot be written"),
-        ([str(tmp_path / "moved.keras"), *to], "there is no recipe.json beside"),
+        ([str(tmp_path / "moved.keras"), *to], "there is no recipe.json next to"),
         ([str(tmp_path / "other"), *to], "the recipe has unknown fields: novelty"),
         ([small, *to, "--dataset=digits"], "takes images of (8, 8, 3), digits has (32, 32, 3)"),
     ]

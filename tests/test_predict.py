@@ -1,9 +1,12 @@
 """predict.py: the saved network's own probabilities, for any picture, and one line for everything else."""
 
 import csv
+import errno
 import io
 import json
+import os
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -20,6 +23,7 @@ from Training.visual.inspection import make_mask_model
 
 pytestmark = pytest.mark.backends
 
+SAID = "predict.py: classified by {} (best.keras with --best)\n"
 NAMES = [f"class {letter}" for letter in "abcdefghij"]
 
 
@@ -55,7 +59,7 @@ def test_csv_holds_the_network_s_own_probabilities(run, tmp_path, monkeypatch, c
     table = tmp_path / "table.csv"
     folder = run.folder
     predict.main([str(folder / "pictures"), "--model", str(folder), "--csv", str(table), "--top", "3"])
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == (f"{table} written: 20 pictures\n", SAID.format(folder / "last.keras"))
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     order = sorted(range(20), key=lambda i: (i % 3, i))
@@ -91,6 +95,7 @@ def test_broken_pictures_are_named_and_skipped(run, tmp_path, capsys):
     shares = ", ".join(f"{NAMES[i]} {100 * run.best[7, i]:.1f} %" for i in order)
     assert out.splitlines() == [f"{tmp_path / name}  {shares}" for name in ("b.png", "d.bmp")]
     assert err.splitlines() == [
+        f"predict.py: classified by {run.folder / 'best.keras'} (last.keras, the weights at the end, without --best)",
         f"predict.py: skipped: {tmp_path / 'a.png'} is empty",
         f"predict.py: skipped: {tmp_path / 'c.jpg'} is not a picture that can be read",
         "predict.py: 2 of 4 pictures could not be read",
@@ -108,6 +113,62 @@ def test_masks_are_written_for_each_picture(run, tmp_path):
     assert given.shape == expected.shape and abs(given - expected.astype(int)).mean() < 0.5
 
 
+def test_masks_of_a_long_name_are_cut_and_the_folder_is_finished(run, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    names = ["a" * 250 + ".png", "a" * 249 + "b.png", "翘" * 83 + ".png", "short.png"]
+    for name in names:
+        Image.fromarray(run.images[0]).save(pictures / name)
+    predict.main([str(pictures), "--model", str(run.folder), "--masks", str(tmp_path / "masks")])
+    assert "4 mask pictures written to" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "masks").iterdir()}
+    assert len(written) == 4 and "short.png.masks.png" in written
+    assert all(len(os.fsencode(name)) <= 255 and name.endswith(".masks.png") for name in written)
+
+
+def test_a_mask_picture_whose_path_is_too_long_is_skipped_and_named(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    deep = Path("pictures", *["d" * 200] * 2)
+    deep.mkdir(parents=True)
+    for path in (Path("pictures") / "a.png", deep / "b.png"):
+        Image.fromarray(run.images[0]).save(path)
+    mkdir = Path.mkdir
+
+    def limited(self, *args, **kwargs):
+        if len(str(self)) > 300:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(self))
+        return mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", limited)
+    with pytest.raises(SystemExit) as stop:
+        predict.main(["pictures", "--model", str(run.folder / "last.keras"), "--masks", "masks"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1 and out.endswith("1 mask picture written to masks\n")
+    assert err.splitlines() == [
+        "predict.py: skipped: the path of the masks of b.png is too long",
+        "predict.py: 1 mask picture could not be written",
+    ]
+
+
+def test_names_that_others_wrote_are_escaped(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = ["=cmd|' /C calc'!A0", "\x1b[2Jcleared", "two\nlines", "x" * 5000, "翘头剪", "+1", "-1+1", "@a", "b", "c"]
+    (tmp_path / "best.keras").write_bytes((run.folder / "best.keras").read_bytes())
+    (tmp_path / "classes.json").write_text(json.dumps(names))
+    for name in ("=1+1.png", "\x1b[2J.png"):
+        Image.fromarray(run.images[0]).save(tmp_path / name)
+    words = ["=1+1.png", "\x1b[2J.png", "--model", "best.keras", "--top", "10"]
+    predict.main(words)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 2 and all(line.isprintable() and len(line) < 1000 for line in out.splitlines())
+    predict.main([*words, "--csv", "-"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["image"] for row in rows] == ["'=1+1.png", r"\x1b[2J.png"]
+    classes = {row[f"class_{i}"] for row in rows for i in range(1, 11)}
+    escaped = {"'=cmd|' /C calc'!A0", r"\x1b[2Jcleared", r"two\nlines", "'-1+1", "'@a"}
+    assert classes == escaped | {"x" * 5000, "翘头剪", "+1", "b", "c"}
+
+
 def test_without_names_classes_are_numbered_and_that_is_said(run, tmp_path, capsys):
     folder = run.folder
     (tmp_path / "moved.keras").write_bytes((folder / "best.keras").read_bytes())
@@ -115,7 +176,7 @@ def test_without_names_classes_are_numbered_and_that_is_said(run, tmp_path, caps
     out, err = capsys.readouterr()
     (row,) = csv.DictReader(io.StringIO(out))
     assert row["class_1"] == str(run.best[0].argmax())
-    assert err.count("\n") == 1 and "no classes.json beside" in err
+    assert err.count("\n") == 1 and "no classes.json next to" in err
 
 
 def other_networks(folder, source):

@@ -13,8 +13,9 @@ import keras
 import numpy as np
 import pytest
 
+from tests.support import arithmetic
 from tests.support.tiny import tiny_network
-from Training.recipe import Recipe
+from Training.recipe import OPTIMIZERS, Recipe
 from Training.runs import history
 from Training.tools import experiments, figures, report
 from Training.visual.published import PUBLISHED, find_published
@@ -65,10 +66,68 @@ def test_columns_put_a_field_s_errors_side_by_side(tmp_path, capsys):
     assert "arXiv 1704.06904" in text
 
 
+def test_a_repeat_of_a_seed_is_no_sample(tmp_path, capsys):
+    for name, seed, error in (("a", 0, 5.0), ("b", 0, 5.0), ("c", 1, 7.0), ("d", 1, 7.4)):
+        write_run(tmp_path / name, error, seed=seed)
+    report.main([str(tmp_path), "--format", "csv"])
+    (row,) = read_csv(capsys.readouterr().out)
+    assert (row["runs"], row["test error %"]) == ("2 (+2 repeats)", "6.10 ± 1.56")
+    report.main([str(tmp_path / "a"), str(tmp_path / "b"), "--format", "csv"])
+    (row,) = read_csv(capsys.readouterr().out)
+    assert (row["runs"], row["test error %"], row["images/s"]) == ("1 (+1 repeat)", "5.00", "100")
+
+
+def test_columns_in_which_runs_do_not_differ_show_the_table_and_say_so(tmp_path, capsys):
+    write_run(tmp_path / "a")
+    curves = tmp_path / "curves.png"
+    words = ["--columns", "learning", "--format", "markdown", "--curves", str(curves)]
+    report.main([str(tmp_path), *words])
+    out, err = capsys.readouterr()
+    assert "| Attention-56 | ARL | 1 | 10.00 |" in out and curves.exists()
+    assert err.splitlines() == [
+        f"{report.PROGRAM}: --columns learning: the runs do not differ in it; this is the table of runs",
+        f"{report.PROGRAM}: {curves} written",
+    ]
+
+
+HOSTILE = "a|b\n\x1b[2J<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "=cmd|' /C calc'!A0", "@SUM(1+1)", "x" * 5000, "翘头剪", ["a", 1], {"b": 2}])
+def test_names_that_others_wrote_are_escaped_in_every_format(tmp_path, capsys, name):
+    """A recipe that was edited; what the report does not refuse, it prints as one cell of one line."""
+    run = write_run(tmp_path / "run")
+    fields = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps({**fields, "model": name, "dataset": name}))
+    for form in report.FORMATS:
+        try:
+            report.main([str(tmp_path), "--format", form, "--curves", str(tmp_path / "curves.png")])
+        except SystemExit as stop:
+            assert stop.code == 2 and capsys.readouterr().err.count("\n") == 1
+            continue
+        out = capsys.readouterr().out
+        assert out.count("\n") == (3 if form == "markdown" else 2)
+        assert (
+            all(line.isprintable() for line in out.splitlines())
+            and "<script>" not in out.replace('"', "")
+            or form != "markdown"
+        )
+        if form == "markdown":
+            assert {line.count("|") for line in out.splitlines()} == {12}
+        if form == "csv":
+            (row,) = csv.DictReader(io.StringIO(out))
+            assert row["dataset"][0] not in "=+-@"
+        else:
+            assert max(map(len, out.splitlines())) < 600
+
+
 def test_a_legend_names_what_differs_or_the_table_s_row(tmp_path):
     write_run(tmp_path / "a", optimizer="adam", dropout=0.1)
     write_run(tmp_path / "b", optimizer="sgd", dropout=0.2)
-    assert sorted(report.label_groups(report.group_runs(history.find([tmp_path])[0]))) == ["0.1, adam", "0.2, sgd"]
+    assert sorted(report.label_groups(report.group_runs(history.find([tmp_path])[0]))) == [
+        "Attention-56, dropout=0.1, optimizer=adam",
+        "Attention-56, dropout=0.2, optimizer=sgd",
+    ]
     write_run(tmp_path / "c", batch_size=32, epochs=7)
     assert report.label_groups(report.group_runs(history.find([tmp_path])[0])) == ["row 1", "row 2", "row 3"]
 
@@ -128,6 +187,24 @@ def test_every_experiment_s_runs_are_possible_and_different(name):
         assert len(compared) == len(planned) / 2
 
 
+def test_architectures_are_trained_with_equal_multiply_adds():
+    for quick in (False, True):
+        planned = experiments.plan_recipes("architectures", quick)
+        spent = [recipe.epochs * experiments.COSTS[recipe.model, recipe.geometry] for recipe in planned]
+        least = min(recipe.epochs for recipe in planned)
+        assert len({(recipe.model, recipe.geometry) for recipe in planned}) == len(planned) >= 5
+        assert max(spent) / min(spent) < 1 + 2 / least  # epochs are whole
+
+
+def test_costs_are_the_networks_multiply_adds():
+    for (name, geometry), millions in experiments.COSTS.items():
+        assert millions == round(arithmetic.count(name, geometry)["multiply_adds"] / 1e6, 1)
+
+
+def test_every_optimizer_is_compared():
+    assert {recipe.optimizer for recipe in experiments.plan_recipes("optimizers", True)} == set(OPTIMIZERS)
+
+
 def test_commands_give_the_recipe_back():
     from Training.flags import parse
 
@@ -157,7 +234,7 @@ def test_experiments_skip_what_is_done_resume_what_is_not_and_report(tmp_path, m
     words = ["mask", "--quick", "--epochs", "2", "--logs", str(tmp_path)]
     with pytest.raises(SystemExit) as stopped:
         experiments.main(words)
-    assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    assert stopped.value.code == 130 and "the same command continues" in capsys.readouterr().err
     experiments.main(words)
     assert ran[1][-2:] == ["--resume", str(logs / "run1")] and len(ran) == 3
     experiments.main(words)
@@ -183,7 +260,7 @@ time.sleep(60)
     words = ["mask", "--quick", "--logs", str(tmp_path)]
     script = (
         "import sys; from Training.tools import experiments; "
-        f"experiments.command = lambda *_: [sys.executable, '-c', {run!r}]; experiments.main({words!r})"
+        f"experiments.make_command = lambda *_: [sys.executable, '-c', {run!r}]; experiments.main({words!r})"
     )
     experiment = subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -193,7 +270,7 @@ time.sleep(60)
     (os.killpg if number == signal.SIGINT else os.kill)(experiment.pid, number)
     _, err = experiment.communicate(timeout=30)
     assert experiment.returncode == 128 + number and (tmp_path / "saved").exists()
-    assert err.count("\n") == 1 and "the same command goes on from there" in err
+    assert err.count("\n") == 1 and "the same command continues there" in err
 
 
 def test_a_finished_run_of_an_older_recipe_is_not_trained_again(tmp_path):
@@ -210,6 +287,30 @@ def test_confusion_figure_of_a_run(tmp_path, capsys):
     (tmp_path / "run" / "classes.json").write_text('["cat", "dog", "fox"]')  # the last never occurs
     figures.main(["confusion", str(tmp_path / "run"), "--output", str(tmp_path / "c.png")])
     assert (tmp_path / "c.png").exists() and "written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [10**9, 2000, 10**4000])
+def test_a_class_beyond_the_bound_is_refused_before_memory_is_taken(tmp_path, capsys, wrong):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "predictions.csv").write_text(f"index,label,predicted\n0,0,{wrong}\n")
+    with pytest.raises(SystemExit) as stopped:
+        figures.main(["confusion", str(tmp_path / "run")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "a confusion matrix has at most 2,000" in error and error.count("\n") == 1
+
+
+def test_figures_stay_in_the_run_s_folder_and_overwrite_nothing_silently(tmp_path, monkeypatch, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run = write_run(tmp_path / "run")
+    (run / "predictions.csv").write_text("index,label,predicted\n0,0,0\n1,1,0\n")
+    for name in ("confusion.png", "confusion-2.png"):
+        figures.main(["confusion", str(run)])
+        assert capsys.readouterr().out == f"{run / name} written\n"
+    figures.main(["confusion", str(run), "--output", str(run / "confusion.png")])
+    assert capsys.readouterr().out == f"{run / 'confusion.png'} replaced\n"
+    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +333,8 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["confusion", "nowhere"], "does not exist: a finished run's folder is needed"),
-        (["confusion", "run"], "does not exist: the run is finished, but without it"),
+        (["confusion", "nowhere"], "does not exist: the folder of a finished run is needed"),
+        (["confusion", "run"], "does not exist: the run is finished, but has no such file"),
         (["confusion", "empty"], "must have a row with label and predicted for each image"),
         (["confusion", "negative"], "must have a row with label and predicted for each image"),
         (["confusion", "header"], "must have a row with label and predicted for each image"),

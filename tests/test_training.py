@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -32,8 +34,9 @@ RESULT = {
     "images_per_s", "parameters", "epochs", "dataset", "model", "learning", "backend", "device", "seed",
     "test_top_5_error_percent",
 }  # fmt: skip
-SCALARS = {f"epoch_{name}" for name in ("loss", "accuracy", "learning_rate", "images_per_second", "seconds")}
-SCALARS.add("epoch_first_step_seconds")
+SCALARS = {
+    f"epoch_{name}" for name in ("loss", "accuracy", "error_percent", "learning_rate", "images_per_second", "seconds")
+}
 # A run of the script with the tiny network in place of the real one.
 TINY = "import training_cifar10; from tests.support import tiny; training_cifar10.main(build=tiny.tiny_build)"
 
@@ -60,18 +63,19 @@ def python(code, *arguments, **environment):
 def logs(tmp_path_factory):
     """The Logs folder of one whole run."""
     folder = tmp_path_factory.mktemp("Logs")
-    tiny_main(*WORDS, "--histograms", "--logs", str(folder))
+    tiny_main(*WORDS, "--histograms", "--projector", "--mistakes=4", "--profile=2-3", "--logs", str(folder))
     return folder
 
 
 @pytest.mark.backends
 def test_run_folder_explains_itself(logs):
     folder = only_run(logs)
-    assert time.strptime(folder.name, "%Y%m%d-%H%M%S")
+    assert time.strptime(folder.name[:15], "%Y%m%d-%H%M%S")
+    assert folder.name[15:] == "-attention_56-arl-digits-samples=64-epochs=3-batch_size=16-warmup_epochs=1"
     names = {path.name.split(".")[0] for path in folder.iterdir()}
     files = {"recipe", "environment", "split", "classes", "history", "result", "predictions", "best", "last"}
     files |= {"backup", "lock"}
-    assert names == files | {"events", "train", "validation"}
+    assert names == files | {"train", "validation"}
     result = json.loads((folder / "result.json").read_text())
     assert set(result) == RESULT
     assert (result["dataset"], result["epochs"], result["backend"]) == ("digits", 3, keras.backend.backend())
@@ -117,14 +121,100 @@ def tags_of(folder):
 @pytest.mark.backends
 def test_event_files_hold_every_tag(logs):
     folder = only_run(logs)
-    _, run = tags_of(folder)
-    assert {"recipe", "augmented_batch", "confusion_matrix", "masks/stage_1_attention_1"} <= run
-    assert {"final/test_error_percent", "_hparams_/session_start_info", "_hparams_/experiment"} <= run
-    train_events, train = tags_of(folder / "train")
-    assert train >= SCALARS and train_events.Tags()["graph"]
+    events, train = tags_of(folder / "train")
+    assert {"recipe", "recipe/defaults", "result", "augmented_batch", "masks/stage_1_attention_1"} <= train
+    assert {"confusion_matrix", "most_confident_mistakes", "custom_scalars__config__"} <= train
+    assert {f"class/{i}: {i}/pr_curves" for i in range(10)} <= train
+    assert {"final/test_error_percent", "_hparams_/session_start_info", "_hparams_/experiment"} <= train
+    assert train >= SCALARS and events.Tags()["graph"]
+    assert not [tag for tag in train if "first_step" in tag]
     assert any(tag.endswith("histogram") for tag in train)
-    assert [event.step for event in train_events.Tensors("epoch_loss")] == [0, 1, 2]
-    assert {"epoch_loss", "epoch_accuracy"} <= tags_of(folder / "validation")[1]
+    assert [event.step for event in events.Tensors("epoch_loss")] == [0, 1, 2]
+    assert {"epoch_loss", "epoch_accuracy", "epoch_error_percent"} <= tags_of(folder / "validation")[1]
+    assert {path.parent.name for path in folder.rglob("events.out.tfevents*")} == {"train", "validation"}
+
+
+def read_text(events, tag):
+    return events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+
+
+@pytest.mark.backends
+def test_the_recipe_s_text_has_what_differs_and_the_rest_apart(logs):
+    events, _ = tags_of(only_run(logs) / "train")
+    different, same = read_text(events, "recipe"), read_text(events, "recipe/defaults")
+    assert "| epochs | 3 | 200 |" in different and "| momentum |" not in different
+    assert "| momentum | 0.9 |" in same and "| epochs |" not in same
+    assert "test_error_percent" in read_text(events, "result")
+
+
+@pytest.mark.backends
+def test_the_projector_has_features_labels_and_thumbnails(logs):
+    folder = only_run(logs) / "train"
+    features = np.loadtxt(folder / "projector" / "features.tsv", delimiter="\t")
+    network, digits = keras.models.load_model(only_run(logs) / "last.keras"), datasets.load("digits")
+    inside = keras.Model(network.inputs, network.get_layer("logits").input)
+    np.testing.assert_allclose(features, inside.predict(digits.test.images, verbose=0), rtol=1e-3, atol=1e-4)
+    with open(folder / "projector" / "labels.tsv", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["class"] for row in rows] == list(map(str, digits.test.labels)) and set(rows[0]) == {
+        "class", "predicted", "right", "number",
+    }  # fmt: skip
+    with open(only_run(logs) / "predictions.csv", newline="") as file:
+        assert [row["predicted"] for row in csv.DictReader(file)] == [row["predicted"] for row in rows]
+    assert Image.open(folder / "projector" / "thumbnails.png").size == (19 * 32, 19 * 32)
+    assert "projector/thumbnails.png" in (folder / "projector_config.pbtxt").read_text()
+
+
+@pytest.mark.backends
+def test_a_trace_of_the_steps_asked_for_is_kept(logs):
+    assert [path.suffixes[-2:] for path in (only_run(logs) / "train" / "plugins").rglob("*.pb")] == [[".xplane", ".pb"]]
+
+
+@pytest.mark.parametrize(
+    "words, traced", [("3-5", (3, 5)), ("1-1", (1, 1)), ("4-4", (4, 4)), ("7-99", (7, 9)), ("50-60", ())]
+)
+def test_a_trace_starts_and_ends_with_its_steps(monkeypatch, capsys, words, traced):
+    """Three epochs of three steps."""
+    from Training.engine import event_callbacks
+    from Training.recipe import parse_steps
+
+    seen, step = [], 0
+    monkeypatch.setattr(event_callbacks, "start_trace", lambda folder: seen.append(step))
+    monkeypatch.setattr(event_callbacks, "stop_trace", lambda: seen.append(step))
+    trace = event_callbacks.Trace("run", *parse_steps(words))
+    for epoch in range(3):
+        trace.on_epoch_begin(epoch)
+        for batch in range(3):
+            step += 1
+            trace.on_train_batch_begin(batch)
+            trace.on_train_batch_end(batch)
+    trace.on_train_end()
+    assert tuple(seen) == traced and ("tensorboard-plugin-profile" in capsys.readouterr().out) == bool(traced)
+
+
+def test_progress_is_one_line_of_what_a_person_reads(monkeypatch, capsys):
+    from Training.engine import callbacks
+    from Training.engine.callbacks import RunProgress, format_progress
+
+    clock = itertools.count(0, 10)  # a step takes 10 s
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+
+    logs = {"accuracy": 0.875, "loss": 1.25, "learning_rate": 0.0, "images_per_second": float("nan"), "seconds": 3.0}
+    whole = {**logs, "val_accuracy": 0.5, "val_loss": 2.0, "images_per_second": 123.4}
+    assert format_progress(0, 10, logs, None) == "epoch  1 of 10   train error 12.50 %, loss 1.2500"
+    assert format_progress(9, 10, whole, 200.0) == (
+        "epoch 10 of 10   train error 12.50 %, loss 1.2500   validation error 50.00 %, loss 2.0000   123 images/s   "
+        "about 3 min left"
+    )
+    progress = RunProgress(2, 4, live=False)
+    progress.set_params({"steps": 4, "epochs": 2})
+    for epoch in range(2):
+        progress.on_epoch_begin(epoch)
+        for batch in range(4):
+            progress.on_train_batch_end(batch, {"loss": 1.0, "accuracy": 0.5})
+        progress.on_epoch_end(epoch, whole)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.endswith("123 images/s   about 40 s left") and "left" not in last and "\r" not in first
 
 
 def test_tensorboard_answers_with_every_tag(logs):
@@ -141,26 +231,39 @@ def test_tensorboard_answers_with_every_tag(logs):
             return json.loads(answer.read())
 
     try:
-        name, found = only_run(logs).name, {}
-        for _ in range(120):
+        name, found = f"{only_run(logs).name}/train", {}
+        for _ in range(400):
             with contextlib.suppress(OSError):
                 found = ask("plugin/scalars/tags")
-            if {name, f"{name}/train", f"{name}/validation"} <= set(found):
+            if "final/test_error_percent" in found.get(name, ()):
                 break
             time.sleep(0.5)
-        assert set(found[f"{name}/train"]) >= SCALARS
-        assert "final/test_error_percent" in found[name]
+        assert set(found) == {name, name.replace("/train", "/validation")}
+        assert set(found[name]) >= SCALARS
         images = set(ask("plugin/images/tags")[name])
-        assert images >= {"augmented_batch", "confusion_matrix", "masks/stage_1_attention_1"}
-        assert ask("plugin/text/tags")[name] == ["recipe"]
-        assert ask("plugin/graphs/info")[f"{name}/train"]["run_graph"]
-        query = urllib.parse.urlencode({"run": f"{name}/train", "conceptual": "false"})
+        assert images >= {"augmented_batch", "confusion_matrix", "masks/stage_1_attention_1", "most_confident_mistakes"}
+        assert set(ask("plugin/text/tags")[name]) == {"recipe", "recipe/defaults", "result"}
+        assert ask("plugin/graphs/info")[name]["run_graph"]
+        assert len(ask("plugin/pr_curves/tags")[name]) == 10
+        query = urllib.parse.urlencode({"tag": "class/3: 3/pr_curves", "run": name})
+        (curve,) = ask(f"plugin/pr_curves/pr_curves?{query}")[name]
+        assert len(curve["precision"]) == len(curve["recall"]) and max(curve["recall"]) == 1
+        layout = ask("plugin/custom_scalars/layout")
+        charts = [chart["multiline"]["tag"] for category in layout["category"] for chart in category["chart"]]
+        assert charts[:2] == [["^epoch_loss$"], ["^epoch_error_percent$"]]
+        query = urllib.parse.urlencode({"run": name.replace("/train", "/validation"), "tag": charts[1][0]})
+        drawn = ask(f"plugin/custom_scalars/scalars?{query}")
+        assert drawn["regex_valid"] and len(drawn["tag_to_events"]["epoch_error_percent"]) == 3
+        assert name in ask("plugin/projector/runs")
+        (points,) = ask(f"plugin/projector/info?{urllib.parse.urlencode({'run': name})}")["embeddings"]
+        assert points["tensorShape"] == [360, 16] and points["sprite"]["imagePath"]
+        query = urllib.parse.urlencode({"run": name, "conceptual": "false"})
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/graphs/graph?{query}", timeout=10) as answer:
             graph = answer.read().decode()
         assert all(
             f'"stage_1_attention_1/{part}"' in graph for part in ("before", "trunk", "mask", "multiply", "after")
         )
-        assert ask("plugin/histograms/tags")[f"{name}/train"]
+        assert ask("plugin/histograms/tags")[name]
         experiment = json.dumps(ask("plugin/hparams/experiment", b"{}"))
         assert "learning_rate" in experiment and "final/test_error_percent" in experiment
         query = urllib.parse.urlencode({"tag": "masks/stage_1_attention_1", "run": name, "sample": 0})
@@ -184,12 +287,17 @@ def test_a_run_without_validation_and_with_test_flip_has_a_result(tmp_path, caps
     reason="needs Chromium, its driver and selenium",
 )
 def test_tensorboard_s_pages_are_drawn_in_a_browser(logs, tmp_path):
-    command = [sys.executable, "docs/screenshots.py", str(logs), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    pages = ("scalars", "custom-scalars", "pr-curves", "images", "hparams", "projector")
+    command = [sys.executable, "docs/screenshots.py", str(logs), str(tmp_path), "--pages", *pages]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    for page in ("scalars", "images", "graphs", "hparams"):
-        pixels = np.asarray(Image.open(tmp_path / f"tensorboard-{page}.png").convert("L"))
-        assert pixels.shape[1] == 1700 and pixels.std() > 20
+    for page in pages:
+        picture = Image.open(tmp_path / f"tensorboard-{page}.png").convert("RGB")
+        pixels = np.asarray(picture.convert("L"))
+        assert pixels.shape[1] == 1700 and pixels.std() > 15
+        if page in ("scalars", "custom-scalars", "pr-curves"):  # lines are coloured, on a page that is grey
+            shown = np.asarray(picture)[150:, 400:].astype(int)
+            assert (shown.max(axis=-1) - shown.min(axis=-1) > 60).sum() > 300, page
 
 
 def test_help_shows_every_choice_without_a_framework(tmp_path):
@@ -245,8 +353,20 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):
     from Training.runs import run_folder
 
     monkeypatch.setattr(time, "strftime", lambda form: "20260101-120000")
-    made = [run_folder.create(tmp_path).name for _ in range(3)]
-    assert made == ["20260101-120000", "20260101-120000-2", "20260101-120000-3"]
+    made = [run_folder.create(tmp_path, "attention_56-arl").name for _ in range(3)]
+    start = "20260101-120000-attention_56-arl"
+    assert made == [start, f"{start}-2", f"{start}-3"]
+
+
+def test_a_run_s_label_says_what_is_trained():
+    from Training.recipe import RECIPES, Recipe, label_run
+
+    assert label_run(Recipe()) == "attention_56-arl-cifar10"
+    assert label_run(Recipe(**RECIPES["quick"], dataset="digits", seed=3)) == "attention_56-arl-digits-quick"
+    changed = Recipe(**{**RECIPES["race"], "learning": "nal", "epochs": 20, "weights": "/home/me/a run|x"})
+    assert label_run(changed) == "attention_56-nal-cifar10-race-weights=_home_me_a_run_x-epochs=20"
+    long = Recipe(weights="x" * 4000, epochs=7, batch_size=3, momentum=0.5, dropout=0.1, cutout=2)
+    assert len(label_run(long)) <= 100
 
 
 def test_trains_on_jax_where_tensorflow_is_not_installed(tmp_path):

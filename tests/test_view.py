@@ -1,5 +1,6 @@
 """Pictures: masks over images, the confusion matrix, PNG."""
 
+import html as html_text
 import io
 
 import keras
@@ -9,7 +10,7 @@ from PIL import Image
 
 from Module import AttentionBlock
 from tests.support.tiny import tiny_network
-from Training.visual import inspection, plots
+from Training.visual import escaping, inspection, plots
 
 pytestmark = pytest.mark.backends
 
@@ -25,17 +26,25 @@ def test_mask_model_gives_every_block_s_mask():
     np.testing.assert_allclose(masks[blocks[0].name], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_mask_picture_has_images_above_heat_from_dark_to_bright():
+def test_mask_picture_has_images_the_mean_and_the_channels_that_vary_most_with_their_ranges(monkeypatch):
     images = np.full((2, 8, 8, 3), 200, "uint8")
     mask = np.full((2, 4, 4, 5), 0.5)
-    mask[1, 0, 0] = 0.51
+    mask[1, 0, 0] = (0.5, 0.9, 0.5, 0.6, 0.7)
+    drawn = {}
+    annotate = plots._annotate_rows
+    monkeypatch.setattr(plots, "_annotate_rows", lambda canvas, rows: annotate(canvas, drawn.update(rows) or rows))
     picture = plots.draw_mask_rows(images, mask)
-    side = 8 * plots.ENLARGED
-    assert picture.shape == (2 * (side + 4), 2 * (side + 4), 3) and picture.dtype == np.uint8
-    assert (picture[2 : 2 + side, 2 : 2 + side] == 200).all()
-    below = picture[side + 6 : -2, side + 6 : -2].astype(int)  # the second image's heat
-    assert below[0, 0].sum() > below[-1, -1].sum() + 100
-    assert (picture[side + 6 : -2, 2 : 2 + side] == below[-1, -1]).all()  # the first one's is dark everywhere
+    side, left = plots.LEAST_SIDE, plots.MARGINS[0]
+    assert picture.shape == (5 * (side + 4), 2 * (side + 4) + sum(plots.MARGINS), 3) and picture.dtype == np.uint8
+    assert list(drawn) == ["mean", "channel 1", "channel 4", "channel 3"]
+    assert (drawn["channel 1"].min(), drawn["channel 1"].max()) == (pytest.approx(0.5), pytest.approx(0.9))
+    assert (picture[2 : 2 + side, left + 2 : left + 2 + side] == 200).all()
+    mean = picture[side + 6 : 2 * side + 6, left : left + 2 * side + 8].astype(int)
+    second = mean[:, side + 6 : 2 * side + 6]
+    assert second[0, 0].sum() > second[-1, -1].sum() + 100
+    assert (mean[:, 2 : 2 + side] == second[-1, -1]).all()  # the first image's is dark everywhere
+    bar = picture[side + 4 + 14 : 2 * (side + 4) - 14, -plots.MARGINS[1] + 18].astype(int).sum(axis=-1)
+    assert bar[0] > bar[-1] + 100 and (picture[:, -60:] == 0).any()  # bright is high; the numbers are black
 
 
 def test_heat_is_upsampled_to_the_image():
@@ -77,20 +86,121 @@ def test_responses_are_mean_absolute_features():
     assert measured["stage_1_attention_1"] == pytest.approx(np.abs(inside).mean(), rel=1e-4)
 
 
-def test_confusion_picture_of_few_and_many_classes():
-    labels = np.arange(40) % 4
-    for classes in ("abcd", [str(i) for i in range(100)]):
+def texts_of(monkeypatch):
+    """What figures show, read before they become pixels: a list of their texts for each figure."""
+    import matplotlib.text
+
+    found, pixels = [], plots._pixels
+
+    def read(figure):
+        figure.canvas.draw()
+        shown = figure.findobj(matplotlib.text.Text)
+        found.append([text.get_text() for text in shown if text.get_visible() and text.get_text()])
+        return pixels(figure)
+
+    monkeypatch.setattr(plots, "_pixels", read)
+    return found
+
+
+def test_confusion_picture_has_names_and_counts_for_few_classes_and_numbers_for_many(monkeypatch):
+    texts, labels = texts_of(monkeypatch), np.arange(40) % 4
+    for classes in (("ant", "bee", "cat", "dog"), [f"class {i}" for i in range(100)], list(map(str, range(1000)))):
         picture = plots.draw_confusion(labels, labels, tuple(classes))
-        assert picture.shape[2] == 3 and picture.dtype == np.uint8 and picture.std() > 10
+        assert picture.shape[2] == 3 and picture.dtype == np.uint8 and picture.std() > 5
+    few, many, most = texts
+    assert {"ant", "bee", "cat", "dog", "10"} <= set(few)
+    assert {"0", "5", "95"} <= set(many) and "class 5" not in many and "1" not in many[:20]
+    assert len(most) < 100 and "950" in most
+
+
+LONG = ["x" * 43, "y" * 80, "z" * 5000, "翘头剪", "z" * 4999 + "a"]
+
+
+def test_long_names_and_other_scripts_are_shortened_or_numbered(monkeypatch, recwarn):
+    texts = texts_of(monkeypatch)
+    images = np.zeros((5, 8, 8, 3), "uint8")
+    masks = {"stage_1_attention_1": np.full((5, 4, 4, 2), 0.5)}
+    widths = [plots.draw_confusion(range(5), range(5), names).shape for names in (tuple("abcde"), tuple(LONG))]
+    plots.draw_masks(images, masks, LONG)
+    plots.draw_mistakes(images, range(5), np.eye(5)[::-1], LONG)
+    plots.draw_responses({name: {name: 1.0} for name in LONG})
+    plots.draw_curves({name: [{"loss": [1.0], "accuracy": [0.5]}] for name in LONG})
+    assert widths[0] == widths[1]  # the axes are not what gives way
+    assert "3" in texts[1] and "image 3" in texts[2] and any("class 3" in text for text in texts[3])
+    assert all(len(text) < 100 for figure in texts for text in figure)
+    assert plots.label_names(["a" * 30 + "b" + "a" * 30, "a" * 30 + "c" + "a" * 30], "") == [
+        f"{i}: aaaaaaaaaa…aaaaaaaaaa" for i in range(2)
+    ]
+    assert [str(each.message) for each in recwarn if "lyph" in str(each.message)] == []
+
+
+def test_responses_are_on_a_logarithmic_axis_and_masks_have_their_range(monkeypatch):
+    texts = texts_of(monkeypatch)
+    plots.draw_responses({"ARL": {"a": 1.0, "b": 90.0}, "NAL": {"a": 1.0, "b": 1e-4}})
+    assert any("log scale" in text for text in texts[0]) and any("10^{-4}" in text for text in texts[0])
+    mask = np.full((2, 4, 4, 2), 0.498)
+    mask[1, 0, 0] = 0.501
+    plots.draw_masks(np.zeros((2, 8, 8, 3), "uint8"), {"stage_1_attention_1": mask}, ["a", "b"])
+    assert {"0.498", "0.501"} <= set(texts[1])
+
+
+def test_mistakes_are_the_most_confident_first():
+    labels = np.array([0, 1, 0, 1])
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]])
+    assert plots.find_mistakes(labels, probabilities, 5).tolist() == [2, 1]
+    assert plots.find_mistakes(labels, probabilities, 1).tolist() == [2]
+
+
+def test_sprite_has_thumbnails_row_by_row():
+    images = np.stack([np.full((64, 64, 3), 10 * i, "uint8") for i in range(5)])
+    sprite = plots.make_sprite(images, 16)
+    assert sprite.shape == (48, 48, 3)
+    assert [sprite[8 + 16 * (i // 3), 8 + 16 * (i % 3), 0] for i in range(6)] == [0, 10, 20, 30, 40, 255]
+
+
+def test_precision_and_recall_at_each_threshold():
+    from Training.runs.event_file import count_at_thresholds
+
+    labels, probabilities = np.array([True, True, False, False]), np.array([0.9, 0.4, 0.5, 0.1])
+    true, false, rejected, missed, precision, recall = count_at_thresholds(labels, probabilities, 3)  # at 0, 0.5, 1
+    assert (true.tolist(), false.tolist()) == ([2, 1, 0], [2, 1, 0])
+    assert (rejected.tolist(), missed.tolist()) == ([0, 1, 2], [0, 1, 2])
+    assert (precision.tolist(), recall.tolist()) == ([0.5, 0.5, 0], [1, 0.5, 0])
+
+
+TERMINAL = "\x1b[2J\x1b]0;owned\x07"
+
+
+def test_text_of_others_is_escaped_for_each_format():
+    name = f"a|b\n# c<script>alert(1)</script>`*[x](y)\\{TERMINAL}\u202e"
+    console, markdown = escaping.escape_console(name), escaping.escape_markdown(name)
+    assert console.isprintable() and r"\x1b[2J" in console and r"\n" in console
+    assert markdown.isprintable() and not set("|<>`*[]\\") & set(markdown) and "&lt;script&gt;" in markdown
+    for text in ("=cmd|' /C calc'!A0", "+1+cmd", "-2+3+cmd", "@SUM(A1)", "\t=1+1", "  =1", "＝1+1"):
+        assert escaping.escape_csv(text).startswith(("'", "\\t")), text
+    for text in ("-0.5", "1e-3", "-", "", "cat", "a=b", "5.52 ± 0.10", 0.25):
+        assert escaping.escape_csv(text) == str(text)
+    assert escaping.escape_csv("a\nb") == r"a\nb" and escaping.escape_figure("$x$") == r"\$x\$"
+    assert escaping.escape_figure("翘") == r"\u7fd8"
+
+
+def test_tensorboard_shows_escaped_names_as_they_are():
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    name = "a|b <img src=x onerror=alert(1)> `*_[x](http://y)\\"
+    html = markdown_to_safe_html(escaping.make_markdown_table(["field", "value"], [["model", name], ["seed", 0]]))
+    assert html.count("<tr>") == 3 and html.count("<td>") == 4
+    assert "<img" not in html and "<a" not in html
+    assert html_text.unescape(html.split("<td>")[2].split("</td>")[0]) == name
 
 
 def test_augmented_pixels_beyond_white_stay_white(tmp_path):
     from Training.engine.augmentation import RandomLighting
     from Training.engine.event_callbacks import Pictures
 
-    shown = Pictures(tmp_path, tiny_network(), np.full((8, 32, 32, 3), 254, "uint8"), None, False)
+    shown = Pictures(None, tiny_network(), np.full((8, 32, 32, 3), 254, "uint8"), None, False)
     shown.set_model(keras.Sequential([keras.Input((32, 32, 3)), RandomLighting(seed=1)]))
-    assert shown._augmented().min() > 150  # and not 0, where 8 bits wrap around
+    assert shown._augment().min() > 150  # and not 0, where 8 bits wrap around
 
 
 @pytest.mark.parametrize("name", ["a$^$.png", "$_$", r"\$_$ \$", "caf\udce9", "two\nlines"])

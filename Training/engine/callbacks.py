@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import time
 
 import keras
@@ -75,47 +76,77 @@ class EpochOrder(keras.callbacks.Callback):
         self.batches.first_step = 0
 
 
-class RunProgress(keras.callbacks.ProgbarLogger):
-    """Keras' progress bar, with the minutes left of the whole run; one line per epoch if there is no terminal.
+class RunProgress(keras.callbacks.Callback):
+    """Prints one line an epoch: number, errors, losses, images/s, and the time left of the whole run.
+
+    In a terminal the line is also updated within the epoch, with the share of the epoch that is done.
 
     Args:
         run_epochs: int, epochs of the run.
         run_steps: int, steps of a whole epoch.
+        live: bool, whether the line is updated within an epoch; by default in a terminal.
     """
 
-    def __init__(self, run_epochs, run_steps):
+    REFRESH = 0.5  # seconds, at least, between two updates of the line
+
+    def __init__(self, run_epochs, run_steps, live=None):
         super().__init__()
         self.run_epochs = run_epochs
         self.run_steps = run_steps
+        self.live = sys.stdout.isatty() if live is None else live
         self.first_end = None
         self.left = None
-
-    def set_params(self, params):
-        super().set_params({**params, "epochs": self.run_epochs})
-        self.epoch_steps = params["steps"]  # of an epoch in this process
+        self.shown = 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
-        super().on_epoch_begin(epoch, logs)
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
         now = time.perf_counter()
-        steps = self.epoch_steps
-        done = (self.epoch + 1) * self.run_steps - steps + min(batch + 1, steps)
-        self.first_end = self.first_end or (now, done)  # without the first step, which compiles
-        spent, measured = now - self.first_end[0], done - self.first_end[1]
-        if measured:
-            self.left = spent / measured * (self.run_epochs * self.run_steps - done)
-            logs = {**(logs or {}), "minutes_left": self.left / 60}
-        super().on_train_batch_end(batch, logs)
+        steps = self.params["steps"]
+        done = self.epoch * self.run_steps + self.run_steps - steps + min(batch + 1, steps)
+        self.first_end = self.first_end or (now, done)  # the first step compiles: it says nothing of the others
+        spent, counted = now - self.first_end[0], done - self.first_end[1]
+        if counted:
+            self.left = spent / counted * (self.run_epochs * self.run_steps - done)
+        if self.live and logs and now - self.shown >= self.REFRESH:
+            share = min(done - self.epoch * self.run_steps, self.run_steps) / self.run_steps
+            sys.stdout.write("\r" + format_progress(self.epoch, self.run_epochs, logs, self.left, share) + CLEAR_LINE)
+            sys.stdout.flush()
+            self.shown = now
 
     def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
-        if epoch + 1 < self.run_epochs and self.left is not None:
-            print(
-                f"{epoch + 1} of {self.run_epochs} epochs, about {format_duration(self.left)} left of the run",
-                flush=True,
-            )
+        left = self.left if epoch + 1 < self.run_epochs else None
+        line = format_progress(epoch, self.run_epochs, logs or {}, left)
+        print(f"\r{line}{CLEAR_LINE}" if self.live else line, flush=True)
+
+
+CLEAR_LINE = "\x1b[K"  # from the cursor to the end of the line
+
+
+def format_progress(epoch, epochs, logs, left, share=None):
+    """Return what a person reads of an epoch, as one line without the fields that have no value.
+
+    Args:
+        epoch: int, counted from 0.
+        epochs: int, of the run.
+        logs: dictionary, those of Keras: accuracies in [0, 1] and losses.
+        left: float, seconds left of the run, or None.
+        share: float, how much of the epoch is done, or None at its end.
+    """
+    parts = [f"epoch {epoch + 1:>{len(str(epochs))}} of {epochs}"]
+    if share is not None:
+        parts.append(f"{100 * share:3.0f} %")
+    for prefix, title in (("", "train"), ("val_", "validation")):
+        accuracy, loss = logs.get(f"{prefix}accuracy"), logs.get(f"{prefix}loss")
+        if accuracy is not None and loss is not None:
+            parts.append(f"{title} error {100 * (1 - accuracy):.2f} %, loss {loss:.4f}")
+    rate = logs.get("images_per_second")
+    if rate is not None and math.isfinite(rate):
+        parts.append(f"{rate:.0f} images/s")
+    if left is not None:
+        parts.append(f"about {format_duration(left)} left")
+    return "   ".join(parts)
 
 
 class TimeBudget(keras.callbacks.Callback):

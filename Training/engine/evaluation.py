@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from Training.console import format_duration
+from Training.console import format_count, format_duration
 from Training.data.batches import Batches, find_even_batch
 from Training.data.datasets import Examples, spread_evenly
 from Training.devices import ONE
@@ -71,7 +71,7 @@ def evaluate(network, data, flip=False, devices=ONE):
         devices: `devices.Devices`.
 
     Returns:
-        `(figures, predictions)`: a dictionary for `result.json` and the predicted classes of the test set.
+        `(figures, logits)`: a dictionary for `result.json`, and the logits of the test set `(n, classes)`.
     """
     model = make_logits_model(network)
     _, train, _ = score(model, limit_examples(data.train, MOST_TRAIN_IMAGES), devices)
@@ -91,7 +91,7 @@ def evaluate(network, data, flip=False, devices=ONE):
         twice = logits, score(model, data.test, devices, mirrored=True)[2]
         both = sum(keras.ops.convert_to_numpy(keras.ops.softmax(z)) for z in twice)
         figures["test_error_flip_percent"] = _percent(accuracy(both, data.test.labels))
-    return figures, np.argmax(logits, axis=-1)
+    return figures, logits
 
 
 def summarize(figures, recipe, history, network, environment):
@@ -139,7 +139,7 @@ def format_result(values):
 
     rows = [
         ("network", f"{values['model']}, {values['learning']}, {values['parameters']:,} parameters"),
-        ("data set", f"{values['dataset']}, {values['epochs']} epochs, seed {values['seed']}"),
+        ("data set", f"{values['dataset']}, {format_count(values['epochs'], 'epoch')}, seed {values['seed']}"),
         ("test accuracy", shown("test_accuracy", "{:.2f} %", 100)),
         ("test error", shown("test_error_percent", "{:.2f} %")),
         ("top-5 error", shown("test_top_5_error_percent", "{:.2f} %")),

@@ -1,33 +1,34 @@
-"""TensorBoard's event files: scalars, graph, histograms, pictures, recipe and hparams of a run.
+"""TensorBoard's event files of a run: curves, graph, histograms, pictures, the recipe and traces.
 
-They go through the writer of the `tensorboard` package. Keras' TensorBoard callback needs TensorFlow, which a run on
-JAX does without, and neither flushes at an epoch's end nor leaves out what a resumed run has already written; the tags
-are Keras'.
+They are written through the `tensorboard` package. Keras' TensorBoard callback needs TensorFlow, which a run on JAX
+does without, does not flush at the end of an epoch, and writes again what a resumed run has already written. The tags
+of losses and metrics are those of Keras.
+
+TensorBoard shows a run's folder as two runs, `train` and `validation`. What belongs to neither is in `train`.
 """
 
 import dataclasses
-import importlib.util
+import sys
 import warnings
 
 import keras
 import numpy as np
 
+from Training.console import format_count
 from Training.devices import copy_to_one_device, on_one_device
 from Training.engine.augmentation import Augmentation
-from Training.recipe import compared_fields
-from Training.runs.event_file import EventFile
+from Training.recipe import Recipe, parse_steps
+from Training.runs.event_file import EventFile, is_available
 from Training.visual import inspection, plots
+from Training.visual.escaping import make_markdown_table
 
 SHOWN = 8  # images in a picture
-
-
-def is_available():
-    """Whether event files can be written: whether the `tensorboard` package is there."""
-    return importlib.util.find_spec("tensorboard") is not None
+INSTALL = "pip install tensorboard-plugin-profile"
+NO_CHARTS = ("first_step_seconds",)  # zero in every epoch but the first
 
 
 def make_event_callbacks(folder, network, examples, recipe, resumed):
-    """The callbacks that write a run's event files; none, with a warning, without the `tensorboard` package.
+    """Return the callbacks that write a run's event files; none, with a warning, without the `tensorboard` package.
 
     Args:
         folder: path of the run's folder.
@@ -39,14 +40,13 @@ def make_event_callbacks(folder, network, examples, recipe, resumed):
     if not is_available():
         warnings.warn("tensorboard is not installed: no event files are written", stacklevel=2)
         return []
-    return [
-        EpochEvents(folder, network, recipe.histograms, resumed),
-        Pictures(folder, network, examples.images[:SHOWN], recipe, resumed),
-    ]
+    events = EpochEvents(folder, network, recipe.histograms, resumed)
+    chosen = [events, Pictures(events, network, examples.images[:SHOWN], recipe, resumed)]
+    return [*chosen, Trace(folder / "train", *parse_steps(recipe.profile))] if recipe.profile else chosen
 
 
 class EpochEvents(keras.callbacks.Callback):
-    """Each epoch's logs under train/ and validation/, the graph, and by option histograms of the weights."""
+    """Writes each epoch's logs under train/ and validation/, the graph, and by option histograms of the weights."""
 
     def __init__(self, folder, network, histograms, resumed):
         super().__init__()
@@ -59,12 +59,15 @@ class EpochEvents(keras.callbacks.Callback):
         self.files = {name: EventFile(self.folder / name) for name in ("train", "validation")}
         if not self.resumed:
             self.files["train"].graph(self.network)
+            self.files["train"].layout()
             self.files["train"].flush()  # a checkpoint within the first epoch must find it
 
     def on_epoch_end(self, epoch, logs=None):
-        for key, value in logs.items():
+        errors = {key.replace("accuracy", "error_percent"): 100 * (1 - logs[key]) for key in logs if "accuracy" in key}
+        for key, value in {**logs, **errors}.items():
             part = "validation" if key.startswith("val_") else "train"
-            self.files[part].scalar(f"epoch_{key.removeprefix('val_')}", value, epoch)
+            if key not in NO_CHARTS and np.isfinite(value):
+                self.files[part].scalar(f"epoch_{key.removeprefix('val_')}", value, epoch)
         for weight in self.model.weights if self.histograms else ():
             values = keras.ops.convert_to_numpy(weight)
             self.files["train"].histogram(f"{weight.path}/histogram", values, epoch)
@@ -77,11 +80,21 @@ class EpochEvents(keras.callbacks.Callback):
 
 
 class Pictures(keras.callbacks.Callback):
-    """The recipe as text, a batch before and after augmentation, and the soft masks each `masks_every` epochs."""
+    """Writes the recipe, a batch before and after augmentation, and the soft masks every `masks_every` epochs.
 
-    def __init__(self, folder, network, images, recipe, resumed):
+    The images are the same in every epoch, so TensorBoard's slider shows how the masks change.
+
+    Args:
+        events: `EpochEvents`, whose file of the training this writes to.
+        network: the network whose masks are shown.
+        images: uint8 `(n, height, width, 3)`.
+        recipe: `recipe.Recipe`.
+        resumed: bool, whether what a run writes at its start is already there.
+    """
+
+    def __init__(self, events, network, images, recipe, resumed):
         super().__init__()
-        self.folder = folder
+        self.events = events
         self.images = images
         self.recipe = recipe
         self.resumed = resumed
@@ -91,15 +104,18 @@ class Pictures(keras.callbacks.Callback):
             self.masks = inspection.make_mask_model(self.shown) if recipe.masks_every else None
 
     def on_train_begin(self, logs=None):
-        self.file = EventFile(self.folder)
         if not self.resumed:
-            rows = "\n".join(f"| {k} | {v} |" for k, v in dataclasses.asdict(self.recipe).items())
-            self.file.text("recipe", f"| field | value |\n|---|---|\n{rows}")
-            self.file.image("augmented_batch", self._augmented(), 0)
-        self.file.flush()
+            file = self.events.files["train"]
+            for tag, text in describe_recipe(self.recipe).items():
+                file.text(tag, text)
+            file.image("augmented_batch", self._augment(), 0)
+            file.flush()
 
-    def _augmented(self):
-        """Copies of the augmentation layers draw, so that the training's own random state is not moved."""
+    def _augment(self):
+        """Return the images above their augmented versions.
+
+        Copies of the augmentation layers draw, so that the training's own random state does not move.
+        """
         changed = self.images
         with on_one_device():
             for layer in self.model.layers:
@@ -107,7 +123,8 @@ class Pictures(keras.callbacks.Callback):
                     changed = type(layer).from_config(layer.get_config())(changed, training=True)
                     changed = changed[0] if isinstance(changed, tuple) else changed
         changed = keras.ops.convert_to_numpy(changed).round().clip(0, 255).astype("uint8")  # colours may go beyond
-        return np.concatenate([plots.arrange_in_row(batch) for batch in (self.images, changed)])
+        rows = (plots.enlarge_enough(self.images), plots.enlarge_enough(changed))
+        return np.concatenate([plots.arrange_in_row(batch) for batch in rows])
 
     def on_epoch_end(self, epoch, logs=None):
         if not self.recipe.masks_every or (epoch + 1) % self.recipe.masks_every:
@@ -116,24 +133,92 @@ class Pictures(keras.callbacks.Callback):
             self.shown.set_weights(self.network.get_weights())
         with on_one_device():
             masks = self.masks.predict(self.images, verbose=0)
+        file = self.events.files["train"]
         for name, mask in masks.items():
-            self.file.image(f"masks/{name}", plots.draw_mask_rows(self.images, mask), epoch)
-        self.file.flush()
+            file.image(f"masks/{name}", plots.draw_mask_rows(self.images, mask), epoch)
+        file.flush()
+
+
+class Trace(keras.callbacks.Callback):
+    """Writes a trace of some training steps, for the PROFILE page of TensorBoard.
+
+    Steps are counted from 1 at the start of this process; the first one compiles. Where Keras runs several steps in a
+    call, the trace starts and ends with the calls that hold `first` and `last`.
+
+    Args:
+        folder: path of a folder with event files; the trace is in its plugins/profile/.
+        first, last: int, the steps, both included.
+    """
+
+    def __init__(self, folder, first, last):
+        super().__init__()
+        self.folder = str(folder)
+        self.first = first
+        self.last = last
+        self.done = 0  # steps of this process
+        self.before = 0  # those of earlier epochs
+        self.running = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.before = self.done
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not self.running and self.done < self.last and self.before + batch + 1 >= self.first:
+            start_trace(self.folder)
+            self.running = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.done = self.before + batch + 1
+        if self.running and self.done >= self.last:
+            self._stop()
 
     def on_train_end(self, logs=None):
-        self.file.close()
+        if self.running:
+            self._stop()
+
+    def _stop(self):
+        stop_trace()
+        self.running, self.last = False, 0
+        below = "\n" if sys.stdout.isatty() else ""  # there the line of the progress has no end yet
+        steps = format_count(self.done - self.first + 1, "step")
+        print(f"{below}trace of {steps} in {self.folder}; TensorBoard shows it after: {INSTALL}", flush=True)
 
 
-def write_final_events(folder, recipe, figures, labels, predictions, classes):
-    """The end of a run in TensorBoard: final figures, the test set's confusion matrix, and the hparams row."""
-    if not is_available():
-        return
-    file = EventFile(folder)
-    for key, value in figures.items():
-        if value is not None:
-            file.scalar(f"final/{key}", value, recipe.epochs)
-    file.image("confusion_matrix", plots.draw_confusion(labels, predictions, classes), recipe.epochs)
-    metrics = ("final/test_error_percent", "final/validation_error_percent", "final/train_error_percent")
-    shown = {name: getattr(recipe, name) for name in (*compared_fields(), "seed")}
-    file.hparams(shown, metrics, folder.name)
-    file.close()
+def start_trace(folder):
+    """Start the backend's profiler, which writes into `<folder>/plugins/profile/`."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.profiler.start_trace(folder)
+    else:
+        import tensorflow as tf
+
+        tf.profiler.experimental.start(folder)
+
+
+def stop_trace():
+    """Stop the backend's profiler and write the trace."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.profiler.stop_trace()
+    else:
+        import tensorflow as tf
+
+        tf.profiler.experimental.stop()
+
+
+def describe_recipe(recipe):
+    """Return the recipe as two Markdown tables, `{tag: text}`: what differs from the defaults, and the defaults."""
+    different, same, defaults = [], [], Recipe()
+    for item in dataclasses.fields(Recipe):
+        value = getattr(recipe, item.name)
+        usual = getattr(defaults, item.name)
+        if value == usual:
+            same.append([item.name, value])
+        else:
+            different.append([item.name, value, usual])
+    return {
+        "recipe": make_markdown_table(["field", "value", "default"], different),
+        "recipe/defaults": make_markdown_table(["field", "value, the default"], same),
+    }

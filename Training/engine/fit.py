@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import sys
 
 import keras
 import numpy as np
 
+from Training.console import format_count
 from Training.data.batches import Batches, find_even_batch
 from Training.devices import ONE, ask_first_process
 from Training.engine.augmentation import Mix, make_augmentations
@@ -97,7 +97,7 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
                 initial_epoch=epoch,
                 epochs=end,
                 callbacks=chosen,
-                verbose=0 if not devices.first else 1 if sys.stdout.isatty() else 2,
+                verbose=0,  # callbacks.RunProgress prints
             )
         finally:
             chosen[-1].release_signals()
@@ -147,7 +147,8 @@ def restore_state(model, recipe, folder, budget, steps_per_epoch, say, devices):
     refuse_other_position(devices, state)
     model.stop_training = bool(state and state["stopped"])
     if model.stop_training:
-        say(f"the run was stopped by --patience {recipe.patience} after {state['epoch']} epochs, and stays so")
+        done = format_count(state["epoch"], "epoch")
+        say(f"the run was stopped by --patience {recipe.patience} after {done}, and stays so")
     if devices.first:
         rewind(folder, state, say)
         if not model.stop_training and (not state or state["epoch"] < budget.length):

@@ -1,8 +1,16 @@
 """The recipe of a run: every hyper-parameter, what it can be, and the named recipes."""
 
 from Training.recipe.choices import AUGMENTATIONS, DATASETS, OPTIMIZERS, dataset_names, find_dataset, is_streamed
+from Training.recipe.label import label_run
 from Training.recipe.named import RECIPES
-from Training.recipe.recipe import Recipe, compared_fields, make_recipe, movable_fields, parse_shares
+from Training.recipe.recipe import (
+    Recipe,
+    compared_fields,
+    make_recipe,
+    movable_fields,
+    parse_shares,
+    parse_steps,
+)
 
 __all__ = [
     "AUGMENTATIONS",
@@ -14,7 +22,9 @@ __all__ = [
     "dataset_names",
     "find_dataset",
     "is_streamed",
+    "label_run",
     "make_recipe",
     "movable_fields",
     "parse_shares",
+    "parse_steps",
 ]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 
 from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
@@ -63,6 +64,21 @@ def parse_shares(text):
     if not all(a < b for a, b in zip([0, *values], [*values, 1])):
         raise ValueError(f"must be rising shares between 0 and 1, such as 0.4,0.6, received {text!r:.80}")
     return values
+
+
+def parse_steps(text):
+    """Return the first and the last step in a text such as "10-20", or None for "".
+
+    Raises:
+        ValueError: they are not two whole numbers from 1 on that do not fall.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", text)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise ValueError(f"must be the first and the last step, such as 10-20, received {text!r:.80}")
+    return first, last
 
 
 @dataclass(frozen=True)
@@ -242,6 +258,28 @@ class Recipe:
         5, "epochs between pictures of the soft masks in TensorBoard; 0 is never", low=0, compared=False
     )
     histograms: bool = option(False, "histograms of the weights in TensorBoard, each epoch", compared=False)
+    projector: bool = option(
+        False,
+        "features of up to 2,000 test images on TensorBoard's page PROJECTOR, at the end",
+        compared=False,
+        movable=True,
+    )
+    mistakes: int = option(
+        0,
+        "most confidently wrong test images that TensorBoard shows at the end; 0 is none",
+        low=0,
+        high=100,
+        compared=False,
+        movable=True,
+    )
+    profile: str = option(
+        "",
+        "N-M: trace these training steps, counted from 1, for TensorBoard's page PROFILE (which needs the package "
+        "tensorboard-plugin-profile)",
+        check=parse_steps,
+        compared=False,
+        movable=True,
+    )
 
     def __post_init__(self):
         for item in dataclasses.fields(self):

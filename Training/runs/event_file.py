@@ -1,5 +1,7 @@
-"""TensorBoard's event files, written with the `tensorboard` package, without TensorFlow."""
+"""TensorBoard's event files and projector, written with the `tensorboard` package, without TensorFlow."""
 
+import importlib.util
+import io
 import itertools
 import json
 import os
@@ -7,10 +9,26 @@ import socket
 import time
 from pathlib import Path
 
-from Training.visual import inspection
-from Training.visual.plots import encode_png
+import numpy as np
 
-COMPARED = ("dataset", "learning", "learning_rate", "model", "optimizer")  # the HPARAMS page shows five at first
+from Training.files import replace_file
+from Training.visual import inspection
+from Training.visual.plots import encode_png, make_sprite
+
+COMPARED = ("dataset", "learning", "learning_rate", "model", "optimizer")  # columns of the HPARAMS page at first
+THRESHOLDS = 127  # of a precision-recall curve, evenly spaced from 0 to 1
+# The page CUSTOM SCALARS: charts, and the tags whose curves of training and validation each shows together.
+CHARTS = (
+    ("loss", ("epoch_loss",)),
+    ("error, %", ("epoch_error_percent",)),
+    ("learning rate", ("epoch_learning_rate",)),
+    ("images a second", ("epoch_images_per_second",)),
+)
+
+
+def is_available():
+    """Return whether event files can be written: whether the `tensorboard` package is installed."""
+    return importlib.util.find_spec("tensorboard") is not None
 
 
 class EventFile:
@@ -37,6 +55,7 @@ class EventFile:
         self.records.write(event.SerializeToString())
 
     def add(self, summary, step=0):
+        """Write a `Summary` protocol buffer."""
         from tensorboard.compat.proto import event_pb2
 
         self._write(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
@@ -45,37 +64,74 @@ class EventFile:
         """Give what was added to the system, so that TensorBoard can read it."""
         self.file.flush()
 
+    def add_tensor(self, tag, values, metadata, step=0):
+        """Write an array, or an array of one byte string, with the metadata of the plugin that shows it."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        value = Summary.Value(tag=tag, metadata=metadata, tensor=make_tensor_proto(values))
+        self.add(Summary(value=[value]), step)
+
     def graph(self, network):
-        """Add the layers of a network, as TensorBoard's GRAPHS page draws them."""
+        """Write the layers of a network, as the GRAPHS page draws them."""
         from tensorboard.compat.proto import event_pb2
 
         self._write(event_pb2.Event(wall_time=time.time(), graph_def=_graph(network).SerializeToString()))
 
     def histogram(self, tag, values, step):
+        """Write the distribution of an array's values."""
         from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 
         self.add(histogram_pb(tag, values), step)
 
     def scalar(self, tag, value, step):
+        """Write a number."""
         from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
         self.add(scalar_pb(tag, float(value)), step)
 
     def image(self, tag, picture, step):
-        """Add a uint8 picture `(height, width, 3)`."""
+        """Write a uint8 picture `(height, width, 3)`."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         height, width, _ = picture.shape
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_png(picture))
         self.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
-    def text(self, tag, text):
+    def text(self, tag, text, step=0):
+        """Write a text in Markdown."""
         from tensorboard.plugins.text.summary_v2 import text_pb
 
-        self.add(text_pb(tag, text))
+        self.add(text_pb(tag, text), step)
+
+    def layout(self):
+        """Write the layout of the CUSTOM SCALARS page, see `CHARTS`."""
+        from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+        charts = [
+            layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags]))
+            for title, tags in CHARTS
+        ]
+        layout = layout_pb2.Layout(category=[layout_pb2.Category(title="training and validation", chart=charts)])
+        content = np.array(layout.SerializeToString(), dtype=object)
+        self.add_tensor(metadata.CONFIG_SUMMARY_TAG, content, metadata.create_summary_metadata())
+
+    def pr_curve(self, tag, labels, probabilities, step):
+        """Write the precision-recall curve of one class.
+
+        Args:
+            tag: its name.
+            labels: bool `(n,)`, whether an image is of the class.
+            probabilities: `(n,)`, of the class.
+            step: int.
+        """
+        from tensorboard.plugins.pr_curve import metadata
+
+        about = metadata.create_summary_metadata(display_name=tag, description="", num_thresholds=THRESHOLDS)
+        self.add_tensor(f"{tag}/pr_curves", count_at_thresholds(labels, probabilities, THRESHOLDS), about, step)
 
     def hparams(self, values, metrics, name):
-        """Add a row of the HPARAMS page, with the scalars tagged `metrics` in it."""
+        """Write a row of the HPARAMS page, with the scalars whose tags are `metrics`."""
         from tensorboard.plugins.hparams import plugin_data_pb2, summary_v2
 
         config = summary_v2.hparams_config_pb(
@@ -91,6 +147,7 @@ class EventFile:
         self.add(summary_v2.hparams_pb(values, trial_id=name))
 
     def close(self):
+        """Write what is left and close the file."""
         self.file.close()
 
 
@@ -104,6 +161,64 @@ def _open_new(folder):
             continue
 
 
+def count_at_thresholds(labels, probabilities, thresholds):
+    """Return true and false positives, true and false negatives, precision and recall at each threshold.
+
+    An image counts as positive if its probability is at least the threshold.
+
+    Args:
+        labels: bool `(n,)`.
+        probabilities: `(n,)` in [0, 1].
+        thresholds: int, how many, evenly spaced from 0 to 1.
+
+    Returns:
+        float32 `(6, thresholds)`.
+    """
+    places = np.linspace(0, 1, thresholds)
+
+    def count_above(values):
+        return len(values) - np.searchsorted(np.sort(values), places, side="left")
+
+    true, false = count_above(probabilities[labels]), count_above(probabilities[~labels])
+    missed, rejected = labels.sum() - true, (~labels).sum() - false
+    precision, recall = true / np.maximum(true + false, 1), true / max(labels.sum(), 1)
+    return np.stack([true, false, rejected, missed, precision, recall]).astype("float32")
+
+
+def write_projector(folder, name, features, columns, images):
+    """Write points, their labels and thumbnails for the PROJECTOR page of the run in `folder`.
+
+    Args:
+        folder: path of a folder with event files.
+        name: of the points.
+        features: `(n, channels)`.
+        columns: `{title: [text, ...]}`, labels of each point; one line each, without tabs.
+        images: uint8 `(n, height, width, 3)`.
+    """
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector.metadata import PROJECTOR_FILENAME
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+    place, thumbnail = Path(folder) / "projector", 32
+    place.mkdir(exist_ok=True)
+    values = io.BytesIO()
+    np.savetxt(values, features, fmt="%.6g", delimiter="\t")
+    replace_file(place / "features.tsv", values.getvalue())
+    rows = ["\t".join(columns), *map("\t".join, zip(*columns.values()))]
+    replace_file(place / "labels.tsv", ("\n".join(rows) + "\n").encode())
+    replace_file(place / "thumbnails.png", encode_png(make_sprite(images, thumbnail)))
+    config = ProjectorConfig()
+    points = config.embeddings.add(
+        tensor_name=name,
+        tensor_shape=features.shape,
+        tensor_path="projector/features.tsv",
+        metadata_path="projector/labels.tsv",
+    )
+    points.sprite.image_path = "projector/thumbnails.png"
+    points.sprite.single_image_dim.extend([thumbnail, thumbnail])
+    replace_file(Path(folder) / PROJECTOR_FILENAME, text_format.MessageToString(config).encode())
+
+
 def _graph(network):
     """Return a GraphDef of the layers, with an attention block as its branches."""
     from tensorboard.compat.proto.graph_pb2 import GraphDef
@@ -113,7 +228,7 @@ def _graph(network):
     parts = {"before": "", "trunk": "before", "mask": "before", "multiply": "trunk mask", "after": "multiply"}
     config = json.loads(network.to_json())
     for layer in config["config"]["layers"]:
-        layer["config"].pop("dtype", None)  # TensorBoard warns about policies of two types, and does not show them
+        layer["config"].pop("dtype", None)  # TensorBoard warns of a policy with two types, and does not show it
     graph = GraphDef()
     for node in keras_model_to_graph_def(config).node:
         name = node.name.split("/")[-1]

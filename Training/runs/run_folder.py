@@ -14,13 +14,17 @@ from Training.runs import checkpoint
 UNFINISHED_MODEL = ".new.keras"
 
 
-def create(logs):
-    """Make `<logs>/<YYYYmmdd-HHMMSS>`; further runs of the same second get -2, -3 and so on.
+def create(logs, label=""):
+    """Make `<logs>/<YYYYmmdd-HHMMSS>-<label>`; runs started in one second get -2, -3 and so on.
+
+    Args:
+        logs: path of the folder of runs.
+        label: what the run trains, as part of a file name, see `recipe.label_run`.
 
     Raises:
         InputError: the folder cannot be made.
     """
-    name = time.strftime("%Y%m%d-%H%M%S")
+    name = "-".join(filter(None, (time.strftime("%Y%m%d-%H%M%S"), label)))
     for attempt in range(1, 1000):
         folder = Path(logs) / (name if attempt == 1 else f"{name}-{attempt}")
         try:

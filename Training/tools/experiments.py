@@ -1,10 +1,11 @@
-"""The paper's comparisons as named sets of runs, one command each: `python -m Training.tools.experiments NAME`.
+"""Run named comparisons, such as the paper's, one command each: `python -m Training.tools.experiments NAME`.
 
-What is finished is skipped, what was interrupted is resumed: the same command, given again, goes on.
+The same command continues an experiment: finished runs are skipped, and an interrupted run is resumed.
 """
 
 import argparse
 import dataclasses
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,39 +13,69 @@ from pathlib import Path
 from typing import NamedTuple
 
 from Training.console import entry_point, exit_with, format_duration, report_errors, run_program
+from Training.errors import format_path
 from Training.files import read_text
 from Training.flags import Parser
-from Training.recipe import RECIPES, Recipe, make_recipe
+from Training.recipe import OPTIMIZERS, RECIPES, Recipe, make_recipe
 from Training.runs import history
 from Training.tools import report
+from Training.visual.escaping import escape_console
 
 PROGRAM = "python -m Training.tools.experiments"
 SCRIPT = Path(__file__).parents[2] / "training_cifar10.py"
 
 
 class Experiment(NamedTuple):
-    """Runs that differ in one thing or two."""
+    """Runs that differ in one or two fields."""
 
     about: str
     varied: tuple[dict, ...]  # what each run adds to the common recipe
-    columns: str = ""  # the field whose values stand side by side in the table
+    columns: str = ""  # field whose values are side by side in the table
     quick: dict = {}  # what `--quick` adds to QUICK
-    quick_varied: tuple[dict, ...] | None = None  # where not all of the runs fit into 15 minutes
+    quick_varied: tuple[dict, ...] | None = None  # if not all of the runs fit into 15 minutes
+    equal_cost: bool = False  # the epochs are for REFERENCE; other networks train as many as take equal multiply-adds
 
 
 def combine(**fields):
-    """All combinations of values, the last field varying fastest: `every(a=(1, 2), b=(3,))`."""
+    """Return all combinations of values, the last field varying fastest: `combine(a=(1, 2), b=(3,))`."""
     combined = [{}]
     for name, values in fields.items():
         combined = [{**each, name: value} for each in combined for value in values]
     return tuple(combined)
 
 
-def networks(*depths):
+def list_networks(*depths):
+    """Return the names of networks of these depths."""
     return tuple(f"attention_{depth}" for depth in depths)
 
 
-# Within 15 minutes on 2 cores: the paper's networks, but few images of CIFAR-10 and few epochs.
+# Multiply-adds for one image, in millions, by network and geometry; a test compares them with `Model.count`.
+COSTS = {
+    ("attention_56", "paper"): 122.8,
+    ("attention_92", "paper"): 211.9,
+    ("attention_128", "paper"): 301.0,
+    ("attention_56", "compact"): 171.2,
+    ("attention_92", "compact"): 258.2,
+    ("attentionnext_56", "compact"): 171.4,
+    ("attentioninception_56", "compact"): 169.5,
+    ("attention_56", "full"): 676.0,
+}
+REFERENCE = ("attention_56", "paper")
+
+
+def list_architectures(*architectures):
+    """Return runs of networks, given as `(name, geometry)`."""
+    return tuple({"model": model, "geometry": geometry} for model, geometry in architectures)
+
+
+def list_optimizers():
+    """Return a run of each optimizer, at its default learning rate; decoupled weight decay is 0.05."""
+    common = {"learning_rate": 0.0, "weight_decay_kind": "auto"}
+    decay = {name: {} if row.l2 else {"weight_decay": 0.05} for name, row in OPTIMIZERS.items()}
+    return tuple({"optimizer": name, **common, **decay[name]} for name in OPTIMIZERS)
+
+
+# Within 15 minutes on 2 cores: the paper's networks, with few images of CIFAR-10 and few epochs.
 QUICK = {
     **RECIPES["quick"], "geometry": "paper", "samples": 2000, "epochs": 6, "validation_split": 0.02, "masks_every": 3,
 }  # fmt: skip
@@ -52,90 +83,113 @@ QUICK = {
 EXPERIMENTS = {
     "arl-nal": Experiment(
         "attention residual against naive attention learning (table 3)",
-        combine(model=networks(56, 92, 128, 164), learning=("arl", "nal")),
+        combine(model=list_networks(56, 92, 128, 164), learning=("arl", "nal")),
         columns="learning",
         quick={"samples": 1500},
-        quick_varied=combine(model=networks(56, 92), learning=("arl", "nal")),
+        quick_varied=combine(model=list_networks(56, 92), learning=("arl", "nal")),
     ),
     "attention-type": Experiment(
         "mixed, channel and spatial attention (table 1)",
-        combine(model=networks(56), attention=("mixed", "channel", "spatial")),
+        combine(model=list_networks(56), attention=("mixed", "channel", "spatial")),
         quick={"samples": 3000},
     ),
     "mask": Experiment(
         "encoder-decoder against local convolutions in the mask (table 4)",
-        combine(model=networks(56), mask=("encoder_decoder", "local")),
+        combine(model=list_networks(56), mask=("encoder_decoder", "local")),
         quick={"samples": 4000},
     ),
     "label-noise": Experiment(
         "training labels replaced with the paper's confusion matrix (table 5)",
-        combine(model=networks(92), label_noise=(0.1, 0.3, 0.5, 0.7)),
+        combine(model=list_networks(92), label_noise=(0.1, 0.3, 0.5, 0.7)),
         quick={"samples": 2000},
-        quick_varied=combine(model=networks(56), label_noise=(0.1, 0.3, 0.5, 0.7)),
+        quick_varied=combine(model=list_networks(56), label_noise=(0.1, 0.3, 0.5, 0.7)),
     ),
     "depth": Experiment(
         "how deep (tables 3 and 6)",
-        combine(model=networks(56, 92, 128, 164, 236, 452)),
+        combine(model=list_networks(56, 92, 128, 164, 236, 452)),
         quick={"samples": 1000},
-        quick_varied=combine(model=networks(56, 92, 128)),
+        quick_varied=combine(model=list_networks(56, 92, 128)),
     ),
     "optimizers": Experiment(
-        "SGD, Adam, AdamW and RMSprop (the reference re-implementation's comparison)",
-        (
-            {"optimizer": "sgd", "learning_rate": 0.1},
-            {"optimizer": "adam", "learning_rate": 1e-3},
-            {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay_kind": "decoupled", "weight_decay": 0.05},
-            {"optimizer": "rmsprop", "learning_rate": 1e-4},
+        "every optimizer, each at its default learning rate",
+        list_optimizers(),
+        quick={"samples": 1000},
+    ),
+    "architectures": Experiment(
+        "geometries and families, each trained with equal multiply-adds",
+        list_architectures(*COSTS),
+        quick={"samples": 800, "epochs": 12},
+        quick_varied=list_architectures(
+            ("attention_56", "paper"),
+            ("attention_92", "paper"),
+            ("attention_56", "compact"),
+            ("attentionnext_56", "compact"),
+            ("attentioninception_56", "compact"),
         ),
-        quick={"samples": 2000},
+        equal_cost=True,
     ),
 }
 
 
 def plan_recipes(name, quick=False, seeds=1, **given):
-    """The recipes of an experiment's runs, in their order; `given` fields override what all of them share.
+    """Return the recipes of an experiment's runs, in their order.
+
+    Args:
+        name: key of `EXPERIMENTS`.
+        quick: bool, whether few images and epochs are trained.
+        seeds: int, runs of each, with seeds 0 to `seeds - 1`.
+        given: fields of the recipe, which override what all runs share.
 
     Raises:
-        InputError: a value that cannot be.
+        InputError: a value that is not allowed.
     """
     experiment = EXPERIMENTS[name]
     common = {**QUICK, **experiment.quick} if quick else RECIPES["paper"]
     varied = experiment.quick_varied or experiment.varied if quick else experiment.varied
-    return [make_recipe({**common, **each}, {**given, "seed": seed}) for seed in range(seeds) for each in varied]
+    planned = []
+    for seed in range(seeds):
+        for each in varied:
+            fields, own = {**common, **each}, {**given, "seed": seed}
+            if experiment.equal_cost:
+                share = COSTS[REFERENCE] / COSTS[fields["model"], fields["geometry"]]
+                own["epochs"] = max(round(given.get("epochs", fields["epochs"]) * share), 2)
+            planned.append(make_recipe(fields, own))
+    return planned
 
 
 def find_run(logs, recipe):
-    """The folder of the run of this recipe, the finished one first, or None: found by the recipes in `logs`."""
+    """Return the folder in `logs` of the run of this recipe, a finished one if there is one, or None."""
     found = []
     for path in sorted(Path(logs).glob("*/recipe.json")):
         try:
             if Recipe.from_json(read_text(path)) == recipe:
                 found.append(path.parent)
         except (OSError, ValueError):
-            continue  # a file that is no recipe is no run of ours
+            continue  # not a recipe, so not one of these runs
     return next((run for run in found if is_finished(run)), found[-1] if found else None)
 
 
 def is_finished(run):
+    """Return whether a run has a result."""
     return (run / "result.json").exists()
 
 
 def make_command(recipe, run=None):
-    """The command line that trains a recipe, or that goes on with a run's folder."""
+    """Return the command line that trains a recipe, or that resumes the run in a folder."""
     if run:
         return [sys.executable, str(SCRIPT), "--resume", str(run)]
-    words = []
+    options = []
     for item in dataclasses.fields(recipe):
         value = getattr(recipe, item.name)
         if value != item.default:
-            words += ["--" + item.name.replace("_", "-"), str(value).lower() if item.type is bool else str(value)]
-    return [sys.executable, str(SCRIPT), *words]
+            options += ["--" + item.name.replace("_", "-"), str(value).lower() if item.type is bool else str(value)]
+    return [sys.executable, str(SCRIPT), *options]
 
 
-def run_command(words):
-    """Exit code of a command, which is waited for to its end, also after Ctrl-C: a run then saves itself."""
-    child = subprocess.Popen(words)
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # Ctrl-C reaches the child by itself
+def run_command(command):
+    """Run a command and return its exit code; after Ctrl-C, wait until the run has saved itself."""
+    child = subprocess.Popen(command)
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # the terminal sends Ctrl-C to both
     try:
         while True:
             try:
@@ -148,22 +202,20 @@ def run_command(words):
 
 
 def run_all(planned, logs):
-    """Train what is not finished, one process after the other; ends the process where one of them fails."""
+    """Train what is not finished, one process after the other; end this process if one of them fails."""
     for number, recipe in enumerate(planned, start=1):
         run = find_run(logs, recipe)
         if run and is_finished(run):
-            print(f"{number} of {len(planned)}: done before, {run}", flush=True)
+            print(f"{number} of {len(planned)}: already finished, {format_path(run)}", flush=True)
             continue
-        print(f"{number} of {len(planned)}: {' '.join(make_command(recipe, run)[1:])}", flush=True)
+        print(f"{number} of {len(planned)}: {escape_console(shlex.join(make_command(recipe, run)[1:]))}", flush=True)
         code = run_command(make_command(recipe, run))
         if code:
-            exit_with(
-                code, f"{PROGRAM}: stopped at run {number} of {len(planned)}; the same command goes on from there"
-            )
+            exit_with(code, f"{PROGRAM}: stopped at run {number} of {len(planned)}; the same command continues there")
 
 
 def summarize(name, planned, logs):
-    """The experiment's table as text; written beside the runs, with the curves."""
+    """Return the experiment's table as text; write it, with the curves, to the folder of the runs."""
     runs = [history.read_run(find_run(logs, recipe)) for recipe in planned]
     groups = report.group_runs(runs)
     columns = EXPERIMENTS[name].columns
@@ -173,7 +225,10 @@ def summarize(name, planned, logs):
     (Path(logs) / "report.csv").write_text(report.format_csv(tables[-1]), encoding="utf-8")
     report.write_curves(groups, Path(logs) / "curves.png")
     spent = format_duration(sum(run.result["running_time_s"] for run in runs))
-    return "\n".join(map(report.format_console, tables)) + f"{spent} of training; tables and curves in {logs}\n"
+    return (
+        "\n".join(map(report.format_console, tables))
+        + f"{spent} of training; tables and curves in {format_path(logs)}\n"
+    )
 
 
 def parse(arguments):
@@ -181,29 +236,29 @@ def parse(arguments):
     parser = Parser(prog=PROGRAM, description=f"{__doc__}\n{about}", allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name", choices=tuple(EXPERIMENTS), metavar="NAME", help=", ".join(EXPERIMENTS))
-    parser.add_argument("--quick", action="store_true", help="few images and epochs: 15 minutes on 2 cores")
+    parser.add_argument("--quick", action="store_true", help="few images and epochs: about 15 minutes on 2 cores")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, with seeds 0 to N - 1")
-    parser.add_argument("--logs", default="Logs", help="gets a folder for the experiment (default: Logs)")
+    parser.add_argument("--logs", default="Logs", help="folder that gets the experiment's folder (default: Logs)")
     parser.add_argument("--data-dir", default="", help="as in training_cifar10.py")
     parser.add_argument("--dataset", default="cifar10", choices=("cifar10", "cifar100"), help="(default: cifar10)")
-    parser.add_argument("--epochs", type=int, help="another number than the experiment's own")
-    parser.add_argument("--samples", type=int, help="another limit of training images than the experiment's own")
-    words = parser.parse_args(arguments)
-    if words.seeds < 1:
-        parser.error(f"--seeds must be 1 or more, received {words.seeds}")
-    return words
+    parser.add_argument("--epochs", type=int, help="in place of the experiment's own")
+    parser.add_argument("--samples", type=int, help="limit of training images, in place of the experiment's own")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds must be 1 or more, received {options.seeds}")
+    return options
 
 
 @entry_point(PROGRAM)
 def main(arguments=None):
-    words = parse(arguments)
+    options = parse(arguments)
     with report_errors(PROGRAM, "Stopped."):
-        logs = Path(words.logs) / (words.name + ("-quick" if words.quick else ""))
-        given = {"logs": str(logs), "data_dir": words.data_dir, "dataset": words.dataset}
-        given |= {name: getattr(words, name) for name in ("epochs", "samples") if getattr(words, name) is not None}
-        planned = plan_recipes(words.name, words.quick, words.seeds, **given)
+        logs = Path(options.logs) / (options.name + ("-quick" if options.quick else ""))
+        given = {"logs": str(logs), "data_dir": options.data_dir, "dataset": options.dataset}
+        given |= {name: getattr(options, name) for name in ("epochs", "samples") if getattr(options, name) is not None}
+        planned = plan_recipes(options.name, options.quick, options.seeds, **given)
         run_all(planned, logs)
-        print(summarize(words.name, planned, logs), end="")
+        print(summarize(options.name, planned, logs), end="")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Export a saved network, raw images in and probabilities out, and check what came of it against Keras on real images.
+"""Export a saved network, from raw images to probabilities, and compare the export with Keras on real images.
 
 python -m Training.tools.export Logs/<run> --to savedmodel|onnx|tflite
 """
@@ -25,7 +25,7 @@ BATCH = 64
 
 
 class Format(NamedTuple):
-    """An export format: its name in Keras, what its files are called, and what it needs beside Keras."""
+    """An export format: its name in Keras, the ending of its files, and what it needs in addition to Keras."""
 
     keras: str
     ending: str
@@ -44,30 +44,32 @@ def parse(arguments):
     parser = Parser(prog=PROGRAM, description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("model", metavar="RUN|FILE", help="a run's folder, or a .keras file")
     parser.add_argument("--to", required=True, choices=tuple(FORMATS), help="format")
-    parser.add_argument("--best", action="store_true", help="the run's best.keras instead of its last.keras")
-    parser.add_argument("--output", metavar="PATH", help="file, or SavedModel's folder (default: beside the network)")
-    parser.add_argument("--dataset", help=f"whose test images are compared: {dataset_names()} (default: the run's own)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where that is, as in training (default: the run's own)")
+    parser.add_argument("--best", action="store_true", help="best.keras (by validation accuracy), not last.keras")
+    parser.add_argument(
+        "--output", metavar="PATH", help="file, or folder of a SavedModel (default: next to the network)"
+    )
+    parser.add_argument("--dataset", help=f"data set of the test images: {dataset_names()} (default: the run's own)")
+    parser.add_argument("--data-dir", metavar="DIR", help="its folder, as in training (default: the run's own)")
     parser.add_argument("--images", type=int, default=256, metavar="N", help="images compared (default: 256)")
-    words = parser.parse_args(arguments)
-    if words.images < 1:
-        parser.error(f"--images must be 1 or more, received {words.images}")
+    options = parser.parse_args(arguments)
+    if options.images < 1:
+        parser.error(f"--images must be 1 or more, received {options.images}")
     try:
-        find_dataset(words.dataset or "cifar10")
+        find_dataset(options.dataset or "cifar10")
     except ValueError as error:
         parser.error(f"--dataset {error}")
-    return words
+    return options
 
 
 def refuse_impossible(kind):
-    """Raise `InputError` where this backend or these packages cannot export to the format."""
+    """Raise `InputError` if this backend or the installed packages cannot export to the format."""
     import keras
 
     needed, backend = FORMATS[kind], keras.backend.backend()
     if backend not in needed.backends:
         raise InputError(
-            f"Keras {keras.__version__} does not export to {kind} on {backend}: give KERAS_BACKEND=tensorflow; a saved "
-            "network is the same on every backend"
+            f"Keras {keras.__version__} does not export to {kind} on {backend}: set KERAS_BACKEND=tensorflow; a saved "
+            "network can be loaded on every backend"
         )
     missing = [name for name in needed.packages if importlib.util.find_spec(name) is None]
     if missing:
@@ -75,7 +77,7 @@ def refuse_impossible(kind):
 
 
 def load_test_images(path, dataset, data_dir, count):
-    """A data set's name and the first images of its test set; by default of the run that the network is from."""
+    """Return the name of a data set and the first images of its test set; by default of the network's own run."""
     recipe = path.with_name("recipe.json")
     if recipe.exists():
         own = saved.read_recipe(recipe)
@@ -83,7 +85,7 @@ def load_test_images(path, dataset, data_dir, count):
             own = dataclasses.replace(own, data_dir=own.data_dir if data_dir is None else data_dir)
             return own.dataset, load_for_recipe(own).test.images[:count]
     if dataset is None:
-        raise InputError(f"there is no recipe.json beside {format_path(path)}: give --dataset")
+        raise InputError(f"there is no recipe.json next to {format_path(path)}: give --dataset")
     return dataset, load_for_recipe(Recipe(dataset=dataset, data_dir=data_dir or "")).test.images[:count]
 
 
@@ -91,24 +93,24 @@ def export(network, kind, path):
     """Write the network to `path`; its input is float32 `(batch, height, width, 3)` of 0 to 255, any batch.
 
     Raises:
-        InputError: Keras or the converter it calls cannot do it.
+        InputError: Keras, or the converter that it calls, cannot export the network.
     """
     import keras
 
     for layer in network.layers:
         if isinstance(layer, keras.layers.Normalization):
-            # Tensors of TensorFlow would be further inputs of the ONNX graph, arrays are constants in it.
+            # TensorFlow tensors would become inputs of the ONNX graph; arrays become constants.
             layer.mean, layer.variance = (np.asarray(values) for values in (layer.mean, layer.variance))
     try:
         with silence_stderr():
             network.export(path, format=FORMATS[kind].keras, verbose=False)
-    except Exception as error:  # converters raise many kinds
+    except Exception as error:  # converters raise exceptions of many types
         reason = shorten(error)
         raise InputError(f"Keras {keras.__version__} cannot export this network to {kind}: {reason}") from None
 
 
 def convert_to_float32(network):
-    """The network computing in float32, as what is exported does, whatever precision it was trained in."""
+    """Return the network with float32 arithmetic, as exported networks have it, whatever it was trained in."""
     import keras
 
     if all(layer.compute_dtype == "float32" for layer in network.layers):
@@ -121,7 +123,7 @@ def convert_to_float32(network):
 
 
 def open_export(kind, path):
-    """What was exported, as a function from images to probabilities, run by the format's own library."""
+    """Return the exported network as a function from images to probabilities, run by the format's own library."""
     if kind == "onnx":
         import onnxruntime
 
@@ -148,7 +150,7 @@ def open_export(kind, path):
 
 
 def measure_differences(run, images, expected):
-    """Largest differences of `run` from the expected probabilities, `{images at a time: difference}`."""
+    """Return the largest differences of `run` from the expected probabilities, `{images at a time: difference}`."""
     images, found = images.astype("float32"), {}
     for batch in sorted({1, min(BATCH, len(images))}):
         given = [run(images[start : start + batch]) for start in range(0, len(images), batch)]
@@ -157,7 +159,7 @@ def measure_differences(run, images, expected):
 
 
 def export_and_check(network, kind, images, output):
-    """Export beside `output`, compare, and put it there if it agrees; returns the differences."""
+    """Export into a temporary folder, compare, and move the export to `output` if it agrees; return the differences."""
     expected = network.predict(images, batch_size=BATCH, verbose=0)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as place:
         path = Path(place) / f"network{FORMATS[kind].ending}"
@@ -165,46 +167,46 @@ def export_and_check(network, kind, images, output):
         try:
             with silence_stderr():
                 found = measure_differences(open_export(kind, path), images, expected)
-        except Exception as error:  # of any kind, from the format's own library
-            raise InputError(f"what was exported to {kind} does not run, nothing was kept: {shorten(error)}") from None
-        if all(difference <= LARGEST_DIFFERENCE for difference in found.values()):  # also false for not a number
+        except Exception as error:  # of any type, from the format's own library
+            raise InputError(f"the {kind} export does not run and was not kept: {shorten(error)}") from None
+        if all(difference <= LARGEST_DIFFERENCE for difference in found.values()):  # false for NaN, too
             os.replace(path, output)
     return found
 
 
-def run(words):
-    path = saved.find(words.model, words.best)
-    output = Path(words.output or path.with_suffix(FORMATS[words.to].ending))
+def run(options):
+    path = saved.find(options.model, options.best)
+    output = Path(options.output or path.with_suffix(FORMATS[options.to].ending))
     if output.exists():
         raise InputError(f"{format_path(output)} exists: remove it, or give another --output")
     if not os.access(output.parent, os.W_OK):
         raise InputError(f"{format_path(output)} cannot be written")
-    dataset, images = load_test_images(path, words.dataset, words.data_dir, words.images)
+    dataset, images = load_test_images(path, options.dataset, options.data_dir, options.images)
     start_keras()
-    refuse_impossible(words.to)
+    refuse_impossible(options.to)
     network = convert_to_float32(saved.load(path))
     if network.input_shape[1:] != images.shape[1:]:
         raise InputError(
             f"{format_path(path)} takes images of {network.input_shape[1:]}, {dataset} has {images.shape[1:]}"
         )
-    found = export_and_check(network, words.to, images, output)
+    found = export_and_check(network, options.to, images, output)
     print(f"  compared with Keras on {len(images)} test images of {dataset}, largest difference of a probability:")
     for batch, difference in found.items():
         print(f"  {difference:.1e}  in batches of {batch}")
     if not output.exists():
-        exit_with(1, f"{PROGRAM}: error: more than {LARGEST_DIFFERENCE:g}: nothing was kept")
-    print(f"  written to {format_path(output)}")
+        exit_with(1, f"{PROGRAM}: error: more than {LARGEST_DIFFERENCE:g}: the export was not kept")
+    print(f"  {format_path(path)} exported to {format_path(output)}")
 
 
 @entry_point(PROGRAM)
 def main(arguments=None):
-    words = parse(arguments)
+    options = parse(arguments)
     with report_errors(PROGRAM, "Stopped."):
         try:
-            run(words)
+            run(options)
         except OSError as error:
             exit_with(
-                1, f"{PROGRAM}: error: {error.filename or words.model} cannot be written: {error.strerror or error}"
+                1, f"{PROGRAM}: error: {error.filename or options.model} cannot be written: {error.strerror or error}"
             )
 
 

@@ -1,91 +1,141 @@
-"""Tables and curves of any set of runs, beside the published errors: `python -m Training.tools.report Logs/...`."""
+"""Print tables and draw curves of runs, with the published errors: `python -m Training.tools.report Logs/...`.
+
+Runs that differ in nothing but their seed are one row, with the mean and the sample standard deviation of their errors.
+Runs of the same seed and backend repeat one another: they count as one run, with their mean.
+"""
 
 import csv
 import io
+import sys
 
 import numpy as np
 
-from Training.console import entry_point, exit_with, format_duration, report_errors, run_program
-from Training.errors import InputError
+from Training.console import entry_point, exit_with, format_count, format_duration, report_errors, run_program
+from Training.errors import InputError, format_path
 from Training.flags import Parser
 from Training.recipe import compared_fields
 from Training.runs import history
+from Training.visual.escaping import LONGEST_CELL, escape_console, escape_csv, make_markdown_table, shorten_name
 from Training.visual.published import SOURCES, find_published
 
 PROGRAM = "python -m Training.tools.report"
 MOST_NAMED = 3  # values in a legend's line
-NAMED = ("dataset", "model", "learning")  # always told of a run
+NAMED = ("dataset", "model", "learning")  # fields that every row has
 ERRORS = {"test": "test_error_percent", "validation": "validation_error_percent", "train": "train_error_percent"}
 
 
 def group_runs(runs):
-    """Runs that differ in nothing but their seed, together, under what they differ in from the others.
+    """Put runs that differ in nothing but their seed together.
+
+    Args:
+        runs: list of `history.Run`.
 
     Returns:
-        `{((field, value), ...): [run, ...]}`, with the fields of `NAMED` first.
+        `{((field, value), ...): [run, ...]}`, with the fields of `NAMED` first and then the fields in which the runs
+        differ.
     """
     fields = [name for name in compared_fields() if name not in NAMED]
     varied = [name for name in fields if len({str(run.recipe.get(name)) for run in runs}) > 1]
     groups = {}
     for run in runs:
-        key = tuple((name, run.recipe[name]) for name in (*NAMED, *varied))
+        key = tuple((name, _make_hashable(run.recipe[name])) for name in (*NAMED, *varied))
         groups.setdefault(key, []).append(run)
     return groups
 
 
-def format_mean(values, text="{:.2f}"):
-    """The mean of values, with their sample standard deviation where there are several; "-" where one is missing."""
-    if any(value is None for value in values):
+def _make_hashable(value):
+    """Return the value of a field, or a text if the recipe was edited to something that no field can be."""
+    return value if isinstance(value, str | int | float) else str(value)
+
+
+def collect_samples(runs):
+    """Return the runs of a group as independent samples: a list of runs for each seed and backend.
+
+    A repeat of the same seed draws the same random numbers, so it says nothing about the spread over seeds. TensorFlow
+    and JAX draw different numbers from one seed.
+    """
+    samples = {}
+    for run in runs:
+        samples.setdefault((run.recipe.get("seed"), run.result.get("backend")), []).append(run)
+    return list(samples.values())
+
+
+def format_mean(samples, name, text="{:.2f}"):
+    """Return the mean of a result over samples, with the standard deviation if there are several.
+
+    Args:
+        samples: list of lists of `history.Run`, see `collect_samples`.
+        name: field of the result.
+        text: format of a number.
+
+    Returns:
+        A text such as "5.52" or "5.52 ± 0.10"; "-" if a run has no such result.
+    """
+    values = [[run.result.get(name) for run in sample] for sample in samples]
+    if any(value is None for sample in values for value in sample):
         return "-"
-    mean = text.format(np.mean(values))
-    return f"{mean} ± {text.format(np.std(values, ddof=1))}" if len(values) > 1 else mean
+    means = [np.mean(sample) for sample in values]
+    mean = text.format(np.mean(means))
+    return f"{mean} ± {text.format(np.std(means, ddof=1))}" if len(means) > 1 else mean
 
 
-def _published(recipe):
+def _format_published(recipe):
     return ", ".join(f"{each.error:.2f} ({each.source})" for each in find_published(recipe)) or "-"
 
 
 def _format_value(name, value):
-    """A field's value in a table."""
+    """Return the value of a field as in a table."""
     if name == "model":
         return str(value).replace("attention", "Attention").replace("_", "-")
     return str(value).upper() if name == "learning" else str(value)
 
 
+def _label_value(name, value):
+    return _format_value(name, value) if name in NAMED else f"{name}={value}"
+
+
+def _format_number_of_runs(samples):
+    repeats = sum(map(len, samples)) - len(samples)
+    return f"{len(samples)} (+{format_count(repeats, 'repeat')})" if repeats else str(len(samples))
+
+
 def make_run_table(groups):
-    """Rows of texts, the header first: a row for each group, with errors in per cent, cost, and published errors."""
+    """Return rows of texts, the header first: a row for each group, with errors in per cent, cost, published errors."""
     names = [name for name, _ in next(iter(groups))]
     header = [*names, "runs", *(f"{part} error %" for part in ERRORS), "time", "parameters", "images/s", "published"]
     rows = []
     for key, runs in groups.items():
-        results = [run.result for run in runs]
+        samples = collect_samples(runs)
         rows.append([
             *(_format_value(name, value) for name, value in key),
-            str(len(runs)),
-            *(format_mean([result.get(name) for result in results]) for name in ERRORS.values()),
-            format_duration(np.mean([result["running_time_s"] for result in results])),
-            f"{results[0]['parameters']:,}",
-            format_mean([result.get("images_per_s") for result in results], "{:.0f}"),
-            _published(runs[0].recipe),
+            _format_number_of_runs(samples),
+            *(format_mean(samples, name) for name in ERRORS.values()),
+            format_duration(np.mean([run.result["running_time_s"] for run in runs])),
+            f"{runs[0].result['parameters']:,}",
+            format_mean(samples, "images_per_s", "{:.0f}"),
+            _format_published(runs[0].recipe),
         ])  # fmt: skip
     return [header, *rows]
 
 
-def make_pivot_table(groups, field):
-    """Test errors with the values of one field side by side, as the paper's table 3 has ARL and NAL.
+def list_values(groups, field):
+    """Return the values of a field in which groups differ, in their order; fewer than two if they do not."""
+    return list(dict.fromkeys(value for key in groups for name, value in key if name == field))
 
-    Raises:
-        InputError: the runs do not differ in this field.
+
+def make_pivot_table(groups, field):
+    """Return test errors with the values of one field side by side, as the paper's table 3 has ARL and NAL.
+
+    Args:
+        groups: see `group_runs`.
+        field: in which the groups differ.
     """
-    values = list(dict.fromkeys(value for key in groups for name, value in key if name == field))
-    if len(values) < 2:
-        known = ", ".join(dict.fromkeys(name for key in groups for name, _ in key))
-        raise InputError(f"--columns {field}: the runs do not differ in it; they are told apart by {known}")
+    values = list_values(groups, field)
     cells = {}
     for key, runs in groups.items():
         rest = tuple((name, value) for name, value in key if name != field)
-        error = format_mean([run.result["test_error_percent"] for run in runs])
-        cells.setdefault(rest, {})[dict(key)[field]] = (error, _published(runs[0].recipe))
+        error = format_mean(collect_samples(runs), ERRORS["test"])
+        cells.setdefault(rest, {})[dict(key)[field]] = (error, _format_published(runs[0].recipe))
     shown = [_format_value(field, value) for value in values]
     names = [name for name, _ in next(iter(cells))]
     header = [*names, *(f"{value} %" for value in shown), *(f"{value} published" for value in shown)]
@@ -99,23 +149,23 @@ def make_pivot_table(groups, field):
 
 
 def format_console(rows):
-    """Rows of texts in aligned columns."""
+    """Return rows of texts as aligned columns."""
+    rows = [[shorten_name(escape_console(cell), LONGEST_CELL) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows) + "\n"
 
 
 def format_markdown(rows):
-    """Rows of texts as a Markdown table, the sources of published errors below it."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
-    sources = [f"{name}: {source}" for name, source in SOURCES.items() if any(f"({name})" in line for line in lines)]
-    return "\n".join(lines) + ("\n\nPublished: " + "; ".join(sources) + ".\n" if sources else "\n")
+    """Return rows of texts as a Markdown table, the sources of published errors below it."""
+    table = make_markdown_table(rows[0], rows[1:])
+    sources = [f"{name}: {source}" for name, source in SOURCES.items() if f"({name})" in table]
+    return table + ("\n\nPublished: " + "; ".join(sources) + ".\n" if sources else "\n")
 
 
 def format_csv(rows):
-    """Rows of texts as CSV."""
+    """Return rows of texts as CSV."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(escape_csv, row) for row in rows)
     return text.getvalue()
 
 
@@ -123,15 +173,19 @@ FORMATS = {"console": format_console, "markdown": format_markdown, "csv": format
 
 
 def label_groups(groups):
-    """Short names of groups for a legend: what differs, the network alone, or rows of the table where much differs."""
-    different = [name for name, _ in next(iter(groups)) if len({dict(key)[name] for key in groups}) > 1] or ["model"]
+    """Return short names of groups for a legend.
+
+    What differs comes after the network; if much differs, the names are rows of the table.
+    """
+    different = [name for name, _ in next(iter(groups)) if len({dict(key)[name] for key in groups}) > 1]
     if len(different) > MOST_NAMED:
         return [f"row {row}" for row, _ in enumerate(groups, start=1)]
-    return [", ".join(_format_value(name, dict(key)[name]) for name in different) for key in groups]
+    shown = ["model", *(name for name in different if name != "model")]
+    return [", ".join(_label_value(name, dict(key)[name]) for name in shown) for key in groups]
 
 
 def write_curves(groups, path):
-    """Training loss and errors of each group as a PNG file."""
+    """Write training loss and errors of each group as a PNG file."""
     from Training.visual import plots
 
     histories = {label: [run.history for run in runs] for label, runs in zip(label_groups(groups), groups.values())}
@@ -142,31 +196,45 @@ def parse(arguments):
     parser = Parser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
     parser.add_argument("--format", choices=tuple(FORMATS), default="console", help="of the table (default: console)")
-    parser.add_argument("--columns", metavar="FIELD", help="test errors with this field's values side by side")
+    parser.add_argument(
+        "--columns",
+        metavar="FIELD",
+        choices=compared_fields(),
+        help="test errors with the values of this field of the recipe side by side, such as learning",
+    )
     parser.add_argument("--curves", metavar="FILE", help="also write the curves as a PNG file")
     return parser.parse_args(arguments)
 
 
-def report(words):
-    """The table that the words ask for, as text; writes the curves."""
-    runs, unfinished = history.find(words.runs)
+def report(options):
+    """Return the table as text, the folders of unfinished runs, and notes for the reader; writes the curves."""
+    runs, unfinished = history.find(options.runs)
     if not runs:
-        raise InputError(f"no run is finished; {len(unfinished)} are not: {', '.join(map(str, unfinished)):.200}")
-    groups = group_runs(runs)
-    rows = make_pivot_table(groups, words.columns) if words.columns else make_run_table(groups)
-    if words.curves:
-        write_curves(groups, words.curves)
-    return FORMATS[words.format](rows), unfinished
+        named = ", ".join(map(format_path, unfinished))
+        raise InputError(f"no run is finished; {len(unfinished)} are not: {named:.200}")
+    groups, notes = group_runs(runs), []
+    if options.columns and len(list_values(groups, options.columns)) > 1:
+        rows = make_pivot_table(groups, options.columns)
+    else:
+        rows = make_run_table(groups)
+        if options.columns:
+            notes.append(f"--columns {options.columns}: the runs do not differ in it; this is the table of runs")
+    if options.curves:
+        write_curves(groups, options.curves)
+        notes.append(f"{format_path(options.curves)} written")
+    return FORMATS[options.format](rows), unfinished, notes
 
 
 @entry_point(PROGRAM)
 def main(arguments=None):
-    words = parse(arguments)
+    options = parse(arguments)
     with report_errors(PROGRAM):
-        text, unfinished = report(words)
+        text, unfinished, notes = report(options)
     print(text, end="")
+    for note in notes:
+        sys.stderr.write(f"{PROGRAM}: {note}\n")
     if unfinished:
-        exit_with(1, f"{PROGRAM}: not finished and left out: {', '.join(map(str, unfinished))}")
+        exit_with(1, f"{PROGRAM}: not finished and left out: {', '.join(map(format_path, unfinished))}")
 
 
 if __name__ == "__main__":

@@ -6,24 +6,24 @@ from Module import AttentionBlock, Branches, Unit
 
 
 def find_blocks(network):
-    """The attention blocks of a network, in their order."""
+    """Return the attention blocks of a network, in their order."""
     return [layer for layer in network.layers if isinstance(layer, AttentionBlock)]
 
 
 def make_branch_model(network):
-    """A model from images to `{block's name: {"trunk": ..., "mask": ...}}`, each `(batch, h, w, channels)`."""
+    """Return a model from images to `{block's name: {"trunk": ..., "mask": ...}}`, each `(batch, h, w, channels)`."""
     both = {block.name: Branches(block, name=f"{block.name}_branches")(block.input) for block in find_blocks(network)}
     return keras.Model(network.inputs, both, name=f"{network.name}_branches")
 
 
 def make_mask_model(network):
-    """A model from images to the soft masks of all attention blocks, `{block's name: (batch, h, w, channels)}`."""
+    """Return a model from images to the soft masks of all blocks, `{block's name: (batch, h, w, channels)}`."""
     masks = {name: both["mask"] for name, both in make_branch_model(network).output.items()}
     return keras.Model(network.inputs, masks, name=f"{network.name}_masks")
 
 
 def make_view_model(network):
-    """A model from images to the class probabilities and the branches of all attention blocks, in one pass.
+    """Return a model from images to the class probabilities and the branches of all attention blocks, in one pass.
 
     Its outputs are `{"probabilities": (batch, classes), "branches": ...}`, see `make_branch_model`.
     """
@@ -31,10 +31,23 @@ def make_view_model(network):
     return keras.Model(network.input, outputs, name=f"{network.name}_view")
 
 
-def measure_responses(network, images, batch_size=64):
-    """Mean absolute response of the features behind each residual unit and attention block, over the images.
+def make_feature_model(network):
+    """Return a model from images to the features before the classifier, `(batch, channels)`."""
+    return keras.Model(network.inputs, network.get_layer("logits").input, name=f"{network.name}_features")
 
-    Wang et al. 2017, figure 4. Returns `{layer's name: float}`, in the network's order.
+
+def measure_responses(network, images, batch_size=64):
+    """Return the mean absolute response of the features after each residual unit and attention block.
+
+    Wang et al. 2017, figure 4.
+
+    Args:
+        network: a functional model of `Model`.
+        images: uint8 `(n, height, width, 3)`, over which the mean is taken.
+        batch_size: int, images at a time.
+
+    Returns:
+        `{layer's name: float}`, in the network's order.
     """
     parts = [layer for layer in network.layers if isinstance(layer, AttentionBlock | Unit)]
     means = {part.name: keras.ops.mean(keras.ops.abs(part.output), axis=(1, 2, 3)) for part in parts}

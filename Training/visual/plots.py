@@ -1,4 +1,4 @@
-"""Pictures: images side by side, soft masks over images, features, responses, curves, the confusion matrix."""
+"""Pictures: soft masks over images, features, responses, curves, the confusion matrix, wrong predictions."""
 
 import io
 from pathlib import Path
@@ -6,69 +6,148 @@ from pathlib import Path
 import numpy as np
 
 from Training.errors import InputError, format_path
+from Training.files import replace_file
+from Training.visual.escaping import escape_figure, is_drawable, shorten_name
 
-ENLARGED = 4  # times, images with masks over them: 32 pixels are too few to see both
+ENLARGED = 4  # times, images side by side: 32 pixels are few on a screen
+LEAST_SIDE = 128  # pixels of an image with a mask over it: fewer do not show both
+MOST_CLASSES = 2000  # in a confusion matrix, which takes 8 bytes for each pair of classes
+NAMED_CLASSES = 20  # above, the confusion matrix has numbers in place of names
+LONGEST_LABEL = 24  # characters of a class or an image
+MARGINS = (90, 90)  # pixels left and right of rows of masks, for names and colour bars
 
 
 def enlarge(images, factor):
-    """Each pixel of `(batch, h, w, channels)` as a square of `factor` pixels."""
+    """Return images `(batch, h, w, channels)` with each pixel as a square of `factor` pixels."""
     return np.repeat(np.repeat(images, factor, axis=1), factor, axis=2)
 
 
 def arrange_in_row(images, gap=2):
-    """A batch `(n, h, w, 3)` as one picture, side by side on white."""
+    """Return a batch `(n, h, w, 3)` as one picture, side by side on white."""
     padded = np.pad(images, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255)
     return np.concatenate(list(padded), axis=1)
 
 
 def color_heat(values):
-    """`(..., h, w)` in [0, 1] as colours uint8 `(..., h, w, 3)`: matplotlib's viridis."""
+    """Return values `(..., h, w)` in [0, 1] as colours uint8 `(..., h, w, 3)`: matplotlib's viridis."""
     import matplotlib
 
     return (matplotlib.colormaps["viridis"](np.clip(values, 0, 1))[..., :3] * 255).astype("uint8")
 
 
 def rescale(values):
-    """Values between 0 and 1: the lowest and the highest of all of them."""
+    """Return values mapped linearly so that the lowest of all is 0 and the highest is 1."""
     low, high = values.min(), values.max()
     return (values - low) / max(high - low, 1e-6)
 
 
 def overlay(image, strength, opacity=0.6):
-    """An image under the heat map of a strength `(h, w)` in [0, 1], which is upsampled to the image's size."""
+    """Return an image in grey under the heat map of `strength`.
+
+    Args:
+        image: uint8 `(height, width, 3)`.
+        strength: `(h, w)` in [0, 1]; upsampled to the size of the image.
+        opacity: float, the share of the heat map in each pixel; the rest is the image in grey.
+
+    Returns:
+        uint8 `(height, width, 3)`.
+    """
     from PIL import Image
 
     height, width, _ = image.shape
     smooth = Image.fromarray(strength.astype("float32")).resize((width, height), Image.Resampling.BILINEAR)
-    return ((1 - opacity) * image + opacity * color_heat(np.asarray(smooth))).round().astype("uint8")
+    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    return ((1 - opacity) * grey + opacity * color_heat(np.asarray(smooth))).round().astype("uint8")
 
 
-def draw_mask_rows(images, mask):
-    """Images in the first row; below each, as heat over it, the mean of its mask over the channels.
+def overlay_all(images, strength):
+    """Return enlarged images `(n, height, width, 3)` under the heat maps of `strength` `(n, h, w)`.
 
-    Dark is the lowest and bright the highest weight of the picture: early in training, and where weights are decayed,
-    all of them lie near 0.5.
+    The lowest of all values is the darkest colour and the highest the brightest, so the images can be compared.
+    """
+    return np.stack([overlay(image, each) for image, each in zip(enlarge_enough(images), rescale(strength))])
+
+
+def enlarge_enough(images):
+    """Return images of at least `LEAST_SIDE` pixels, or nearly so: each pixel becomes a square."""
+    return enlarge(images, max(LEAST_SIDE // images.shape[1], 1))
+
+
+def find_most_varied(mask, count):
+    """Return the channels of a mask `(n, h, w, channels)` whose weights vary most over images and positions."""
+    return np.argsort(-np.asarray(mask, "float32").std(axis=(0, 1, 2)), kind="stable")[:count]
+
+
+def draw_mask_rows(images, mask, channels=3):
+    """Draw the masks of one block: the images, the mean mask over them, and single channels over them.
+
+    Each row of masks has a colour bar with its own range: the lowest weight in the row is the darkest colour. Early in
+    training all weights are near 0.5.
 
     Args:
         images: uint8 `(n, size, size, 3)`.
         mask: `(n, h, w, channels)` in (0, 1).
+        channels: int, how many single channels are drawn: those that vary most over the images and positions.
 
     Returns:
-        uint8 `(height, width, 3)`, enlarged `ENLARGED` times.
+        uint8 `(height, width, 3)`.
     """
-    strength = rescale(np.asarray(mask, "float32").mean(axis=-1))  # (n, h, w)
-    images = enlarge(images, ENLARGED)
-    heats = np.stack([overlay(image, each) for image, each in zip(images, strength)])
-    return np.concatenate([arrange_in_row(images), arrange_in_row(heats)], axis=0)
+    mask = np.asarray(mask, "float32")
+    rows = {"mean": mask.mean(axis=-1)}
+    rows |= {f"channel {i}": mask[..., i] for i in find_most_varied(mask, channels)}
+    strips = [arrange_in_row(enlarge_enough(images))]
+    strips += [arrange_in_row(overlay_all(images, values)) for values in rows.values()]
+    canvas = np.full((len(strips), *strips[0].shape), 255, "uint8")
+    canvas[:] = strips
+    canvas = np.pad(np.concatenate(canvas), ((0, 0), MARGINS, (0, 0)), constant_values=255)
+    return _annotate_rows(canvas, rows)
 
 
-def _figure(rows, columns, width=1.6, height=1.75):
-    """A matplotlib figure that needs no screen, and its axes `(rows, columns)`."""
+def _annotate_rows(canvas, rows):
+    """Write the name of each row of `draw_mask_rows` on its left, and draw its colour bar on its right.
+
+    Pillow draws it: matplotlib takes half a second for such a picture, and a run draws one for each block and epoch.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, right = len(canvas) // (1 + len(rows)), canvas.shape[1] - MARGINS[1] + 12
+    for i in range(1, 1 + len(rows)):
+        top, bottom = i * height + 14, (i + 1) * height - 14
+        canvas[top:bottom, right : right + 14] = color_heat(np.linspace(1, 0, bottom - top)[:, None])
+    picture = Image.fromarray(canvas)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    for i, (name, values) in enumerate({"image": None, **rows}.items()):
+        draw.text((6, (i + 0.5) * height), name, "black", font, anchor="lm")
+        for share, value in ((0, values.max()), (1, values.min())) if i else ():
+            draw.text((right + 20, i * height + 14 + share * (height - 28)), f"{value:.3f}", "black", font, anchor="lm")
+    return np.asarray(picture)
+
+
+def _draw_color_bar(figure, values, **place):
+    """Draw a colour bar with the lowest and the highest of the values as its ends."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    low, high = float(values.min()), float(values.max())
+    scale = ScalarMappable(Normalize(low, high if high > low else low + 1e-6), "viridis")
+    bar = figure.colorbar(scale, **place)
+    bar.set_ticks([low, high] if high > low else [low], labels=[f"{low:.4g}", f"{high:.4g}"][: 1 + (high > low)])
+    bar.ax.tick_params(labelsize=8)
+
+
+def _empty_figure(width, height, **kwargs):
+    """Return a matplotlib figure of this size in inches that needs no screen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained", dpi=110)
+    figure = Figure(figsize=(width, height), **kwargs)
     FigureCanvasAgg(figure)
+    return figure
+
+
+def _figure(rows, columns, width=1.6, height=1.75):
+    """Return a figure of axes `(rows, columns)`, each of this size in inches, and the axes."""
+    figure = _empty_figure(columns * width, rows * height, layout="constrained", dpi=110)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -77,59 +156,69 @@ def _pixels(figure):
     return np.asarray(figure.canvas.buffer_rgba())[..., :3]
 
 
-def _text(name):
-    """A name as matplotlib draws it letter by letter: `$` begins no formula, and what cannot be encoded is escaped."""
-    return format_path(name).replace("$", r"\$")
-
-
 def _show(axes, picture, title="", **kwargs):
     axes.imshow(picture, **kwargs)
-    axes.set_title(_text(title), fontsize=8)
+    axes.set_title(escape_figure(title, LONGEST_LABEL), fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])
 
 
+def label_names(names, kind):
+    """Return labels that fit into a figure: short names, or numbers if the font or the length leaves no name.
+
+    Args:
+        names: strings.
+        kind: what a number stands for, such as "image"; "" for the number alone.
+    """
+    short = [shorten_name(name, LONGEST_LABEL) for name in names]
+    labels = []
+    for i, (name, label) in enumerate(zip(names, short)):
+        if not is_drawable(label) or not label.strip():
+            label = f"{kind} {i}".strip()
+        elif label != name and short.count(label) > 1:
+            label = f"{i}: {shorten_name(name, LONGEST_LABEL - len(f'{i}: '))}"
+        labels.append(label)
+    return labels
+
+
 def format_block_title(name, shape):
-    """`stage_2_attention_1` and its mask's shape as "stage 2, block 1: 8x8"."""
+    """Return `stage_2_attention_1` and its mask's shape as "stage 2, block 1: 8x8"."""
     return f"{name.replace('_attention_', ', block ').replace('_', ' ')}: {shape[0]}x{shape[1]}"
 
 
 def draw_masks(images, masks, names):
-    """A row for each image: itself, then its mask of each block, as heat over it.
+    """Draw a row for each image: the image, then the mask of each block as heat over it.
 
-    The heat is the mean of the mask over the channels, from the lowest to the highest weight of each picture, which
-    stand below it.
+    The heat is the mean of the mask over the channels. The colour bar below a block has the lowest and the highest
+    mean of all images of this figure as its ends: the colours of two blocks are on different scales.
 
     Args:
         images: uint8 `(n, size, size, 3)`.
         masks: `{block's name: (n, h, w, channels)}`.
-        names: strings, one an image.
+        names: strings, one for each image.
 
     Returns:
         uint8 `(height, width, 3)`.
     """
-    figure, axes = _figure(len(images), 1 + len(masks))
-    for i, (image, name) in enumerate(zip(images, names)):
-        _show(axes[i, 0], image, name)
-        for j, (block, mask) in enumerate(masks.items(), start=1):
-            strength = np.asarray(mask[i], "float32").mean(axis=-1)
-            large = enlarge(image[None], max(128 // len(image), 1))[0]
-            _show(
-                axes[i, j],
-                overlay(large, rescale(strength)),
-                format_block_title(block, mask.shape[1:]) if i == 0 else "",
-            )
-            axes[i, j].set_xlabel(f"{strength.min():.3f} to {strength.max():.3f}", fontsize=7)
+    figure, axes = _figure(len(images), 1 + len(masks), height=1.75 + 0.45 / len(images))
+    for axis, image, label in zip(axes[:, 0], images, label_names(names, "image")):
+        _show(axis, image, label)
+    for column, (block, mask) in zip(axes.T[1:], masks.items()):
+        strength = np.asarray(mask, "float32").mean(axis=-1)  # (n, h, w)
+        for axis, heat in zip(column, overlay_all(images, strength)):
+            _show(axis, heat)
+        column[0].set_title(format_block_title(block, mask.shape[1:]), fontsize=8)
+        _draw_color_bar(figure, strength, ax=column, location="bottom", shrink=0.7)
     return _pixels(figure)
 
 
 def find_strongest(mask, count):
-    """Channels of a mask `(h, w, channels)` with the highest mean weight, the strongest first."""
+    """Return the channels of a mask `(h, w, channels)` with the highest mean weight, the strongest first."""
     return np.argsort(-np.asarray(mask, "float32").mean(axis=(0, 1)), kind="stable")[:count]
 
 
 def apply_mask(trunk, mask, learning):
-    """Features, the mask, and what it makes of them: `(1 + M) T` with `learning="arl"`, `M T` with "nal".
+    """Return features, the mask, and their product: `(1 + M) T` with `learning="arl"`, `M T` with "nal".
 
     Args:
         trunk, mask: arrays of one shape, see `Module.Branches`.
@@ -142,31 +231,33 @@ def apply_mask(trunk, mask, learning):
 
 
 def draw_channels(image, trunk, mask, learning, count=4):
-    """Features before the mask, the soft mask, and features after it, as figure 1 of the paper shows them.
+    """Draw features before the mask, the soft mask, and features after it, as figure 1 of the paper shows them.
+
+    Each map has its own colour bar with its lowest and its highest value.
 
     Args:
         image: uint8 `(size, size, 3)`.
         trunk, mask: of one block for this image, `(h, w, channels)`, see `Module.Branches`.
         learning: "arl" for `(1 + M) T` after the mask, "nal" for `M T`.
-        count: int, channels shown, those with the strongest masks.
+        count: int, channels drawn, those with the strongest masks.
 
     Returns:
         uint8 `(height, width, 3)`.
     """
     chosen = find_strongest(mask, count)
-    figure, axes = _figure(len(chosen), 4)
+    figure, axes = _figure(len(chosen), 4, width=1.9)
     stages = apply_mask(trunk, mask, learning)
     for i, channel in enumerate(chosen):
         _show(axes[i, 0], image, "image")
         for axis, (title, stage) in zip(axes[i, 1:], stages.items()):
             values = stage[..., channel]
             _show(axis, values, f"{title}, channel {channel}", cmap="viridis")
-            axis.set_xlabel(f"{values.min():.3g} to {values.max():.3g}", fontsize=7)
+            _draw_color_bar(figure, values, ax=axis)
     return _pixels(figure)
 
 
 def _merge_names(orders):
-    """The names in several lists, in an order that is each list's own, as far as the lists agree."""
+    """Return the names in several lists, in an order that agrees with each list as far as the lists agree."""
     names = []
     for order in sorted(orders, key=len, reverse=True):
         place = 0
@@ -178,24 +269,28 @@ def _merge_names(orders):
 
 
 def draw_responses(measured):
-    """Mean absolute responses along networks, as figure 4 of the paper.
+    """Draw mean absolute responses along networks, as figure 4 of the paper.
+
+    The axis is logarithmic: with naive attention learning responses fall by orders of magnitude.
 
     Args:
-        measured: `{label: {layer's name: float}}`, see `inspection.measure_responses`; a line a label.
+        measured: `{label: {layer's name: float}}`, see `inspection.measure_responses`; a line for each label.
     """
     figure, axes = _figure(1, 1, 7, 4)
     axis = axes[0, 0]
     names = _merge_names(measured.values())
     for label, values in measured.items():
-        axis.plot([names.index(name) for name in values], list(values.values()), marker="o", label=_text(label))
-    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
-    axis.set_ylabel("mean absolute response")
+        axis.plot([names.index(name) for name in values], list(values.values()), marker="o", label=escape_figure(label))
+    axis.set_yscale("log")
+    axis.set_xticks(range(len(names)), map(escape_figure, names), rotation=60, ha="right", fontsize=7)
+    axis.set_ylabel("mean absolute response, log scale")
+    axis.grid(alpha=0.3)
     axis.legend()
     return _pixels(figure)
 
 
 def draw_curves(histories):
-    """Training loss, and errors in per cent, over the epochs.
+    """Draw training loss, and errors in per cent, over the epochs.
 
     Args:
         histories: `{label: [history, ...]}`, see `history.read_history`; the mean of a label's runs is drawn.
@@ -209,34 +304,117 @@ def draw_curves(histories):
                 continue
             mean = np.mean([run[key][:length] for run in runs], axis=0)
             axis, values = (axes[0, 0], mean) if key == "loss" else (axes[0, 1], 100 * (1 - mean))
-            dashed, name = "--" if key == "accuracy" else "-", _text(f"{label}, {title.split(',')[0]}")
-            axis.plot(range(1, length + 1), values, dashed, color=f"C{i % 10}", label=name)
+            dashed, name = "--" if key == "accuracy" else "-", f"{escape_figure(label)}, {title.split(',')[0]}"
+            marker = "o" if length == 1 else None  # a line of one point is not seen
+            axis.plot(range(1, length + 1), values, dashed, marker=marker, color=f"C{i % 10}", label=name)
     for axis, title in zip(axes[0], ("training loss", "error, %")):
         axis.set_xlabel("epoch")
         axis.set_ylabel(title)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        if axis.lines:
+            axis.legend(fontsize=7)
     return _pixels(figure)
 
 
 def draw_confusion(labels, predictions, classes):
-    """The confusion matrix as a picture uint8 `(height, width, 3)`; rows are the true classes."""
-    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+    """Draw the confusion matrix: rows are true classes, columns predicted classes.
 
-    matrix = confusion_matrix(labels, predictions, labels=range(len(classes)))
-    few = len(classes) <= 20
-    figure, axes = _figure(1, 1, *((7, 7) if few else (12, 12)))
-    display = ConfusionMatrixDisplay(matrix, display_labels=list(map(_text, classes)) if few else None)
-    display.plot(ax=axes[0, 0], include_values=few, colorbar=False, xticks_rotation="vertical", cmap="Blues")
+    Up to `NAMED_CLASSES` classes have their names, and each cell its count of images. Above, classes are numbered from
+    0, and the colour alone is the share of the true class.
+
+    Args:
+        labels, predictions: int, `(n,)`.
+        classes: names, at most `MOST_CLASSES`.
+
+    Returns:
+        uint8 `(height, width, 3)`.
+    """
+    from matplotlib.colors import PowerNorm
+    from sklearn.metrics import confusion_matrix
+
+    count = len(classes)
+    matrix = confusion_matrix(labels, predictions, labels=range(count))
+    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    named = count <= NAMED_CLASSES
+    figure, axes = _figure(1, 1, *((8.5, 7) if named else (13, 12)))
+    axis = axes[0, 0]
+    # The square root makes single errors visible beside the diagonal.
+    picture = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+    figure.colorbar(picture, ax=axis, shrink=0.8, label="% of the true class", ticks=[0, 1, 5, 20, 50, 100])
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    if not named:
+        step = next(each for each in (5, 10, 20, 50, 100, 200) if count / each <= 25)
+        axis.set_xticks(range(0, count, step))
+        axis.set_yticks(range(0, count, step))
+        return _pixels(figure)
+    names = [escape_figure(name, LONGEST_LABEL) for name in label_names(classes, "")]
+    axis.set_xticks(range(count), names, rotation="vertical")
+    axis.set_yticks(range(count), names)
+    for (row, column), number in np.ndenumerate(matrix):
+        color = "white" if share[row, column] > 25 else "black"
+        axis.text(column, row, number, ha="center", va="center", color=color, fontsize=9)
     return _pixels(figure)
 
 
+def find_mistakes(labels, probabilities, count):
+    """Return the positions of the most confidently wrong images, the most confident first."""
+    predictions = probabilities.argmax(axis=-1)
+    wrong = np.flatnonzero(predictions != labels)
+    return wrong[np.argsort(-probabilities[wrong, predictions[wrong]], kind="stable")][:count]
+
+
+def draw_mistakes(images, labels, probabilities, classes, columns=6):
+    """Draw wrongly classified images with the true class, the predicted class and its probability.
+
+    Args:
+        images: uint8 `(n, height, width, 3)`.
+        labels: int, `(n,)`.
+        probabilities: `(n, classes)`.
+        classes: names.
+
+    Returns:
+        uint8 `(height, width, 3)`.
+    """
+    names = label_names(classes, "class")
+    rows = -(-len(images) // columns)
+    figure, axes = _figure(rows, columns, 1.9, 2.2)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, label, shares in zip(axes.flat, images, labels, probabilities):
+        axis.imshow(image)
+        best = shares.argmax()
+        true, taken = (escape_figure(names[i], LONGEST_LABEL) for i in (label, best))
+        axis.set_title(f"{taken}: {100 * shares[best]:.0f} %\ntrue: {true}", fontsize=8)
+    return _pixels(figure)
+
+
+def make_sprite(images, size=32):
+    """Return images as one square picture of thumbnails, row by row, as TensorBoard's projector reads it.
+
+    Args:
+        images: uint8 `(n, height, width, 3)`.
+        size: int, pixels of a thumbnail's side.
+
+    Returns:
+        uint8 `(k * size, k * size, 3)`, with k the root of n, rounded up.
+    """
+    from PIL import Image
+
+    side = int(np.ceil(np.sqrt(len(images))))
+    sprite = np.full((side * size, side * size, 3), 255, "uint8")
+    for i, image in enumerate(images):
+        top, left = i // side * size, i % side * size
+        sprite[top : top + size, left : left + size] = np.asarray(Image.fromarray(image).resize((size, size)))
+    return sprite
+
+
 def encode_png(picture):
-    """A uint8 picture `(height, width, 3)` as the bytes of a PNG file."""
+    """Return a uint8 picture `(height, width, 3)` as the bytes of a PNG file."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG", optimize=True)
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -244,10 +422,10 @@ def save_picture(picture, path):
     """Write a uint8 picture as a PNG file.
 
     Raises:
-        InputError: it cannot be written there.
+        InputError: the file cannot be written.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(encode_png(picture))
+        replace_file(path, encode_png(picture))
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+        raise InputError(f"{format_path(path)} cannot be written: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Published test errors, to stand beside those of our runs. Plain data."""
+"""Published test errors, to compare runs with. Plain data."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ SOURCES = {
 
 
 class Published(NamedTuple):
-    """A test error in per cent and the settings it belongs to, named as in `recipe.Recipe`."""
+    """A test error in per cent and the settings that it was reported for, named as in `recipe.Recipe`."""
 
     source: str
     error: float
@@ -47,7 +47,7 @@ PUBLISHED = (
 
 
 def find_published(recipe):
-    """All published errors of a recipe's network, data and noise.
+    """Return all published errors of a recipe's network, data and label noise.
 
     Args:
         recipe: dictionary as in `recipe.json`.

@@ -148,26 +148,6 @@ def test_jax_state_sync():
 
 
 @pytest.mark.backends
-def test_progress_bar():
-    """`set_params` of a `ProgbarLogger` gets the steps, and may replace the epochs (Training/engine/callbacks.py)."""
-    seen = []
-
-    class Watched(keras.callbacks.ProgbarLogger):
-        def set_params(self, params):
-            super().set_params({**params, "epochs": 7})
-            self.steps = params["steps"]
-
-        def on_train_batch_end(self, batch, logs=None):
-            seen.append((batch, self.steps, self.epochs))
-            super().on_train_batch_end(batch, {**logs, "minutes_left": 1.0})
-
-    model = small_model()
-    model.compile("sgd", "mse")
-    model.fit(np.ones((4, 4)), np.ones((4, 3)), batch_size=2, verbose=2, callbacks=[Watched()])
-    assert seen == [(0, 2, 7), (1, 2, 7)]
-
-
-@pytest.mark.backends
 @pytest.mark.parametrize(
     "kind, attributes",
     [("ReduceLROnPlateau", ("best", "wait", "cooldown_counter")), ("EarlyStopping", ("best", "wait"))],

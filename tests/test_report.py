@@ -121,6 +121,23 @@ def test_names_that_others_wrote_are_escaped_in_every_format(tmp_path, capsys, n
             assert max(map(len, out.splitlines())) < 600
 
 
+def wrong_results():
+    good = {"test_error_percent": 5.0, "running_time_s": 60.0, "parameters": 1000}
+    for value in ([1, 2], "5", True, float("nan"), float("inf"), -1.0, 10**400, {"a": 1}):
+        for name in good:
+            yield {**good, name: value}
+    yield from ([], "text", 5, None)
+
+
+@pytest.mark.parametrize("result", wrong_results(), ids=lambda result: f"{result!s:.60}")
+def test_a_result_that_is_not_numbers_is_refused_in_one_line(tmp_path, capsys, result):
+    broken(tmp_path / "run", json.dumps(result))
+    with pytest.raises(SystemExit) as stopped:
+        report.main([str(tmp_path)])
+    out, error = capsys.readouterr()
+    assert stopped.value.code == 2 and out == "" and error.count("\n") == 1 and len(error) < 500
+
+
 def test_a_legend_names_what_differs_or_the_table_s_row(tmp_path):
     write_run(tmp_path / "a", optimizer="adam", dropout=0.1)
     write_run(tmp_path / "b", optimizer="sgd", dropout=0.2)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from Module import AttentionBlock
 from tests.support.tiny import tiny_network
+from Training.recipe import Recipe
 from Training.visual import escaping, inspection, plots
 
 pytestmark = pytest.mark.backends
@@ -198,7 +199,7 @@ def test_augmented_pixels_beyond_white_stay_white(tmp_path):
     from Training.engine.augmentation import RandomLighting
     from Training.engine.event_callbacks import Pictures
 
-    shown = Pictures(None, tiny_network(), np.full((8, 32, 32, 3), 254, "uint8"), None, False)
+    shown = Pictures(None, tiny_network(), np.full((8, 32, 32, 3), 254, "uint8"), Recipe(masks_every=0), False)
     shown.set_model(keras.Sequential([keras.Input((32, 32, 3)), RandomLighting(seed=1)]))
     assert shown._augment().min() > 150  # and not 0, where 8 bits wrap around
 

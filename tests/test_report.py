@@ -129,7 +129,7 @@ def wrong_results():
     yield from ([], "text", 5, None)
 
 
-@pytest.mark.parametrize("result", wrong_results(), ids=lambda result: f"{result!s:.60}")
+@pytest.mark.parametrize("result", list(wrong_results()), ids=lambda result: f"{result!s:.60}")
 def test_a_result_that_is_not_numbers_is_refused_in_one_line(tmp_path, capsys, result):
     broken(tmp_path / "run", json.dumps(result))
     with pytest.raises(SystemExit) as stopped:
@@ -139,7 +139,7 @@ def test_a_result_that_is_not_numbers_is_refused_in_one_line(tmp_path, capsys, r
 
 
 def test_a_legend_names_what_differs_or_the_table_s_row(tmp_path):
-    write_run(tmp_path / "a", optimizer="adam", dropout=0.1)
+    write_run(tmp_path / "a", optimizer="adam", learning_rate=0.1, dropout=0.1)
     write_run(tmp_path / "b", optimizer="sgd", dropout=0.2)
     assert sorted(report.label_groups(report.group_runs(history.find([tmp_path])[0]))) == [
         "Attention-56, dropout=0.1, optimizer=adam",

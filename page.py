@@ -1,6 +1,7 @@
 """Show in the browser, on this machine only, what networks see in a picture and where their soft masks lie."""
 
 import base64
+import contextlib
 import dataclasses
 import html
 import os
@@ -56,7 +57,7 @@ class Network:
     size: tuple[int, int]  # height, width
     blocks: dict[str, tuple[str, tuple]]  # of each: "arl" or "nal", and the mask's shape (h, w, channels)
     view: object  # see `inspection.make_view_model`
-    compiled: bool = False
+    compiled: bool  # or its operations run one by one
 
 
 class Look(NamedTuple):
@@ -108,6 +109,8 @@ def prepare(network, classes, title):
     Raises:
         InputError: it has no attention blocks.
     """
+    import keras
+
     from Training.visual import inspection
 
     found = inspection.find_blocks(network)
@@ -118,7 +121,8 @@ def prepare(network, classes, title):
     blocks = {block.name: (block.learning, shapes[block.name]) for block in found}
     learning = ", ".join(sorted({each.upper() for each, _ in blocks.values()}))
     classes = [format_path(name) for name in classes or range(network.output_shape[1])]
-    return Network(f"{learning}: {title}", classes, network.input_shape[1:3], blocks, view)
+    whole = keras.backend.backend() == "jax"  # which would compile each operation of its own, and take longer
+    return Network(f"{learning}: {title}", classes, network.input_shape[1:3], blocks, view, compiled=whole)
 
 
 def load_networks(names, paths):
@@ -140,7 +144,7 @@ def load_networks(names, paths):
 
 
 def compile_network(network):
-    """Trace a network once; until then its operations run one by one, which is slower and can begin at once."""
+    """Compile a network by a first call; until then its operations run one by one, slower, but at once."""
     network.view.predict_on_batch(np.zeros((1, *network.size, 3), "uint8"))
     network.compiled = True
 
@@ -274,7 +278,7 @@ def make_page(gr, answers):
             with gr.Column(min_width=300):
                 upload = gr.File(label="Picture", height=140, elem_id="upload")
                 photographs = [pixels for _, _, pixels in answers.photographs]
-                gallery = gr.Gallery(photographs, show_label=False, columns=4, rows=1, height=110, allow_preview=False,
+                gallery = gr.Gallery(photographs, show_label=False, columns=4, rows=1, height=124, allow_preview=False,
                                      interactive=False, buttons=[], elem_id="gallery")  # fmt: skip
                 message = gr.HTML(elem_id="message")
                 block = gr.Slider(1, max(most_blocks, 2), 1, step=1, label="Attention block", elem_id="block",
@@ -362,7 +366,8 @@ def serve(page, networks, options):
             compile_network(network)
         threading.Event().wait()
     except KeyboardInterrupt:
-        print("\nStopped.")
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            warn("\nStopped.")
     finally:
         with silence_stderr():
             page.close(verbose=False)

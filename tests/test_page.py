@@ -51,7 +51,6 @@ def png_in(text):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text.split("base64,")[1]))))
 
 
-@pytest.mark.backends
 @pytest.mark.parametrize("learning", ["arl", "nal"])
 def test_a_look_is_what_the_network_gives(runs, learning):
     network = runs.networks[learning]
@@ -77,12 +76,15 @@ def test_a_look_is_what_the_network_gives(runs, learning):
 
 @pytest.mark.backends
 def test_a_compiled_network_shows_the_same(runs):
-    shown = page.prepare(runs.networks["nal"], NAMES, "run")
-    before = page.look(shown, runs.image)
+    network = runs.networks["nal"]
+    shown = page.prepare(network, NAMES, "run")
     page.compile_network(shown)
     assert shown.compiled
-    for expected, given in zip(keras.tree.flatten(before), keras.tree.flatten(page.look(shown, runs.image))):
-        np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-4)
+    given, image = page.look(shown, runs.image), runs.image[None]
+    np.testing.assert_allclose(given.probabilities, network.predict(image, verbose=0)[0], rtol=1e-4, atol=1e-5)
+    ((name, both),) = inspection.make_branch_model(network).predict(image, verbose=0).items()
+    for key in ("trunk", "mask"):
+        np.testing.assert_allclose(given.branches[name][key], both[key][0], rtol=1e-4, atol=1e-4)
 
 
 def test_maps_are_html_that_any_network_fits(runs):
@@ -236,7 +238,7 @@ def test_the_page_in_a_browser(runs, served):
         f"0100007F:{served.port:04X}"
     ]
 
+    served.process.stdout.close()  # as a closed terminal does
     served.process.send_signal(signal.SIGINT)
-    out, err = served.process.communicate(timeout=60)
-    assert (served.process.returncode, out, err) == (0, "\nStopped.\n", "")
+    assert (served.process.wait(120), served.process.stderr.read()) == (0, "\nStopped.\n")
     assert not list(served.temporary.glob("page-*"))

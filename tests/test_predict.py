@@ -225,7 +225,7 @@ def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys):
         ([str(tmp_path / "empty"), "--model", model], "empty holds no pictures"),
         ([picture, "--model", "nowhere"], "nowhere does not exist: a run's folder or a .keras file is needed"),
         ([picture, "--model", str(tmp_path / "empty")], "empty has no last.keras; it has no .keras file"),
-        ([picture, "--model", f"{model}/last.keras", "--best"], "--best chooses a file of a run's folder"),
+        ([picture, "--model", f"{model}/last.keras", "--best"], "--best chooses a file in a run's folder"),
         ([picture, "--model", str(tmp_path / "odd")], "must be a list of the network's 10 class names"),
         ([picture, "--model", model, "--best", "--csv", str(tmp_path)], f"--csv {tmp_path} cannot be written"),
         ([picture, picture, "--model", model, "--masks", str(tmp_path)], "two pictures are called 00.png"),

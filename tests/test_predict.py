@@ -205,7 +205,7 @@ def other_networks(folder, source):
         "newer.keras": "cannot be loaded as a network (saved by Keras 99.1), this is Keras",
         "lacking.keras": "cannot be loaded as a network (saved by Keras 99.1), this is Keras",
         "vectors.keras": "must take images (height, width, 3), it takes (None, 7)",
-        "maps.keras": "must give a probability a class, it gives (None, 8, 8, 3)",
+        "maps.keras": "must give one probability per class, it gives (None, 8, 8, 3)",
     }
 
 

@@ -1,4 +1,4 @@
-"""Classify pictures: print the most probable classes of each, by a network that a run has saved."""
+"""Classify pictures: print the most probable classes of each, by trained weights or by a network that a run has saved."""
 
 import contextlib
 import csv
@@ -28,6 +28,7 @@ from Training.flags import Parser
 from Training.visual.escaping import LONGEST_CELL, escape_console, escape_csv, shorten_name
 
 PROGRAM = "predict.py"
+DEFAULT_MODEL = "cifar10"  # weights in weights/
 BATCH = 64  # pictures in memory at a time
 WIDEST = 60  # characters of the column of paths
 LONGEST_NAME = 255  # bytes of a file's name, unless the file system says otherwise
@@ -37,7 +38,11 @@ MASKS = ".masks.png"
 def parse(arguments):
     parser = Parser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder with pictures at any depth")
-    parser.add_argument("--model", required=True, metavar="RUN|FILE", help="a run's folder, or a .keras file")
+    parser.add_argument(
+        "--model",
+        metavar="NAME|RUN|FILE",
+        help=f"weights such as cifar10-nal, a run's folder or a .keras file (default: {DEFAULT_MODEL})",
+    )
     parser.add_argument("--best", action="store_true", help="best.keras (by validation accuracy), not last.keras")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes shown (default: 5)")
     parser.add_argument("--csv", metavar="FILE", help="write a table to this file; - is the console")
@@ -190,9 +195,31 @@ def read_class_names(path, count):
 
 def report_network(path, options):
     """Print which network is used, if the run's folder has two."""
-    if Path(options.model).is_dir() and all(path.with_name(f"{name}.keras").is_file() for name in ("last", "best")):
+    if (
+        options.model
+        and Path(options.model).is_dir()
+        and all(path.with_name(f"{name}.keras").is_file() for name in ("last", "best"))
+    ):
         other = "last.keras, the weights at the end, without --best" if options.best else "best.keras with --best"
         warn(f"{PROGRAM}: classified by {format_path(path)} ({other})")
+
+
+def find_model(model, best):
+    """Return the file of the network; by default that of the weights of the project.
+
+    Raises:
+        InputError: there is none.
+    """
+    from Model.weights import find_weights
+    from Training.runs import saved
+
+    if model is None and not best and find_weights(DEFAULT_MODEL) is None:
+        raise InputError(
+            f"there are no weights {DEFAULT_MODEL} in weights/: give --model, a run's folder or a .keras file"
+        )
+    if model is None and best:
+        raise InputError("--best chooses a file in a run's folder: give --model")
+    return saved.find(DEFAULT_MODEL if model is None else model, best)
 
 
 def predict(options):
@@ -206,7 +233,7 @@ def predict(options):
 
     found = expand_paths(options.images)
     masks_to = make_mask_folder(options.masks, found) if options.masks else None
-    path = saved.find(options.model, options.best)
+    path = find_model(options.model, options.best)
     start_keras()
     from Training.visual.inspection import find_blocks, make_mask_model
 

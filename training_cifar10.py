@@ -21,7 +21,7 @@ from Training.recipe import is_streamed, label_run
 def build(recipe, data):
     """Return the recipe's network for this data, from raw images to class probabilities."""
     from Model import network
-    from Training.engine.preprocessing import mean_subtraction
+    from Model.preprocessing import mean_subtraction
 
     try:
         return network(
@@ -93,7 +93,7 @@ def train_on(hardware, keras, data, recipe, resume, build):
     keras.config.set_dtype_policy(recipe.precision)
     network = build(recipe, data)
     if recipe.weights and not (resume and checkpoint.load_newest(resume, lambda _: None)):
-        say(load_weights(network, recipe.weights))
+        say(load_weights(network, recipe.weights, recipe.model))
     if recipe.freeze:
         say(freeze(network, recipe.freeze))
 

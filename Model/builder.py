@@ -10,6 +10,7 @@ from Module import AttentionBlock, Dropout, InceptionUnit, ResidualUnit, ResNeXt
 from Module.pooling import MaxPooling2D, ceil_pooling
 from Module.residual_unit import norm_relu, run_chain, strided_convolution
 
+FEATURES = "flatten"  # the layer that gives the features: what follows is dropout and the classifier
 UNITS = {"residual": ResidualUnit, "resnext": ResNeXtUnit, "inception": InceptionUnit}
 
 
@@ -123,17 +124,39 @@ def _classifier(x, classes, dropout, l2, unit):
     if unit.pre_activation:
         x = run_chain(norm_relu("tail", None), x)
     pool = layers.AveragePooling2D(x.shape[1:3], strides=1, data_format="channels_last", name="average_pool")
-    x = layers.Flatten(data_format="channels_last", name="flatten")(pool(x))  # (B, 1, 1, C) to (B, C)
+    x = layers.Flatten(data_format="channels_last", name=FEATURES)(pool(x))  # (B, 1, 1, C) to (B, C)
     x = Dropout(dropout, name="dropout")(x)
     regularizer = keras.regularizers.L2(l2) if l2 else None
     x = layers.Dense(classes, kernel_regularizer=regularizer, dtype="float32", name="logits")(x)
     return layers.Softmax(dtype="float32", name="probabilities")(x)
 
 
+def assemble(network, depth, weights=None, include_top=True, **arguments):
+    """Build a network with random weights, or with those that come with the project.
+
+    Args:
+        network: str, its name, such as `attention_56`.
+        depth: int, see `residual_attention_network`.
+        weights: see `network`.
+        include_top: see `network`.
+        arguments: those of `residual_attention_network`; None is as if left out.
+
+    Returns:
+        A functional model.
+    """
+    given = {key: value for key, value in arguments.items() if value is not None}
+    if weights is not None:
+        from Model.weights import load_network
+
+        return load_network(network, weights, include_top, **given)
+    made = residual_attention_network(depth=depth, **given)
+    return made if include_top else keras.Model(made.inputs, made.get_layer(FEATURES).output, name=made.name)
+
+
 def network(
     name,
-    geometry="compact",
-    learning="arl",
+    geometry=None,
+    learning=None,
     p=None,
     t=None,
     r=None,
@@ -143,25 +166,35 @@ def network(
     classifier_l2=1e-4,
     preprocessing=None,
     *,
-    attention="mixed",
-    mask="encoder_decoder",
+    attention=None,
+    mask=None,
     r_up=None,
+    weights=None,
+    include_top=True,
 ):
-    """Build the network with this name.
+    """Build the network with this name, with random or trained weights.
 
     Args:
         name: str, `attention_<depth>`, `attentionnext_<depth>` or `attentioninception_<depth>`, such as `attention_92`.
+        weights: name of weights that come with the project, such as "cifar10" or "cifar10-nal" (see `Model.weights`),
+            or None for random ones. With weights the network is the one that was trained: it takes raw images of 0 to
+            255, arguments that are None are as in training, and others that contradict it are refused.
+        include_top: bool. Without the classifier the network returns its features, `(batch, channels)`: the average of
+            the last feature map over all pixels.
 
-    All other arguments, shapes and errors: see `residual_attention_network`.
+    All other arguments, shapes and errors: see `residual_attention_network`; None is the default there.
+
+    Raises:
+        ValueError: see `residual_attention_network` and `weights.load_network`.
     """
     arguments = locals()
     unit, depth = parse_name(name)
-    return residual_attention_network(depth=depth, unit=unit, **arguments)
+    return assemble(name, depth, unit=unit, **arguments)
 
 
 def attention_56(
-    geometry="compact",
-    learning="arl",
+    geometry=None,
+    learning=None,
     p=None,
     t=None,
     r=None,
@@ -172,21 +205,23 @@ def attention_56(
     preprocessing=None,
     name=None,
     *,
-    attention="mixed",
-    mask="encoder_decoder",
-    unit="residual",
+    attention=None,
+    mask=None,
+    unit=None,
     r_up=None,
+    weights=None,
+    include_top=True,
 ):
     """Build Attention-56: one attention block in each stage.
 
-    Arguments, shapes and errors: see `residual_attention_network`.
+    Arguments, shapes and errors: see `network`.
     """
-    return residual_attention_network(depth=56, **locals())
+    return assemble("attention_56", 56, **locals())
 
 
 def attention_92(
-    geometry="compact",
-    learning="arl",
+    geometry=None,
+    learning=None,
     p=None,
     t=None,
     r=None,
@@ -197,13 +232,15 @@ def attention_92(
     preprocessing=None,
     name=None,
     *,
-    attention="mixed",
-    mask="encoder_decoder",
-    unit="residual",
+    attention=None,
+    mask=None,
+    unit=None,
     r_up=None,
+    weights=None,
+    include_top=True,
 ):
     """Build Attention-92: one, two and three attention blocks in the three stages.
 
-    Arguments, shapes and errors: see `residual_attention_network`.
+    Arguments, shapes and errors: see `network`.
     """
-    return residual_attention_network(depth=92, **locals())
+    return assemble("attention_92", 92, **locals())

@@ -295,7 +295,7 @@ def build(recipe, data):
     """Return a network of one layer: what is tested here are files, which do not depend on it."""
     import keras
 
-    from Training.engine.preprocessing import mean_subtraction
+    from Model.preprocessing import mean_subtraction
 
     inputs = keras.Input(data.train.images.shape[1:], name="images")
     x = mean_subtraction(*data.mean_and_std(recipe.mean))(inputs)

@@ -54,7 +54,7 @@ def network(data):
     import keras
     from keras import layers
 
-    from Training.engine.preprocessing import mean_subtraction
+    from Model.preprocessing import mean_subtraction
 
     inputs = keras.Input(data.train.images.shape[1:], name="images")
     x = mean_subtraction(*data.mean_and_std("channel"))(inputs)

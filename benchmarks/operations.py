@@ -26,8 +26,8 @@ def training_step(name, batch_size):
     import tensorflow as tf
 
     from Model import network
+    from Model.preprocessing import mean_subtraction
     from Training.engine.fit import compile_model
-    from Training.engine.preprocessing import mean_subtraction
     from Training.recipe import Recipe
 
     built = network(name, preprocessing=mean_subtraction(np.full((32, 32, 3), 120.0, "float32")))

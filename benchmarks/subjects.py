@@ -98,10 +98,10 @@ class Subject:
 def import_parts():
     """Import `compile_model`, `Batches`, `Examples` and `mean_subtraction`, which earlier checkouts have elsewhere."""
     try:
+        from Model.preprocessing import mean_subtraction
         from Training.data.batches import Batches
         from Training.data.datasets import Examples
         from Training.engine.fit import compile_model
-        from Training.engine.preprocessing import mean_subtraction
     except ImportError:
         from Training.batches import Batches
         from Training.fit import compiled as compile_model
@@ -299,7 +299,7 @@ def same_network(options):
     start_keras()
     from benchmarks import peer
     from Model import network
-    from Training.engine.preprocessing import mean_subtraction
+    from Model.preprocessing import mean_subtraction
 
     rows = GEOMETRIES[options.geometry]
     mean = np.full((rows.pixels, rows.pixels, 3), 120.0, "float32")

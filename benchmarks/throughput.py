@@ -49,8 +49,8 @@ def images_per_second(words, batch_size, precision, augmentation):
 
     from Model import network
     from Model.count import count
+    from Model.preprocessing import mean_subtraction
     from Training.engine.fit import compile_model
-    from Training.engine.preprocessing import mean_subtraction
 
     keras.utils.clear_session()
     keras.config.set_dtype_policy(precision)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from Model import Geometry, Stage, residual_attention_network
+from Model.preprocessing import mean_subtraction
 from Training.data import datasets
-from Training.engine.preprocessing import mean_subtraction
 from Training.recipe import Recipe
 from Training.tools import export
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_exported_says_so_in_one_line(run, tmp_path, capsys):
         ([str(run), "--to", "pdf"], "invalid choice: 'pdf'"),
         ([str(run), *to, "--dataset", "nonsense"], "--dataset must be one of cifar10, cifar100, digits"),
         ([str(run), *to, "--images", "0"], "--images must be 1 or more, received 0"),
-        (["nowhere", *to], "nowhere does not exist: a run's folder or a .keras file is needed"),
+        (["nowhere", *to], "nowhere does not exist: a run's folder, a .keras file or the name"),
         ([str(run), *to, "--output", str(tmp_path)], "exists: remove it, or give another --output"),
         ([str(run), *to, "--output", str(tmp_path / "no" / "where")], "where cannot be written"),
         ([str(tmp_path / "moved.keras"), *to], "there is no recipe.json next to"),

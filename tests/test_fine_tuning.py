@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import training_cifar10
+from Model.preprocessing import mean_subtraction
 from tests.support import tiny
 from Training.engine.fine_tuning import freeze, load_weights
-from Training.engine.preprocessing import mean_subtraction
 from Training.errors import InputError
 from Training.recipe import Recipe
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from Model.preprocessing import mean_subtraction
 from tests.support.tiny import tiny_build, tiny_network
 from Training.console import format_duration
 from Training.data import datasets
@@ -20,7 +21,6 @@ from Training.engine.callbacks import EpochMeter
 from Training.engine.checkpointing import Checkpoints
 from Training.engine.fit import compile_model, fit, make_batches
 from Training.engine.optimizers import SGD, add_l2, make_optimizer, make_schedule
-from Training.engine.preprocessing import mean_subtraction
 from Training.engine.training_model import ImagesOnDevice, TrainingModel, make_training_model
 from Training.errors import InputError, RunError
 from Training.recipe import RECIPES, Recipe

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import training_cifar10
+from Model.preprocessing import mean_subtraction
 from Training.data import datasets, folder, shards, tfds
 from Training.data.batches import Batches
 from Training.data.datasets import Data, Examples
@@ -21,7 +22,6 @@ from Training.engine.callbacks import EpochOrder
 from Training.engine.evaluation import top_5
 from Training.engine.fit import fit
 from Training.engine.optimizers import make_schedule
-from Training.engine.preprocessing import mean_subtraction
 from Training.errors import InputError, RunError
 from Training.flags import parse
 from Training.recipe import Recipe

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 import predict
+from Model.preprocessing import mean_subtraction
 from tests.support.tiny import tiny_network
-from Training.engine.preprocessing import mean_subtraction
 from Training.visual import plots
 from Training.visual.inspection import make_mask_model
 
@@ -217,13 +217,13 @@ def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys):
     (tmp_path / "odd" / "last.keras").write_bytes((folder / "best.keras").read_bytes())
     (tmp_path / "odd" / "classes.json").write_text('["cat"]')
     cases = [
-        ([picture], "the following arguments are required: --model"),
+        ([picture, "--best"], "--best chooses a file in a run's folder: give --model"),
         ([picture, "--model", model, "--mask"], "did you mean --masks?"),
         ([picture, "--model", model, "--top", "0"], "--top must be 1 or more, received 0"),
         (["nothing.png", "--model", model], "nothing.png does not exist"),
         (["", "--model", model], "a picture or a folder is needed, received ''"),
         ([str(tmp_path / "empty"), "--model", model], "empty holds no pictures"),
-        ([picture, "--model", "nowhere"], "nowhere does not exist: a run's folder or a .keras file is needed"),
+        ([picture, "--model", "nowhere"], "nowhere does not exist: a run's folder, a .keras file or the name"),
         ([picture, "--model", str(tmp_path / "empty")], "empty has no last.keras; it has no .keras file"),
         ([picture, "--model", f"{model}/last.keras", "--best"], "--best chooses a file in a run's folder"),
         ([picture, "--model", str(tmp_path / "odd")], "must be a list of the network's 10 class names"),

@@ -10,6 +10,7 @@ import keras
 from Training.console import format_duration
 from Training.devices import ask_first_process, find_accelerator
 from Training.engine.checkpointing import Checkpoints
+from Training.engine.optimizers import copy_values, finish_average, restore_values
 from Training.runs.run_folder import save_model
 
 PLATEAU_EPOCHS = 10
@@ -252,10 +253,42 @@ class KeepBest(keras.callbacks.Callback):
             save_model(self.network, self.path)
 
 
+class EvaluatedNetwork(keras.callbacks.Callback):
+    """Validates the network that a finished run would keep, and gives training its own back.
+
+    Before each validation the weights become their average, if there is one, and the statistics of the normalizations
+    are recomputed. At the epoch's end, after `KeepBest`, weights and statistics are again those of training, bit for
+    bit.
+
+    Args:
+        network: the network that is trained.
+        statistics: `statistics.Statistics` of it.
+        averaged: bool, whether the optimizer keeps an average of the weights.
+    """
+
+    def __init__(self, network, statistics, averaged):
+        super().__init__()
+        self.network = network
+        self.statistics = statistics
+        self.averaged = averaged
+        self.kept = None
+
+    def on_test_begin(self, logs=None):
+        self.kept = copy_values(self.network.variables)
+        if self.averaged:
+            finish_average(self.model)
+        self.statistics.recompute()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.kept:
+            restore_values(self.network.variables, self.kept)
+            self.kept = None
+
+
 WRITERS = (KeepBest, RunProgress, EstimateDuration, keras.callbacks.CSVLogger)
 
 
-def make_callbacks(recipe, folder, network, batches, events, state, validated, budget):
+def make_callbacks(recipe, folder, network, batches, events, state, validated, budget, statistics=None):
     """Make the callbacks of a run, in the order in which they must see the logs; the checkpoints are last.
 
     Of several processes only the first writes. Callbacks that change the training are in each.
@@ -269,6 +302,7 @@ def make_callbacks(recipe, folder, network, batches, events, state, validated, b
         state: of the checkpoint to resume from, or None.
         validated: bool, whether there is a validation set.
         budget: `TimeBudget`.
+        statistics: `statistics.Statistics` to recompute before each validation, or None.
     """
     meter = EpochMeter(batches)
     chosen = [EpochOrder(batches), meter]
@@ -277,6 +311,8 @@ def make_callbacks(recipe, folder, network, batches, events, state, validated, b
         best = KeepBest(folder / "best.keras", network)
         chosen.append(best)
         remembered["best"] = (best, ("best",))
+        if statistics:
+            chosen.append(EvaluatedNetwork(network, statistics, bool(recipe.ema)))
     if recipe.schedule == "plateau":
         plateau = keras.callbacks.ReduceLROnPlateau(factor=0.1, patience=PLATEAU_EPOCHS)
         chosen.append(plateau)

@@ -1,5 +1,6 @@
 """Start from the weights of another run, and keep some of them frozen."""
 
+from Model.weights import DEFAULT_NETWORK
 from Training.errors import InputError
 from Training.runs import saved
 
@@ -30,14 +31,15 @@ def _difference(own, other):
     return None
 
 
-def load_weights(network, path):
+def load_weights(network, path, name=DEFAULT_NETWORK):
     """Copy the weights of a saved network into another, layer by layer, except a classifier of another shape.
 
     The mean that is subtracted from images is not copied: it belongs to the data.
 
     Args:
         network: the functional model of `Model`.
-        path: a `.keras` file, or a run's folder with its `last.keras`.
+        path: name of weights that come with the project, a run's folder with its `last.keras`, or a `.keras` file.
+        name: str, the network's name, such as `attention_56`: weights called `cifar10` are then `attention_56-cifar10`.
 
     Returns:
         One line that reports what was loaded and what is new.
@@ -45,7 +47,7 @@ def load_weights(network, path):
     Raises:
         InputError: no such file, or a different network; the message names the first difference.
     """
-    path = saved.find(path)
+    path = saved.find(path, network=name)
     loaded = saved.load(path)
     own, other = _weighty(network), _weighty(loaded)
     difference = _difference(own, other)

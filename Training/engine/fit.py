@@ -12,7 +12,8 @@ from Training.devices import ONE, ask_first_process
 from Training.engine.augmentation import Mix, make_augmentations
 from Training.engine.callbacks import TimeBudget, make_callbacks
 from Training.engine.checkpointing import restore
-from Training.engine.optimizers import make_optimizer, set_run_length
+from Training.engine.optimizers import finish_average, make_optimizer, set_run_length
+from Training.engine.statistics import make_statistics
 from Training.engine.training_model import make_training_model
 from Training.errors import InputError, RunError
 from Training.recipe import Recipe, movable_fields
@@ -82,13 +83,15 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
     budget = TimeBudget(recipe, devices, say)
     state = restore_state(model, recipe, folder, budget, batches.steps_per_epoch, say, devices)
     epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
+    statistics = make_statistics(network, data.train, recipe, devices)
     while epoch < budget.length and not model.stop_training:
         # Keras' fit has one number of steps for all epochs, and of epochs. An epoch that was interrupted, and the one
         # that decides how many follow, is a fit of its own.
         end = epoch + 1 if batches.first_step or not budget.decided else budget.length
         set_length(model, recipe, budget.length, batches.steps_per_epoch)
         events = make_events(state is not None)
-        chosen = make_callbacks(recipe, folder, network, batches, events, state, held_out is not None, budget)
+        validated = held_out is not None
+        chosen = make_callbacks(recipe, folder, network, batches, events, state, validated, budget, statistics)
         try:
             model.fit(
                 batches,
@@ -103,8 +106,9 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
             chosen[-1].release_signals()
         epoch, state = end, chosen[-1].state
     if recipe.ema:
-        scaled = model.optimizer  # in mixed_float16 Keras wraps it in one that scales the loss
-        getattr(scaled, "inner_optimizer", scaled).finish_average(model.trainable_variables)
+        finish_average(model)
+    if statistics:
+        statistics.recompute()
     if devices.first:
         save_model(network, folder / "last.keras")
     return model
@@ -189,7 +193,7 @@ def make_batches(data, recipe, devices):
 def refuse_other_recipe(recipe, saved):
     """Raise `InputError` unless the checkpoint's recipe is this one, except for more epochs and for places.
 
-    Fields that are newer than the checkpoint have their defaults in it.
+    Fields that are newer than the checkpoint have the value there that means what it did.
     """
     now, then = dataclasses.asdict(recipe), dataclasses.asdict(Recipe.from_json(json.dumps(saved)))
     # With --minutes, epochs are the length of the schedule.

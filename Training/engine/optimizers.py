@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 
 from Module.replicas import replicas
 from Training.recipe import OPTIMIZERS, parse_shares
@@ -214,3 +215,22 @@ def set_run_length(optimizer, recipe, epochs):
     stretched = getattr(getattr(optimizer, "inner_optimizer", optimizer), "stretched", None)
     if stretched is not None:
         stretched.pace.assign((recipe.epochs - 1) / max(epochs - 1, 1))
+
+
+def finish_average(model):
+    """Give a compiled training model the average of its weights, which `--ema` keeps."""
+    scaled = model.optimizer  # in mixed_float16 Keras puts one that scales the loss around ours
+    getattr(scaled, "inner_optimizer", scaled).finish_average(model.trainable_variables)
+    # On JAX the weights are now the same arrays as the average, and evaluating the model would free both.
+    restore_values(model.trainable_variables, copy_values(model.trainable_variables))
+
+
+def copy_values(variables):
+    """Return the values of variables as arrays of their own."""
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def restore_values(variables, values):
+    """Give variables back the values of `copy_values`."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

@@ -10,6 +10,7 @@ from Training.recipe.recipe import (
     movable_fields,
     parse_shares,
     parse_steps,
+    values_before,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "movable_fields",
     "parse_shares",
     "parse_steps",
+    "values_before",
 ]

@@ -32,6 +32,7 @@ def option(
     compared=True,
     streamed_only=False,
     movable=False,
+    before=None,
 ):
     """Declare a field of the recipe.
 
@@ -45,9 +46,12 @@ def option(
             where and how a run was computed or written.
         streamed_only: bool, whether only streamed pictures have a use for it.
         movable: bool, whether a resumed run may change it.
+        before: value in recipes that were written before the field existed, so that such runs resume as they began;
+            None is the default value.
     """
     limits = {"choices": choices, "low": low, "high": high, "check": check}
     roles = {"compared": compared, "streamed_only": streamed_only, "movable": movable}
+    roles["before"] = default if before is None else before
     return field(default=default, metadata={"help": text, **limits, **roles})
 
 
@@ -146,7 +150,11 @@ class Recipe:
     r: int = option(0, "residual units between poolings of a mask; 0 is the network's default", low=0, high=16)
     dropout: float = option(0.2, "share of features dropped before the classifier", low=0.0, high=0.99)
     classifier_l2: float = option(1e-4, "L2 penalty on the classifier's kernel", low=0.0, high=1.0)
-    weights: str = option("", "run folder or .keras file to start from; a classifier for other classes is new")
+    weights: str = option(
+        "",
+        "weights to start from: those that come with the project (cifar10), a run's folder or a .keras file; the "
+        "classifier starts over if the classes are others",
+    )
     freeze: str = option("", "stem, stage_1, ... or a layer's name: the network up to it keeps its weights")
     # How it is trained
     epochs: int = option(200, "passes over the training set", low=1, high=100_000)
@@ -215,6 +223,14 @@ class Recipe:
     mix_until: float = option(1.0, "share of the epochs after which images are no longer mixed", low=0.0, high=1.0)
     test_flip: bool = option(
         False, "also test with each image and its mirror image averaged; reported in addition", compared=False
+    )
+    statistics_share: float = option(
+        0.05,
+        "share of the training images (a batch to 10,000) over which normalization statistics are recomputed before "
+        "each validation and at the end; with --ema, the averaged weights are validated; 0 keeps moving statistics",
+        low=0.0,
+        high=1.0,
+        before=0.0,
     )
     patience: int = option(
         0, "stop after this many epochs without a lower validation loss; 0 is never", low=0, high=100_000
@@ -378,7 +394,7 @@ class Recipe:
         unknown = sorted(set(values) - {item.name for item in dataclasses.fields(cls)})
         if unknown:
             raise InputError(f"the recipe has unknown fields: {', '.join(unknown):.200}")
-        return cls(**values)
+        return cls(**{**values_before(), **values})
 
 
 def _check(item, value):
@@ -426,6 +442,11 @@ def make_recipe(base, given):
         elif type(epochs) is int and warmup >= epochs > 0 and schedule not in SCHEDULES_WITHOUT_WARMUP:
             values["warmup_epochs"] = epochs / 2
     return Recipe(**values)
+
+
+def values_before():
+    """Return the value of each field in recipes that were written before the field existed."""
+    return {item.name: item.metadata["before"] for item in dataclasses.fields(Recipe)}
 
 
 def compared_fields():

@@ -133,7 +133,7 @@ def _show(value):
 
 
 def read_run(folder):
-    """Return the run in a folder; fields that its recipe lacks, from an older version, have their defaults.
+    """Return the run in a folder; fields that are newer than its recipe mean what it did.
 
     Raises:
         InputError: a file is missing or is not what a run writes.

@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+from Model import weights
 from Training.errors import InputError, format_path, shorten
 from Training.files import open_file, read_text
 from Training.recipe import Recipe
@@ -15,19 +16,34 @@ LARGEST_NETWORK = 2**30  # bytes: 250 million parameters, five times those of th
 WEIGHTS = "model.weights.h5"
 
 
-def find(where, best=False):
-    """Return the path of a `.keras` file, given itself or by a run's folder (`last.keras`, or `best.keras`).
+def find(where, best=False, network=weights.DEFAULT_NETWORK):
+    """Return the file of a saved network.
+
+    Args:
+        where: name of weights that come with the project, such as "cifar10" (they go first), a run's folder (for its
+            `last.keras`), or a file.
+        best: bool, whether the folder's `best.keras` is meant.
+        network: str, the network for a name of weights without one.
 
     Raises:
         InputError: there is no such file.
     """
     path = Path(where)
+    folder = weights.find_weights(str(where), network)
+    if folder and not best:
+        return folder / weights.FILE
     if path.is_file():
         if best:
             raise InputError(f"--best chooses a file in a run's folder, received the file {format_path(where)}")
         return path
     if not path.is_dir():
-        raise InputError(f"{format_path(where)} does not exist: a run's folder or a .keras file is needed")
+        there = ", ".join(weights.list_weights()) or "none"
+        raise InputError(
+            f"{format_path(where)} does not exist: a run's folder, a .keras file or the name of weights is needed "
+            f"(available: {there})"
+        )
+    if (path / weights.FILE).is_file() and not best:
+        return path / weights.FILE
     name = "best.keras" if best else "last.keras"
     if not (path / name).is_file():
         others = ", ".join(sorted(other.name for other in path.glob("*.keras"))) or "no .keras file"
@@ -64,12 +80,41 @@ def _refuse_large(path):
         raise InputError(f"{format_path(path)} unpacks to {size:,} bytes, at most {LARGEST_NETWORK:,} are read")
 
 
+def read_about(path):
+    """Return the description of packed weights, or None if the file is a `.keras` file.
+
+    Raises:
+        InputError: the description cannot be read.
+    """
+    path = Path(path)
+    if path.name != weights.FILE:
+        return None
+    try:
+        return weights.read_about(path.parent)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def load_packed(path):
+    """Return the network with packed weights.
+
+    Raises:
+        InputError: see `Model.weights.load_network`.
+    """
+    try:
+        return weights.load_folder(Path(path).parent)
+    except Exception as error:  # of any kind, for a description that does not fit its file
+        raise InputError(shorten(error)) from None
+
+
 def load(path):
-    """Load the network in a `.keras` file, from images to class probabilities.
+    """Load the network in a file that `find` returned, from images to class probabilities.
 
     Raises:
         InputError: not a Keras file, one that this version cannot load, or not a network from RGB images to classes.
     """
+    if read_about(path):
+        return load_packed(path)
     import keras  # only here: finding files needs no framework
 
     import Module  # noqa: F401  registers its layers with Keras, which loading needs
@@ -91,6 +136,19 @@ def load(path):
     if not isinstance(outputs, tuple) or len(outputs) != 2 or outputs[1] is None:
         raise InputError(f"{format_path(path)} must give one probability per class, it gives {outputs!r:.100}")
     return model
+
+
+def convert_to_float32(network):
+    """Return the network with float32 arithmetic, whatever precision it was trained in."""
+    import keras
+
+    if all(layer.compute_dtype == "float32" for layer in network.layers):
+        return network
+    copy = keras.models.clone_model(
+        network, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+    )
+    copy.set_weights(network.get_weights())
+    return copy
 
 
 def read_recipe(path):
@@ -125,11 +183,14 @@ def _version(path):
 
 
 def read_classes(path, least, most=None):
-    """Return the class names from the `classes.json` that a run writes next to its networks, None without one.
+    """Return the class names: those of packed weights, or from a run's `classes.json`, or None without one.
 
     Raises:
         InputError: the file is not a list of `least` names (or up to `most`, if that is given).
     """
+    about = read_about(path)
+    if about:
+        return about["class_names"]
     path = Path(path).with_name("classes.json")
     if not path.exists():
         return None

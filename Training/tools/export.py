@@ -109,19 +109,6 @@ def export(network, kind, path):
         raise InputError(f"Keras {keras.__version__} cannot export this network to {kind}: {reason}") from None
 
 
-def convert_to_float32(network):
-    """Return the network with float32 arithmetic, as exported networks have it, whatever it was trained in."""
-    import keras
-
-    if all(layer.compute_dtype == "float32" for layer in network.layers):
-        return network
-    copy = keras.models.clone_model(
-        network, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": "float32"})
-    )
-    copy.set_weights(network.get_weights())
-    return copy
-
-
 def open_export(kind, path):
     """Return the exported network as a function from images to probabilities, run by the format's own library."""
     if kind == "onnx":
@@ -184,7 +171,7 @@ def run(options):
     dataset, images = load_test_images(path, options.dataset, options.data_dir, options.images)
     start_keras()
     refuse_impossible(options.to)
-    network = convert_to_float32(saved.load(path))
+    network = saved.convert_to_float32(saved.load(path))
     if network.input_shape[1:] != images.shape[1:]:
         raise InputError(
             f"{format_path(path)} takes images of {network.input_shape[1:]}, {dataset} has {images.shape[1:]}"

@@ -3,9 +3,9 @@
 import keras
 from keras import layers
 
+from Model.preprocessing import mean_subtraction
 from Module import AttentionBlock, BatchNormalization, Dropout, Unit
 from Module.residual_unit import build_chain, convolution, norm_relu, run_chain
-from Training.engine.preprocessing import mean_subtraction
 
 
 @keras.saving.register_keras_serializable(package="tests")

@@ -20,7 +20,7 @@ def tiny_network(**kwargs):
 
 def tiny_build(recipe, data):
     """Stands in for `training_cifar10.build`."""
-    from Training.engine.preprocessing import mean_subtraction
+    from Model.preprocessing import mean_subtraction
 
     return tiny_network(
         learning=recipe.learning,

@@ -12,10 +12,10 @@ def mean_subtraction(mean, std=255.0):
 
     Args:
         mean: float32 `(height, width, channels)` or `(channels,)`.
-        std: float, or float32 `(channels,)`.
+        std: float, or float32 of a shape that broadcasts to that of the mean.
 
     Returns:
-        A `keras.layers.Normalization` layer with float32 output.
+        A `keras.layers.Normalization`, float32 under every dtype policy.
     """
     axis = (1, 2, 3) if mean.ndim == 3 else -1
     variance = np.broadcast_to(np.float32(std) ** 2, mean.shape)

@@ -1,0 +1,147 @@
+"""Statistics of the normalizations, recomputed over training images before a network is evaluated."""
+
+import contextlib
+
+import keras
+import numpy as np
+from keras import ops
+
+from Module import BatchNormalization
+from Training.data.batches import Batches
+from Training.data.datasets import Examples
+from Training.devices import ONE
+from Training.engine.graph import skip_graph_optimizer
+from Training.engine.optimizers import copy_values, restore_values
+from Training.engine.training_model import make_logits_model
+
+SEED = 0  # of the images: every epoch and every run takes the same
+MOST_IMAGES = 10_000  # in a run: more would only cost time
+
+
+def find_normalizations(network):
+    """Return the network's batch normalizations whose statistics move in training: frozen ones keep theirs."""
+    found = [layer for layer in network._flatten_layers() if isinstance(layer, BatchNormalization)]
+    return [layer for layer in found if layer.trainable]
+
+
+def choose_examples(examples, count, batch_size):
+    """Return whole batches of examples, drawn without replacement: the nearest to `count` images, at least one batch.
+
+    Args:
+        examples: `datasets.Examples`.
+        count: int or float, images.
+        batch_size: int, images per batch.
+    """
+    available = len(examples.labels)
+    batch_size = min(batch_size, available)
+    batches = min(max(round(count / batch_size), 1), available // batch_size)
+    chosen = np.random.default_rng(SEED).permutation(available)[: batches * batch_size]
+    return Examples(examples.images.take(chosen, axis=0), examples.labels[chosen])
+
+
+class StatisticsModel(keras.Model):
+    """Runs a network as in training and combines the batch statistics of its normalizations.
+
+    With the mean `m` and the biased variance `v` of batch `k = 1, 2, ...` and `d = m - mean`:
+    `mean += d / k` and `variance += (v - variance) / k + d^2 (k - 1) / k^2`. After the last batch this is `E[x]` and
+    `E[x^2] - E[x]^2` over all batches, without their cancellation.
+
+    Args:
+        network: the functional model of `Model`. Its moving statistics and random states change in each call.
+
+    Input shape:  `(batch, height, width, channels)`; every batch has the same size.
+    Output shape: `(batch, classes)`, logits.
+    """
+
+    def __init__(self, network):
+        super().__init__(dtype="float32", name=f"{network.name}_statistics")
+        self.logits_model = make_logits_model(network)
+        self.normalizations = find_normalizations(network)
+        self.batches_seen = self._add_zeros((), "batches_seen")
+        self.means = [self._add_zeros(layer.moving_mean.shape, "mean") for layer in self.normalizations]
+        self.variances = [self._add_zeros(layer.moving_variance.shape, "variance") for layer in self.normalizations]
+        self.built = True
+
+    def _add_zeros(self, shape, name):
+        return self.add_weight(shape=shape, initializer="zeros", trainable=False, autocast=False, name=name)
+
+    def call(self, images):
+        logits = self.logits_model(images, training=True)
+        self.batches_seen.assign(self.batches_seen + 1.0)
+        k = ops.convert_to_tensor(self.batches_seen)
+        for layer, mean, variance in zip(self.normalizations, self.means, self.variances):
+            difference = layer.moving_mean - mean
+            gained = (layer.moving_variance - variance) / k + ops.square(difference) * (k - 1.0) / ops.square(k)
+            mean.assign(mean + difference / k)
+            variance.assign(variance + gained)
+        return logits
+
+    def reset(self):
+        """Forget all batches."""
+        for variable in (self.batches_seen, *self.means, *self.variances):
+            variable.assign(np.zeros(variable.shape, "float32"))
+
+
+@contextlib.contextmanager
+def show_batch_statistics(normalizations):
+    """Within this, the moving statistics after a training step are those of its batch."""
+    kept = [layer.momentum for layer in normalizations]
+    try:
+        for layer in normalizations:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, momentum in zip(normalizations, kept):
+            layer.momentum = momentum
+
+
+class Statistics:
+    """Recomputes the statistics of a network's normalizations over training images.
+
+    The network runs as in training: each batch is normalized by its own mean and variance. The images are not
+    augmented. As "precise batch normalization" in Wu and Johnson 2021, https://arxiv.org/abs/2105.07576, section 3,
+    with the variance over all batches in place of the mean of their variances.
+
+    Args:
+        network: the functional model of `Model`.
+        examples: `datasets.Examples`, whole batches, see `choose_examples`.
+        batch_size: int, images per batch.
+        devices: `devices.Devices`, over which each batch is split.
+    """
+
+    def __init__(self, network, examples, batch_size, devices=ONE):
+        self.network = network
+        self.batches = Batches(examples, min(batch_size, len(examples.labels)), devices=devices)
+        self.normalizations = find_normalizations(network)
+        self.model = StatisticsModel(network) if self.normalizations else None
+
+    def recompute(self):
+        """Replace the moving statistics; weights and random states stay as they are."""
+        if not self.normalizations:
+            return
+        moving = {id(v) for layer in self.normalizations for v in (layer.moving_mean, layer.moving_variance)}
+        others = [v for v in self.network.non_trainable_variables if id(v) not in moving]  # states of dropout
+        kept = copy_values(others)
+        self.model.reset()
+        on_cpu = keras.backend.backend() == "tensorflow" and self.network.compute_dtype == "float32"
+        with show_batch_statistics(self.normalizations), skip_graph_optimizer() if on_cpu else contextlib.nullcontext():
+            self.model.predict(self.batches, verbose=0)
+        restore_values(others, kept)
+        for name in ("mean", "variance"):
+            found = copy_values(getattr(self.model, f"{name}s"))
+            restore_values([getattr(layer, f"moving_{name}") for layer in self.normalizations], found)
+
+
+def make_statistics(network, examples, recipe, devices=ONE):
+    """Return the `Statistics` of a run, or None if its recipe keeps the moving ones.
+
+    Args:
+        network: the functional model of `Model`.
+        examples: `datasets.Examples` that are trained on.
+        recipe: `recipe.Recipe`.
+        devices: `devices.Devices`.
+    """
+    if not recipe.statistics_share:
+        return None
+    count = min(recipe.statistics_share * len(examples.labels), MOST_IMAGES)
+    return Statistics(network, choose_examples(examples, count, recipe.batch_size), recipe.batch_size, devices)

@@ -1,0 +1,235 @@
+"""Measure the error of a saved network, or of weights that come with the project, on the test part of a data set.
+
+python -m Training.tools.evaluate --model cifar10 --data-dir data
+python -m Training.tools.evaluate --model Logs/<run> --dataset cifar10 --flip --statistics 2048
+"""
+
+import dataclasses
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from Training.console import entry_point, run_program, start_keras
+from Training.data.datasets import load_for_recipe
+from Training.errors import InputError, format_path
+from Training.flags import Parser
+from Training.recipe import Recipe, dataset_names, find_dataset
+from Training.runs import saved
+
+PROGRAM = "python -m Training.tools.evaluate"
+PRECISIONS = ("float32", "saved")
+STATISTICS_BATCH = 128  # images normalized together while statistics are recomputed
+CONFIDENCE = 0.95
+
+
+class Error(NamedTuple):
+    """How many of `total` images were classified wrongly."""
+
+    wrong: int
+    total: int
+
+    @property
+    def percent(self):
+        return 100 * self.wrong / self.total
+
+    @property
+    def interval(self):
+        """The 95 % confidence interval of the error in per cent.
+
+        Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22.
+        """
+        from scipy.stats import binomtest
+
+        low, high = binomtest(self.wrong, self.total).proportion_ci(CONFIDENCE, method="wilson")
+        return 100 * float(low), 100 * float(high)
+
+    def to_dict(self):
+        """Return the error and its interval as plain data."""
+        low, high = self.interval
+        return {
+            "wrong": self.wrong,
+            "images": self.total,
+            "error_percent": round(self.percent, 4),
+            "interval_percent": [round(low, 4), round(high, 4)],
+        }
+
+
+def parse(arguments):
+    parser = Parser(prog=PROGRAM, description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME|RUN|FILE",
+        help="weights such as cifar10, a run's folder or a .keras file",
+    )
+    parser.add_argument("--best", action="store_true", help="the run's best.keras instead of its last.keras")
+    parser.add_argument("--dataset", help=f"{dataset_names()} (default: the one that the network was trained on)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is, as in training (default: the run's)")
+    parser.add_argument("--flip", action="store_true", help="also average each image with its mirror image")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="arithmetic; saved is the network's own (default: float32)",
+    )
+    parser.add_argument(
+        "--statistics", type=int, default=0, metavar="N",
+        help="also recompute the statistics of the normalizations over N training images",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
+    options = parser.parse_args(arguments)
+    if options.statistics < 0:
+        parser.error(f"--statistics must be 0 or more, received {options.statistics}")
+    try:
+        find_dataset(options.dataset or "cifar10")
+    except ValueError as error:
+        parser.error(f"--dataset {error}")
+    return options
+
+
+def find_recipe(path, dataset, data_dir):
+    """Return the recipe that reads the data set: the network's own if it was trained on it.
+
+    Raises:
+        InputError: no data set is given, and there is no recipe next to the network.
+    """
+    own = path.with_name("recipe.json")
+    recipe = saved.read_recipe(own) if own.exists() else None
+    if recipe is None or dataset not in (None, recipe.dataset):
+        if dataset is None:
+            raise InputError(f"there is no recipe.json next to {format_path(path)}: give --dataset")
+        recipe = Recipe(dataset=dataset)
+    # Errors are those on the labels as they are, and statistics may need all training images.
+    changes = {"label_noise": 0.0, "samples": 0} | ({} if data_dir is None else {"data_dir": data_dir})
+    return dataclasses.replace(recipe, **changes)
+
+
+def refuse_other_data(network, names, data, what):
+    """Raise `InputError` if the data set has other images or classes than the network."""
+    if network.input_shape[1:] != data.test.images.shape[1:]:
+        raise InputError(
+            f"the network takes images of {network.input_shape[1:]}, {what} has {data.test.images.shape[1:]}"
+        )
+    if network.output_shape[1] != len(data.classes):
+        raise InputError(f"the network has {network.output_shape[1]} classes, {what} has {len(data.classes)}")
+    if names and tuple(names) != tuple(data.classes):
+        pairs = zip(names, data.classes)
+        first = next((f"{a!r:.80}, in {what} {b!r:.80}" for a, b in pairs if a != b), "")
+        raise InputError(f"the classes of the network and of {what} differ, first: {first}")
+    if not any(layer.name == "logits" for layer in network.layers):
+        raise InputError("the network has no layer logits: it is not one of this project")
+
+
+def find_wrong(network, examples, flip=False):
+    """Return which images a network classifies wrongly, `(n,)`.
+
+    Args:
+        network: the functional model of `Model`.
+        examples: `datasets.Examples`.
+        flip: bool, whether the probabilities of each image and its mirror image are averaged.
+    """
+    import keras
+
+    from Training.engine.evaluation import score
+    from Training.engine.training_model import make_logits_model
+
+    model = make_logits_model(network)
+    values = score(model, examples)[2]
+    if flip:
+        both = values, score(model, examples, mirrored=True)[2]
+        values = sum(keras.ops.convert_to_numpy(keras.ops.softmax(logits)) for logits in both)
+    return np.argmax(values, axis=-1) != examples.labels
+
+
+def count_errors(wrong, labels, classes):
+    """Return the error of all images and of each class, `{name: Error}`; the name of all is `all`."""
+    found = {"all": Error(int(wrong.sum()), len(wrong))}
+    for i, name in enumerate(classes):
+        mine = wrong[labels == i]
+        if len(mine):
+            found[f"class {name}"] = Error(int(mine.sum()), len(mine))
+    return found
+
+
+def measure(network, data, flip=False, statistics=0):
+    """Measure a network's errors on the test part of a data set.
+
+    Args:
+        network: the functional model of `Model`. With `statistics` its moving statistics change.
+        data: `datasets.Data`.
+        flip: bool, whether to measure again with mirror images averaged.
+        statistics: int, training images over which statistics are recomputed for further measurements; 0 is none.
+
+    Returns:
+        `{"plain": {"all": Error, "class <name>": Error, ...}, ...}`; further keys are "flip", "statistics" and
+        "statistics, flip".
+    """
+    from Training.engine.statistics import Statistics, choose_examples
+
+    found = {}
+    for recomputed in (False, True) if statistics else (False,):
+        if recomputed:
+            examples = choose_examples(data.train, statistics, STATISTICS_BATCH)
+            Statistics(network, examples, STATISTICS_BATCH).recompute()
+        for mirrored in (False, True) if flip else (False,):
+            name = ", ".join(["statistics"] * recomputed + ["flip"] * mirrored) or "plain"
+            wrong = find_wrong(network, data.test, mirrored)
+            found[name] = count_errors(wrong, data.test.labels, data.classes)
+    return found
+
+
+LABELS = {
+    "plain": "error",
+    "flip": "with mirror images averaged",
+    "statistics": "with recomputed statistics",
+    "statistics, flip": "with both",
+}
+
+
+def format_error(label, error):
+    """Return one row of the table of errors."""
+    low, high = error.interval
+    return f"  {label:<28} {error.percent:6.2f} %   {low:.2f} to {high:.2f} %   {error.wrong:,} of {error.total:,}"
+
+
+def format_errors(found):
+    """Return the errors as a table: each way of measuring, then each class in the plain one."""
+    classes = {name.removeprefix("class "): each for name, each in found["plain"].items() if name != "all"}
+    rows = [*((LABELS[name], errors["all"]) for name, errors in found.items()), *classes.items()]
+    return "\n".join(format_error(format_path(label), error) for label, error in rows)
+
+
+def run(options):
+    path = saved.find(options.model, options.best)
+    recipe = find_recipe(path, options.dataset, options.data_dir)
+    keras = start_keras()
+    network = saved.load(path)
+    names = saved.read_classes(path, network.output_shape[1])
+    if find_dataset(recipe.dataset).streamed:
+        recipe = dataclasses.replace(recipe, image_size=network.input_shape[1])
+    data = load_for_recipe(recipe)
+    refuse_other_data(network, names, data, recipe.dataset)
+    if options.precision == "float32":
+        network = saved.convert_to_float32(network)
+    with data.reading():
+        found = measure(network, data, options.flip, options.statistics)
+    if options.json:
+        errors = {name: {key: error.to_dict() for key, error in each.items()} for name, each in found.items()}
+        what = {"model": str(path), "dataset": recipe.dataset, "precision": options.precision}
+        print(json.dumps({**what, "statistics_images": options.statistics, "errors": errors}))
+        return
+    arithmetic = f"{options.precision} arithmetic on {keras.backend.backend()}"
+    print(
+        f"{format_path(path)} on {recipe.dataset}: {len(data.test.labels):,} test images, {arithmetic}, 95 % intervals"
+    )
+    print(format_errors(found))
+
+
+@entry_point(PROGRAM)
+def main(arguments=None):
+    run(parse(arguments))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,155 @@
+"""Statistics of the normalizations, recomputed before a network is evaluated."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+from tests.support import plain
+from Training.data import datasets
+from Training.data.datasets import Examples
+from Training.engine.callbacks import EvaluatedNetwork
+from Training.engine.evaluation import score
+from Training.engine.fit import fit
+from Training.engine.statistics import (
+    Statistics,
+    choose_examples,
+    copy_values,
+    find_normalizations,
+    make_statistics,
+    restore_values,
+)
+from Training.engine.training_model import make_logits_model
+from Training.recipe import Recipe
+from Training.runs.checkpoint import list_checkpoints, unpack
+from Training.runs.history import read_history
+
+pytestmark = pytest.mark.backends
+RECIPE = Recipe(
+    dataset="digits", samples=64, epochs=2, batch_size=16, warmup_epochs=1.0, masks_every=0, learning_rate=0.02,
+    statistics_share=0.5, dropout=0.3, ema=0.5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return datasets.load("digits", samples=64)
+
+
+def build(digits, recipe=RECIPE):
+    keras.utils.set_random_seed(1)
+    return plain.build(recipe, digits)
+
+
+def moving_statistics(network):
+    return [copy_values((layer.moving_mean, layer.moving_variance)) for layer in find_normalizations(network)]
+
+
+def batch_statistics(network, images):
+    """What each normalization sees of one batch in training, from a step with momentum 0."""
+    layers = find_normalizations(network)
+    for layer in layers:
+        layer.momentum = 0.0
+    network(images, training=True)
+    return moving_statistics(network)
+
+
+def test_statistics_are_the_moments_over_all_batches(digits):
+    network = build(digits)
+    images = digits.train.images[:48].copy()
+    images[:16] //= 4  # the batches differ in their means
+    examples = Examples(images, digits.train.labels[:48])
+    Statistics(network, examples, 16).recompute()
+    recomputed = moving_statistics(network)
+    assert {layer.momentum for layer in find_normalizations(network)} == {0.9}
+
+    reference = build(digits)
+    batches, gained = [batch_statistics(reference, images[i : i + 16]) for i in (0, 16, 32)], []
+    for i, (mean, variance) in enumerate(recomputed):
+        means, variances = (np.stack([batch[i][j] for batch in batches]).astype("float64") for j in (0, 1))
+        squares = variances + means**2
+        np.testing.assert_allclose(mean, means.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(variance, squares.mean(0) - means.mean(0) ** 2, rtol=1e-3, atol=1e-5)
+        gained.append(np.abs(variance - variances.mean(0)).max())
+    assert max(gained) > 1e-2, "the mean of the batches' variances is another value"
+
+
+def test_nothing_else_changes_and_the_result_repeats(digits):
+    network = build(digits)
+    moving = {id(v) for layer in find_normalizations(network) for v in (layer.moving_mean, layer.moving_variance)}
+    before = copy_values(network.variables)
+    statistics = make_statistics(network, digits.train, RECIPE)
+    statistics.recompute()
+    once = copy_values(network.variables)
+    restore_values(network.variables, before)
+    statistics.recompute()
+    for variable, old, new, again in zip(network.variables, before, once, copy_values(network.variables)):
+        assert np.array_equal(old, new) == (id(variable) not in moving), variable.path
+        np.testing.assert_array_equal(new, again)
+
+
+def test_frozen_normalizations_keep_their_statistics(digits):
+    network = build(digits)
+    network.get_layer("norm_tail").trainable = False
+    before = copy_values(network.get_layer("norm_tail").variables)
+    make_statistics(network, digits.train, RECIPE).recompute()
+    for old, new in zip(before, copy_values(network.get_layer("norm_tail").variables)):
+        np.testing.assert_array_equal(old, new)
+    network.trainable = False
+    assert make_statistics(network, digits.train, RECIPE).recompute() is None
+
+
+def test_examples_are_whole_batches(digits):
+    for count, batch_size, expected in ((3, 16, 16), (25, 16, 32), (24, 10, 20), (999, 10, 60), (5, 100, 64)):
+        chosen = choose_examples(digits.train, count, batch_size)
+        assert len(chosen.labels) == len(chosen.images) == expected
+        assert len({image.tobytes() for image in chosen.images}) == expected
+    assert make_statistics(None, digits.train, dataclasses.replace(RECIPE, statistics_share=0.0)) is None
+
+
+@pytest.fixture(scope="module")
+def runs(digits, tmp_path_factory):
+    """The same run with recomputed statistics and without."""
+    made = {}
+    for share in (0.5, 0.0):
+        folder, recipe = tmp_path_factory.mktemp("run"), dataclasses.replace(RECIPE, statistics_share=share)
+        fit(build(digits), digits, recipe, folder)
+        made[share] = SimpleNamespace(
+            folder=folder,
+            history=read_history(folder / "history.csv"),
+            checkpoint=unpack(list_checkpoints(folder)[0].read_bytes())[1],
+        )
+    return made
+
+
+def test_training_is_the_same_bit_for_bit(runs):
+    with_it, without = runs[0.5], runs[0.0]
+    assert with_it.history["loss"] == without.history["loss"]
+    assert with_it.history["val_loss"] != without.history["val_loss"]
+    assert with_it.checkpoint.keys() == without.checkpoint.keys()
+    for name, values in with_it.checkpoint.items():
+        np.testing.assert_array_equal(values, without.checkpoint[name], err_msg=name)
+
+
+def test_saved_networks_are_those_that_were_validated(runs, digits):
+    run = runs[0.5]
+    best = int(np.argmax(run.history["val_accuracy"]))
+    for name, epoch in (("best", best), ("last", 1)):  # the average of the weights, in both
+        network = keras.models.load_model(run.folder / f"{name}.keras")
+        loss, accuracy, _ = score(make_logits_model(network), digits.validation)
+        assert accuracy == pytest.approx(run.history["val_accuracy"][epoch], abs=1e-6)
+        penalty = float(keras.ops.convert_to_numpy(sum(network.losses))) if network.losses else 0.0
+        assert loss + penalty == pytest.approx(run.history["val_loss"][epoch], rel=1e-4)
+
+
+def test_an_epoch_without_validation_restores_nothing(digits):
+    EvaluatedNetwork(None, None, averaged=True).on_epoch_end(0)
+
+
+def test_recipes_older_than_the_field_keep_the_moving_statistics(tmp_path):
+    values = json.loads(Recipe().to_json())
+    assert values.pop("statistics_share") == 0.05
+    assert Recipe.from_json(json.dumps(values)).statistics_share == 0.0

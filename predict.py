@@ -1,4 +1,4 @@
-"""Classify pictures: print the most probable classes of each, by trained weights or by a network that a run has saved."""
+"""Classify pictures: print the most probable classes of each, by trained weights or a network that a run saved."""
 
 import contextlib
 import csv

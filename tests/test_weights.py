@@ -294,7 +294,7 @@ def test_predict_without_a_model_uses_the_weights(packed, copy, digits, tmp_path
     predict.main([str(picture), "--top", "1", "--masks", str(tmp_path / "masks")])
     probabilities = attention_56(weights="digits-nal").predict(digits.test.images[:1], verbose=0)[0]
     out = capsys.readouterr().out
-    assert out.split()[1:] == [digits.classes[probabilities.argmax()], f"{100 * probabilities.max():.2f}", "%"]
+    assert out.split()[1:4] == [digits.classes[probabilities.argmax()], f"{100 * probabilities.max():.2f}", "%"]
     assert (tmp_path / "masks" / "digit.png.masks.png").exists()
     shutil.rmtree(copy)
     assert "there are no weights digits-nal" in refused(capsys, predict.main, str(picture))

@@ -151,6 +151,6 @@ def test_missing_packages_and_other_backends_are_told(monkeypatch):
     export.refuse_impossible("tflite")
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     for kind in ("onnx", "tflite"):
-        with pytest.raises(export.InputError, match=f"does not export to {kind} on jax: give KERAS_BACKEND=tensorflow"):
+        with pytest.raises(export.InputError, match=f"does not export to {kind} on jax: set KERAS_BACKEND=tensorflow"):
             export.refuse_impossible(kind)
     export.refuse_impossible("savedmodel")

@@ -19,17 +19,18 @@ class Page(NamedTuple):
 
     address: str
     texts: tuple[str, ...]
+    webgl: bool = False  # the page cannot be drawn without; others are drawn faster without
 
 
 PAGES = {
     "scalars": Page("&tagFilter=epoch_(error_percent|loss)#timeseries", ("epoch_loss", "epoch_error_percent")),
     "custom-scalars": Page("#custom_scalars", ("error, %", "learning rate")),
     "images": Page("#images", ("confusion_matrix",)),
-    "masks": Page("&tagFilter=masks#timeseries", ("masks/stage_1_attention_1",)),
+    "masks": Page("&tagFilter=masks#timeseries", ("stage_1_attention_1",)),
     "graphs": Page("#graphs", ("stage_1_unit",)),
     "text": Page("#text", ("recipe",)),
     "pr-curves": Page("#pr_curves", ("class/0",)),
-    "projector": Page("#projector", ("features before the classifier",)),
+    "projector": Page("#projector", ("features before the classifier",), webgl=True),
     "hparams": Page("#hparams", ("test_error_percent",)),
 }
 TEXT = """
@@ -47,21 +48,22 @@ def find_free_port():
         return probe.getsockname()[1]
 
 
-def start_chromium():
+def start_chromium(webgl):
     """Start headless Chromium, which connects to this machine alone."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for option in (
-        "--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-        "--window-size=1700,900", "--hide-scrollbars", "--no-first-run", "--disable-background-networking",
+        "--headless=new", "--no-sandbox", "--window-size=1700,900", "--hide-scrollbars", "--no-first-run",
+        "--disable-background-networking",
+        *(("--use-angle=swiftshader", "--enable-unsafe-swiftshader") if webgl else ("--disable-gpu",)),
     ):  # fmt: skip
         options.add_argument(option)
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
 
 
-def wait_for(condition, seconds=240):
+def wait_for(condition, seconds=180):
     """Call a function until it returns something true; a page that is not there yet may raise."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -82,21 +84,33 @@ def take_screenshots(logs, output, pages=PAGES):
         "--samples_per_plugin", "images=100",
     ]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    browser, texts = start_chromium(), {}
+    texts = {}
     try:
         wait_for(lambda: b"final/" in urllib.request.urlopen(f"{address}data/plugin/scalars/tags").read())
+        for webgl in (False, True):
+            chosen = {name: page for name, page in pages.items() if page.webgl == webgl}
+            if chosen:
+                texts |= take_in_browser(address, output, chosen, webgl)
+    finally:
+        server.terminate()
+        server.wait()
+    return texts
+
+
+def take_in_browser(address, output, pages, webgl):
+    """Take the screenshots of these pages of the server at `address`; see `take_screenshots`."""
+    browser, texts = start_chromium(webgl), {}
+    try:
         for name, page in pages.items():
             browser.get("about:blank")
             browser.get(f"{address}?darkMode=false{page.address}")
             wait_for(lambda page=page: all(text in browser.execute_script(TEXT) for text in page.texts))
             browser.execute_script(CLOSE_SETTINGS)
-            time.sleep(4)  # charts and pictures are drawn after their names
+            time.sleep(6)  # charts and pictures are drawn after their names
             texts[name] = browser.execute_script(TEXT)
             browser.save_screenshot(str(Path(output) / f"tensorboard-{name}.png"))
     finally:
         browser.quit()
-        server.terminate()
-        server.wait()
     return texts
 
 

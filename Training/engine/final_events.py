@@ -5,7 +5,7 @@ import numpy as np
 
 from Training.data.datasets import spread_evenly
 from Training.devices import copy_to_one_device, on_one_device
-from Training.recipe import compared_fields
+from Training.recipe import compared_fields, label_run
 from Training.runs.event_file import EventFile, is_available, write_projector
 from Training.visual import inspection, plots
 from Training.visual.escaping import escape_console, make_markdown_table, shorten_name
@@ -50,7 +50,7 @@ def write_final_events(folder, network, data, recipe, result, logits):
             picture = plots.draw_mistakes(images, labels[wrong], probabilities[wrong], data.classes)
             file.image("most_confident_mistakes", picture, step)
     shown = {name: getattr(recipe, name) for name in (*compared_fields(), "seed")}
-    file.hparams(shown, METRICS, folder.name)
+    file.hparams(shown, METRICS, label_run(recipe))
     file.close()
     if recipe.projector:
         project_features(place, network, data, predictions)

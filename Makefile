@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
+# tests/conftest.py has the slowest files start first; without this option xdist would order them anew.
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # GPU=1: the CUDA packages of KERAS_BACKEND, which is tensorflow by default.
 GPU_STAMP := .venv/installed-$(if $(filter jax,$(KERAS_BACKEND)),jax-gpu,gpu)
@@ -26,14 +27,12 @@ page: .venv/installed-page
 notebooks: .venv/installed-dev
 	$(BIN)/jupyter execute --inplace --timeout=-1 training_56.ipynb training_92.ipynb $(ARGS)
 
-# The second pass repeats, on JAX, the tests that must hold on every backend. Its time is XLA's: compiled without
-# optimization, the tests take 60 % of the processor time. Both passes always run; the last line has the counts of both,
-# taken from the JUnit files. With ARGS, the second pass may select no test, which is pytest's exit code 5.
+# The second pass repeats, on JAX, the tests that must hold on every backend. Both passes always run; the last line has
+# the counts of both, taken from the JUnit files. With ARGS, the second pass may select no test: pytest exits with 5.
 test: .venv/installed-dev
 	@rm -f .venv/junit-*.xml; failed=0; \
 	$(TESTS) --junitxml .venv/junit-tensorflow.xml $(ARGS) || failed=1; \
-	XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" KERAS_BACKEND=jax \
-	$(TESTS) --junitxml .venv/junit-jax.xml -m backends $(ARGS) || [ $$? = 5 ] || failed=1; \
+	KERAS_BACKEND=jax $(TESTS) --junitxml .venv/junit-jax.xml -m backends $(ARGS) || [ $$? = 5 ] || failed=1; \
 	for pass in tensorflow jax; do \
 		printf '%s: ' "$$pass"; \
 		grep -o '<testsuite [^>]*>' .venv/junit-$$pass.xml 2>/dev/null | \

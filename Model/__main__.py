@@ -46,18 +46,21 @@ def parse(arguments):
 
 
 def build(name, options):
+    import keras
+
     from Model import network
 
     size = options.size and (options.size, options.size, 3)
-    return network(
-        name,
-        geometry=options.geometry,
-        learning=options.learning,
-        attention=options.attention,
-        mask=options.mask,
-        classes=options.classes,
-        input_shape=size or None,
-    )
+    with keras.StatelessScope(initialize_variables=False):  # shapes suffice: without values a network is built at once
+        return network(
+            name,
+            geometry=options.geometry,
+            learning=options.learning,
+            attention=options.attention,
+            mask=options.mask,
+            classes=options.classes,
+            input_shape=size or None,
+        )
 
 
 def rows(model, counts):

@@ -137,10 +137,10 @@ def differences(one, two):
     return found
 
 
-def disturbed(logs, kills, length, chance, arguments=ARGUMENTS):
+def disturbed(logs, kills, length, chance, arguments=ARGUMENTS, script=SCRIPT):
     """Kill one run up to `kills` times, then let it finish; return the kinds of the kills that arrived."""
     came = []
-    run = start(*arguments, f"--logs={logs}")
+    run = start(*arguments, f"--logs={logs}", script=script)
     while len(came) < kills:
         kind = chance.choice(["moment", "moment", "save", "epoch"])
         if not kill(run, lambda: only_run(logs), kind, chance.uniform(0, length)):
@@ -149,7 +149,7 @@ def disturbed(logs, kills, length, chance, arguments=ARGUMENTS):
             break
         came.append(kind)
         print(f"  killed ({kind})", flush=True)
-        run = start("--resume", str(only_run(logs)))
+        run = start("--resume", str(only_run(logs)), script=script)
     else:
         finish(run)
     return came

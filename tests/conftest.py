@@ -1,10 +1,35 @@
+import collections
 import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Here, and in the processes that tests start, XLA takes longer to optimize a function than the function takes to run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import keras
 import pytest
+
+# The files that take longest start first. One that starts late leaves the other processor without work at the end.
+SLOW = (
+    "test_resume.py",
+    "test_training.py",
+    "test_distribute.py",
+    "test_fit.py",
+    "test_layers.py",
+    "test_notebooks.py",
+    "test_family.py",
+    "test_folder.py",
+    "test_export.py",
+    "test_fine_tuning.py",
+    "test_predict.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Order the files; `make test` passes xdist the option that keeps this order."""
+    rank = {name: i for i, name in enumerate(SLOW)}
+    tests = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (rank.get(item.path.name, len(SLOW)), -tests[item.path], item.path))
 
 
 def pytest_collection_finish():

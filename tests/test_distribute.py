@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import distribute, kill
-from tests.support import tiny
+from tests.support import small, tiny
 from Training.data import datasets
 from Training.data.batches import Batches, find_even_batch
 from Training.devices import Devices, drop_unsupported, refuse_mode
@@ -17,13 +17,7 @@ from Training.recipe import Recipe
 ROOT = Path(__file__).parent.parent
 
 # What takes time here is compiling: not even the tiny network.
-SMALL = """
-import training_cifar10
-def build(*given):
-    from tests.support import plain
-    return plain.build(*given)
-"""
-MAIN = SMALL + "training_cifar10.main(build=build)"
+SMALL = "import training_cifar10; from tests.support.small import build\n"
 WORDS = [*(word for word in distribute.WORDS if "masks" not in word), "--masks-every=0", "--validation-split=0.02"]
 
 
@@ -80,11 +74,11 @@ def test_two_replicas_on_tensorflow_are_one(tmp_path):
 
 def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_same_end(jax_logs, cache, tmp_path):
     logs = tmp_path / "Logs"
-    run = distribute.start_processes(*WORDS, f"--logs={logs}", script=MAIN, **cache)
+    run = distribute.start_processes(*WORDS, f"--logs={logs}", script=small.MAIN, **cache)
     codes, said, waited = distribute.end_one(run, which=1)
     assert codes[0] not in (0, None) and waited < 60
     assert "a step of the 2 processes failed, as when one of them is lost" in said[0]
-    for each in distribute.resume_processes(kill.only_run(logs), script=MAIN, **cache):
+    for each in distribute.resume_processes(kill.only_run(logs), script=small.MAIN, **cache):
         kill.finish(each)
     assert distribute.furthest(jax_logs / "one", logs) < distribute.TOLERANCE
     names = {path.name for path in kill.only_run(logs).iterdir()}

@@ -12,6 +12,8 @@ import pytest
 from keras import ops
 
 from Model.preprocessing import mean_subtraction
+from tests.support.plain import build as plain_build
+from tests.support.plain import plain_network
 from tests.support.tiny import tiny_build, tiny_network
 from Training.console import format_duration
 from Training.data import datasets
@@ -116,7 +118,7 @@ def test_nothing_is_traced_again_and_nothing_grows(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingModel, "compute_loss", lambda *a, **k: traced.append(1) or loss(*a, **k))
     recipe = dataclasses.replace(QUICK, epochs=6, validation_split=0.0, warmup_epochs=0.0)
     digits = datasets.load("digits", samples=32, validation_split=0.0)
-    fit(tiny_build(recipe, digits), digits, recipe, tmp_path, lambda resumed: [living])
+    fit(plain_build(recipe, digits), digits, recipe, tmp_path, lambda resumed: [living])
     assert len(traced) == 1
     assert living.counts[-1] - living.counts[2] < 50
 
@@ -127,7 +129,7 @@ def test_steps_are_keras_own_within_rounding():
     def losses(own):
         keras.utils.set_random_seed(0)
         recipe = Recipe(batch_size=16, learning_rate=0.002, schedule="constant", warmup_epochs=0.0)
-        model = compile_model(tiny_network(input_shape=(32, 32, 3), dropout=0.0), recipe, 20)
+        model = compile_model(plain_network(), recipe, 20)
         if own:
             keras.Model.make_train_function(model)
         draw = np.random.default_rng(0)
@@ -145,7 +147,7 @@ def test_steps_are_keras_own_within_rounding():
 def test_a_batch_of_another_size_is_refused_and_the_graph_optimizer_stays_on_elsewhere():
     import tensorflow as tf
 
-    model = compile_model(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
+    model = compile_model(plain_network(), dataclasses.replace(QUICK, batch_size=8), 10)
     images, labels = np.zeros((10, 32, 32, 3), "uint8"), np.zeros(10, "int32")
     assert np.isfinite(model.train_on_batch(images, labels)[0]), "of any size where it is no part of fit"
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
@@ -161,7 +163,7 @@ def test_the_graph_optimizer_is_left_out_of_float32_steps_on_a_cpu(precision, mo
     switch = tf.config.optimizer.get_experimental_options
     monkeypatch.setattr(TrainingModel, "train_step", lambda *a: seen.append(switch()) or step(*a))
     keras.config.set_dtype_policy(precision)
-    model = compile_model(tiny_network(input_shape=(32, 32, 3)), dataclasses.replace(QUICK, batch_size=8), 10)
+    model = compile_model(plain_network(), dataclasses.replace(QUICK, batch_size=8), 10)
     examples = datasets.Examples(np.zeros((8, 32, 32, 3), "uint8"), np.zeros(8, "int32"))
     model.fit(Batches(examples, 8, seed=0), shuffle=False, verbose=0)
     left_out = precision == "float32" and not tf.config.list_physical_devices("GPU")
@@ -208,8 +210,7 @@ def test_training_model_shares_weights_and_ends_at_the_logits():
     network = tiny_network()
     model = make_training_model(network)
     x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype("float32")
-    logits = model.predict(x, verbose=0)
-    np.testing.assert_allclose(ops.softmax(logits), network.predict(x, verbose=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(ops.softmax(model(x)), network(x), rtol=1e-4, atol=1e-6)
     assert {id(v) for v in model.trainable_variables} == {id(v) for v in network.trainable_variables}
 
 
@@ -230,7 +231,7 @@ def run(folder, recipe):
     folder.mkdir(exist_ok=True)
     keras.utils.set_random_seed(recipe.seed)
     digits = datasets.load("digits", samples=recipe.samples)
-    network = tiny_build(recipe, digits)
+    network = plain_build(recipe, digits)
     fit(network, digits, recipe, folder)
     return network.get_weights(), read_history(folder / "history.csv")["loss"]
 
@@ -305,7 +306,7 @@ def test_alternate_flip_replaces_the_random_one_and_digits_have_none():
     changes = {"augmentation": "crop", "alternate_flip": True, "epochs": 6}
     assert not make_batches(digits, Recipe(dataset="digits", **changes), ONE)[0].alternate
     assert make_batches(digits, Recipe(**changes), ONE)[0].alternate
-    crop = compile_model(tiny_build(QUICK, digits), Recipe(**changes), 4).get_layer("augmentation")
+    crop = compile_model(plain_build(QUICK, digits), Recipe(**changes), 4).get_layer("augmentation")
     assert not crop.flip
 
 
@@ -336,7 +337,7 @@ def test_average_of_the_weights_is_kept_at_the_end(tmp_path):
     recipe = dataclasses.replace(QUICK, ema=0.8)
     keras.utils.set_random_seed(0)
     digits = datasets.load("digits", samples=recipe.samples)
-    network = tiny_build(recipe, digits)
+    network = plain_build(recipe, digits)
     model = fit(network, digits, recipe, tmp_path, lambda resumed: [Weights()])
     assert len(seen) == 8
     expected = seen[0]
@@ -368,14 +369,14 @@ def test_folder_gets_best_last_history_and_backup(tmp_path):
 def test_without_validation_there_is_no_best(tmp_path):
     recipe = dataclasses.replace(QUICK, validation_split=0.0)
     digits = datasets.load("digits", samples=64, validation_split=0.0)
-    fit(tiny_build(recipe, digits), digits, recipe, tmp_path)
+    fit(plain_build(recipe, digits), digits, recipe, tmp_path)
     assert not (tmp_path / "best.keras").exists() and (tmp_path / "last.keras").exists()
 
 
 def test_batch_larger_than_the_data_is_named(tmp_path):
     digits = datasets.load("digits", samples=64)
     with pytest.raises(InputError, match="batch_size=100 needs as many images to train on, received 64"):
-        fit(tiny_build(QUICK, digits), digits, dataclasses.replace(QUICK, batch_size=100), tmp_path)
+        fit(plain_build(QUICK, digits), digits, dataclasses.replace(QUICK, batch_size=100), tmp_path)
 
 
 def test_durations_in_words():

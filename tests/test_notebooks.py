@@ -1,4 +1,4 @@
-"""Both notebooks run from their first cell to their last, on the digits and the tiny network."""
+"""Both notebooks run from their first cell to their last, on the digits and the smallest network."""
 
 import re
 from pathlib import Path
@@ -10,9 +10,9 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ("training_56.ipynb", "training_92.ipynb")
 BUDGET = """
-import functools, training_cifar10; from tests.support import tiny
-training_cifar10.build = tiny.tiny_build
-training_cifar10.train = functools.partial(training_cifar10.train, build=tiny.tiny_build)
+import functools, training_cifar10; from tests.support import small
+training_cifar10.build = small.build
+training_cifar10.train = functools.partial(training_cifar10.train, build=small.build)
 DATASET, DATA_DIR, SAMPLES, EPOCHS, SEED, LOGS, SHOW_DATA = "digits", "", 128, 2, 0, {logs!r}, True
 """
 

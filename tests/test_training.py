@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import training_cifar10
-from tests.support import tiny
+from tests.support import small, tiny
 from Training.data import datasets
 from Training.tools import figures
 
@@ -37,8 +37,6 @@ RESULT = {
 SCALARS = {
     f"epoch_{name}" for name in ("loss", "accuracy", "error_percent", "learning_rate", "images_per_second", "seconds")
 }
-# A run of the script with the tiny network in place of the real one.
-TINY = "import training_cifar10; from tests.support import tiny; training_cifar10.main(build=tiny.tiny_build)"
 
 
 def only_run(logs):
@@ -46,8 +44,8 @@ def only_run(logs):
     return folder
 
 
-def tiny_main(*arguments):
-    training_cifar10.main(list(arguments), tiny.tiny_build)
+def tiny_main(*arguments, build=tiny.tiny_build):
+    training_cifar10.main(list(arguments), build)
 
 
 def python(code, *arguments, **environment):
@@ -275,7 +273,7 @@ def test_tensorboard_answers_with_every_tag(logs):
 
 def test_a_run_without_validation_and_with_test_flip_has_a_result(tmp_path, capsys):
     words = ["--validation-split=0", "--test-flip", "--epochs=2", "--ema=0.9", "--data-on-device", "--masks-every=0"]
-    tiny_main(*WORDS, *words, "--logs", str(tmp_path))
+    tiny_main(*WORDS, *words, "--logs", str(tmp_path), build=small.build)
     result = json.loads((only_run(tmp_path) / "result.json").read_text())
     assert result["validation_error_percent"] is None and 0 <= result["test_error_flip_percent"] <= 100
     assert "with mirror image" in capsys.readouterr().out
@@ -375,7 +373,7 @@ def test_trains_on_jax_where_tensorflow_is_not_installed(tmp_path):
     (blocked / "__init__.py").write_text("raise ImportError('TensorFlow is not installed')")
     logs = tmp_path / "Logs"
     run = python(
-        TINY, *WORDS, "--logs", str(logs), "--jit", KERAS_BACKEND="jax", paths=[str(blocked.parent)]
+        small.MAIN, *WORDS, "--logs", str(logs), "--jit", KERAS_BACKEND="jax", paths=[str(blocked.parent)]
     )  # fmt: skip
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
@@ -385,15 +383,14 @@ def test_trains_on_jax_where_tensorflow_is_not_installed(tmp_path):
     assert tags >= SCALARS and events.Tags()["graph"]
 
 
-def test_without_tensorboard_there_is_one_warning_and_a_result(tmp_path):
-    code = f"""
-import importlib.util
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name == "tensorboard" else found(name, package)
-{TINY}"""
-    run = python(code, *WORDS, "--logs", str(tmp_path))
-    _, err = run.communicate(timeout=300)
-    assert run.returncode == 0, err
-    assert err.count("tensorboard is not installed: no event files are written") == 1
+def test_without_tensorboard_there_is_one_warning_and_a_result(tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else found(name, *rest)
+    )
+    with pytest.warns(UserWarning) as warned:
+        tiny_main(*WORDS, "--logs", str(tmp_path), build=small.build)
+    said = [str(each.message) for each in warned]
+    assert said.count("tensorboard is not installed: no event files are written") == 1
     names = {path.name for path in only_run(tmp_path).iterdir()}
     assert "result.json" in names and not names & {"train", "validation"}

@@ -19,14 +19,24 @@ class Plain(Unit):
     def call(self, inputs):
         return inputs + run_chain(self.branch, inputs)
 
+    @property
+    def paths(self):
+        return [self.branch]
+
 
 def build(recipe, data):
     """Stands in for `training_cifar10.build`."""
-    inputs = keras.Input(data.train.images.shape[1:], name="images")
-    x = mean_subtraction(*data.mean_and_std(recipe.mean))(inputs)
+    preprocessing = mean_subtraction(*data.mean_and_std(recipe.mean))
+    return plain_network(data.train.images.shape[1:], len(data.classes), recipe.dropout, preprocessing, recipe.learning)
+
+
+def plain_network(input_shape=(32, 32, 3), classes=10, dropout=0.0, preprocessing=None, learning="arl"):
+    """The network alone: about 3,000 weights, from images to class probabilities."""
+    inputs = keras.Input(input_shape, name="images")
+    x = preprocessing(inputs) if preprocessing else inputs
     x = convolution(4, 3, 4, padding="same", name="stem_convolve")(x)
-    x = AttentionBlock(4, mask_depth=1, unit=Plain, name="stage_1_attention_1")(x)
+    x = AttentionBlock(4, mask_depth=1, unit=Plain, learning=learning, name="stage_1_attention_1")(x)
     x = layers.Flatten(name="flatten")(BatchNormalization(name="norm_tail")(x))
-    x = Dropout(recipe.dropout, name="dropout")(x)
-    x = layers.Dense(len(data.classes), dtype="float32", name="logits")(x)
+    x = Dropout(dropout, name="dropout")(x)
+    x = layers.Dense(classes, dtype="float32", name="logits")(x)
     return keras.Model(inputs, layers.Softmax(name="probabilities")(x), name="plain")

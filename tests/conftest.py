@@ -43,7 +43,7 @@ def fresh_keras():
 
     The policy is set back at the end: a module's own fixtures are made before this one's next turn.
     """
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)  # collecting garbage takes longer than most tests
     keras.utils.set_random_seed(1)
     yield
     keras.config.set_dtype_policy("float32")

@@ -18,6 +18,7 @@ from Model.count import count
 from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, parse_name
 from Module import AttentionBlock
 from tests.support import arithmetic, independent
+from tests.support.backend import JIT
 from tests.support.shapes import shapes_only
 
 ROOT = Path(__file__).parent.parent
@@ -222,7 +223,7 @@ def test_variants_save_load_and_learn(unit, attention, mask, tmp_path):
     geometry = Geometry(64, 7, (Stage(64, 2, 1, closing=1),), ((64, 2),), 2, True, 3, pixels=32)
     model = residual_attention_network(geometry=geometry, unit=unit, attention=attention, mask=mask)
     images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype("float32")
-    model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy", jit_compile=JIT)
     labels = np.arange(8) % 10
     first, last = (model.fit(images, labels, epochs=8, verbose=0).history["loss"][i] for i in (0, -1))
     assert np.isfinite(last) and last < first

@@ -12,6 +12,7 @@ import pytest
 from keras import ops
 
 from Model.preprocessing import mean_subtraction
+from tests.support.backend import JIT
 from tests.support.plain import build as plain_build
 from tests.support.plain import plain_network
 from tests.support.tiny import tiny_build, tiny_network
@@ -73,7 +74,7 @@ def test_l2_is_the_gradient_of_the_penalty(name):
         dense.kernel_regularizer = dense.bias_regularizer = regularizer
         model = keras.Sequential([keras.Input((4,)), dense])
         made = add_l2(kind)(0.1, l2=0.1, **extra) if ours else kind(0.1, **extra)
-        model.compile(made, "mse")
+        model.compile(made, "mse", jit_compile=JIT)
         models.append(model)
     generator = np.random.default_rng(0)
     for _ in range(4):

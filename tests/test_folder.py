@@ -13,6 +13,7 @@ from PIL import Image
 
 import training_cifar10
 from Model.preprocessing import mean_subtraction
+from tests.support.backend import JIT
 from Training.data import datasets, folder, shards, tfds
 from Training.data.batches import Batches
 from Training.data.datasets import Data, Examples
@@ -309,7 +310,7 @@ def test_several_threads_keep_the_order_of_every_epoch(root):
     for examples in (in_memory, source.train):
         batches = Batches(examples, 5, seed=3)
         model = dense(Recipe(), source)
-        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=JIT)
         order = EpochOrder(batches)
         model.fit(batches, shuffle=False, epochs=2, verbose=0, callbacks=[order])
         batches.set_epoch(2, first_step=3)

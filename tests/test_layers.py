@@ -18,6 +18,7 @@ from Module import (
 )
 from Module.pooling import MaxPooling2D
 from Module.upsampling import interpolation_matrix
+from tests.support.backend import JIT
 
 pytestmark = pytest.mark.backends
 
@@ -75,7 +76,7 @@ def test_layer_is_saved_and_loaded_with_identical_outputs(kind, config, shape, o
     np.testing.assert_array_equal(loaded(images(shape)), model(images(shape)))
 
 
-@pytest.mark.parametrize("jit", [True] if keras.backend.backend() == "jax" else [False, True])  # JAX trains compiled
+@pytest.mark.parametrize("jit", [True] if JIT else [False, True])  # JAX trains compiled
 @pytest.mark.parametrize("kind, config, shape, out", LAYERS, ids=NAMES)
 def test_layer_trains_one_compiled_step(kind, config, shape, out, jit):
     model = model_of(kind(**config), shape)
@@ -104,7 +105,7 @@ def test_every_variable_gets_a_gradient():
     for learning in ("arl", "nal"):
         model = model_of(AttentionBlock(8, mask_depth=2, learning=learning), (8, 8, 8))
         randomize(model)
-        model.compile(keras.optimizers.SGD(1.0), "mse")
+        model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=JIT)
         before = [ops.convert_to_numpy(v) for v in model.trainable_variables]
         model.train_on_batch(images((8, 8, 8), 8), images((8, 8, 8), 8, seed=1))
         still = [
@@ -282,7 +283,7 @@ def test_pooling_is_keras_own_with_its_gradient(shape, pool, strides, padding):
     for kind in (MaxPooling2D, keras.layers.MaxPooling2D):
         scale = keras.layers.Dense(2, use_bias=False, kernel_initializer="identity")
         model = keras.Sequential([keras.Input(shape), scale, kind(pool, strides, padding)])
-        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=JIT)
         model.train_on_batch(x, weights)
         came.append((kind(pool, strides, padding)(x), scale.kernel))
     for ours, theirs in zip(*came, strict=True):
@@ -296,7 +297,7 @@ def test_normalization_trains_as_keras_layer_does(known):
     theirs = model_of(keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5), (4, 4, 3))
     for model in (ours, theirs):
         randomize(model)
-        model.compile(keras.optimizers.SGD(0.5), "mse")
+        model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=JIT)
     for step in range(3):
         x, y = 3 * images((4, 4, 3), 8, seed=step) + 1, images((4, 4, 3), 8, seed=10 + step)
         if known:

@@ -9,6 +9,7 @@ from Model import attention_56, attention_92, residual_attention_network
 from Model.count import count
 from Model.geometries import blocks_per_stage
 from Module import AttentionBlock
+from tests.support.backend import JIT
 from tests.support.shapes import shapes_only
 from tests.support.tiny import tiny_network
 
@@ -121,7 +122,7 @@ def test_saved_network_is_identical_and_its_end_is_float32(policy, tmp_path):
 @pytest.mark.backends
 def test_every_variable_of_a_network_learns():
     model = tiny_network()
-    model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy", jit_compile=JIT)
     before = [ops.convert_to_numpy(v) for v in model.trainable_variables]
     x = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype("float32")
     model.train_on_batch(x, np.arange(16) % 10)

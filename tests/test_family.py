@@ -229,7 +229,7 @@ def test_variants_save_load_and_learn(unit, attention, mask, tmp_path):
     assert np.isfinite(last) and last < first
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.predict(images, verbose=0), model.predict(images, verbose=0))
+    np.testing.assert_array_equal(loaded(images), model(images))
 
 
 def test_sizes_are_free_down_to_what_the_masks_allow():

@@ -6,7 +6,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Here, and in the processes that tests start, XLA takes longer to optimize a function than the function takes to run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
-import keras
 import pytest
 
 # The files that take longest start first. One that starts late leaves the other processor without work at the end.
@@ -42,7 +41,10 @@ def fresh_keras():
     """Each test starts from the same seed and dtype policy, with no layers of the one before.
 
     The policy is set back at the end: a module's own fixtures are made before this one's next turn.
+    Keras is imported here: the process that only starts xdist's workers does not need it.
     """
+    import keras
+
     keras.utils.clear_session(free_memory=False)  # collecting garbage takes longer than most tests
     keras.utils.set_random_seed(1)
     yield

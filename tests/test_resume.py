@@ -19,7 +19,7 @@ import pytest
 
 import training_cifar10
 from benchmarks import fuzz, kill
-from tests.support import small
+from tests.support import small, tiny
 from Training import files
 from Training.data import datasets
 from Training.engine import checkpointing, fit
@@ -341,9 +341,10 @@ def test_arrays_find_their_variables_by_name_in_any_order():
 
 def test_fuzzed_files_of_every_kind_raise_one_line_or_nothing():
     verdicts = fuzz.fuzz({kind: count // 40 for kind, count in fuzz.COUNTS.items()}, seed=11)
-    for counts in verdicts.values():
+    for kind, counts in verdicts.items():
         assert not [verdict for verdict in counts if verdict.startswith("wrong")]
-        assert counts["refused"] and counts["read"]
+        assert counts["refused"]
+        assert counts["read"] or kind == "checkpoints"  # a checksum guards them: few changes leave one whole
 
 
 @pytest.fixture
@@ -360,7 +361,7 @@ def test_a_run_of_commit_9187e69_resumes_to_its_end(old_run):
     expected, history = unpack(newest.read_bytes())[1], kill.history(old_run)
     assert list(expected) == list(range(len(expected)))
     newest.unlink()
-    tiny_main("--resume", str(old_run))
+    tiny_main("--resume", str(old_run), build=tiny.tiny_build)
     arrays = unpack(list_checkpoints(old_run)[0].read_bytes())[1]
     assert "stem_convolve/kernel" in arrays
     for a, b in zip(expected.values(), arrays.values(), strict=True):  # one processor's rounding is not another's

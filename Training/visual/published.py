@@ -46,6 +46,27 @@ PUBLISHED = (
 )
 
 
+class PublishedCost(NamedTuple):
+    """Final errors in per cent on the images trained on and on those held out, and the time of training."""
+
+    source: str
+    model: str
+    train_error: float
+    validation_error: float
+    minutes: int
+
+
+COSTS = (
+    PublishedCost("reference", "attention_56", 3.27, 5.28, 337),
+    PublishedCost("reference", "attention_92", 36.1, 33.19, 403),
+)
+
+
+def find_published_cost(model):
+    """Return the published errors and training time of a network, or None."""
+    return next((each for each in COSTS if each.model == model), None)
+
+
 def find_published(recipe):
     """Return all published errors of a recipe's network, data and label noise.
 

@@ -1,0 +1,136 @@
+"""Print the two comparisons of the paper from the runs in this repository: `python -m Training.tools.recorded`.
+
+ARL against NAL (test error), and Attention-56 against Attention-92 (errors and training time), next to the published
+values. The runs are those in `benchmarks/results` and `weights`. Of several comparisons, the one with the lowest test
+error is shown.
+"""
+
+from pathlib import Path
+
+from Model import weights
+from Training.console import entry_point, report_errors, run_program
+from Training.errors import InputError
+from Training.flags import Parser
+from Training.recipe import compared_fields
+from Training.runs import history
+from Training.tools import report
+from Training.visual.published import find_published_cost
+
+PROGRAM = "python -m Training.tools.recorded"
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+NETWORKS = ("attention_56", "attention_92")
+NO_PAIR = "no recorded runs differ in {} alone"
+
+
+def read_all():
+    """Return the finished runs in `benchmarks/results` and in `weights`; a run may be in both."""
+    results = [path for folder in (RESULTS, weights.FOLDER) for path in sorted(folder.rglob("result.json"))]
+    return [history.read_run(path.parent) for path in results if path.with_name("recipe.json").exists()]
+
+
+def find_recorded():
+    """Return the finished runs that the repository holds, each once: runs with equal results are the same run."""
+    runs = []
+    for run in read_all():
+        if all(run.result != other.result for other in runs):
+            runs.append(run)
+    return runs
+
+
+def choose_comparison(runs, field, **fixed):
+    """Return the runs that differ in one field and the seed alone.
+
+    If several settings were run with more than one value of the field, those of the lowest test error are returned.
+
+    Args:
+        runs: list of `history.Run`.
+        field: str, a field of the recipe, such as "learning".
+        fixed: values that other fields of the recipe must have, such as `model="attention_56"`.
+
+    Returns:
+        List of runs, sorted by the field's value; empty if there are none.
+    """
+    fields = [name for name in compared_fields() if name != field]
+    groups = {}
+    for run in runs:
+        if all(run.recipe.get(name) == value for name, value in fixed.items()):
+            groups.setdefault(tuple(str(run.recipe.get(name)) for name in fields), []).append(run)
+    pairs = [group for group in groups.values() if len({str(run.recipe[field]) for run in group}) > 1]
+    best = min(pairs, key=lambda group: min(run.result["test_error_percent"] for run in group), default=[])
+    return sorted(best, key=lambda run: str(run.recipe[field]))
+
+
+def describe(runs):
+    """Return in one line with what the runs of a comparison were trained."""
+    recipe = runs[0].recipe
+    images = f"{recipe['samples']:,} training images" if recipe["samples"] else "all training images"
+    seeds = sorted({run.result["seed"] for run in runs})
+    devices = sorted({run.result["device"] for run in runs})
+    return (
+        f"{recipe['epochs']} epochs, {images}, {recipe['geometry']} geometry, "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, {'; '.join(devices)}"
+    )
+
+
+def make_learning_table(runs):
+    """Return rows of texts, a row for each network: test errors of ARL and NAL, ours and published.
+
+    Raises:
+        InputError: there are no such runs.
+    """
+    rows = []
+    for model in NETWORKS:
+        chosen = choose_comparison(runs, "learning", model=model)
+        if chosen:
+            header, *found = report.make_pivot_table(report.group_runs(chosen), "learning")
+            rows += [[*row, describe(chosen)] for row in found]
+    if not rows:
+        raise InputError(NO_PAIR.format("learning"))
+    return [[*header, "our runs"], *rows]
+
+
+def make_depth_table(runs):
+    """Return rows of texts, a row for each network: errors in per cent and training time, ours and published.
+
+    Raises:
+        InputError: there are no such runs.
+    """
+    chosen = choose_comparison([run for run in runs if run.recipe["model"] in NETWORKS], "model", learning="arl")
+    if not chosen:
+        raise InputError(NO_PAIR.format("the network"))
+    parts = ("train error %", "validation error %", "time")
+    header, *found = report.make_run_table(report.group_runs(chosen))
+    rows = []
+    for row in found:
+        cells = dict(zip(header, row))
+        cost = find_published_cost(cells["model"].lower().replace("-", "_"))
+        published = [f"{cost.train_error:.2f}", f"{cost.validation_error:.2f}", f"{cost.minutes} min"]
+        both = [cell for part, theirs in zip(parts, published) for cell in (cells[part], f"{theirs} ({cost.source})")]
+        rows.append([cells["dataset"], cells["model"], *both, describe(chosen)])
+    names = [name for part in parts for name in (part, f"{part.removesuffix(' %')} published")]
+    return [["dataset", "model", *names, "our runs"], *rows]
+
+
+def find_predictions(run):
+    """Return the path of a run's recorded predictions for the test set, or None.
+
+    They are in the run's own folder, or in that of a recorded run with the same result.
+    """
+    same = [run, *(other for other in read_all() if other.result == run.result)]
+    paths = [each.folder / "predictions.csv" for each in same]
+    return next((path for path in paths if path.is_file()), None)
+
+
+@entry_point(PROGRAM)
+def main(arguments=None):
+    parser = Parser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
+    parser.add_argument("--format", choices=tuple(report.FORMATS), default="console", help="(default: console)")
+    options = parser.parse_args(arguments)
+    with report_errors(PROGRAM):
+        runs = find_recorded()
+        for make in (make_learning_table, make_depth_table):
+            print(report.FORMATS[options.format](make(runs)))
+
+
+if __name__ == "__main__":
+    run_program(main)

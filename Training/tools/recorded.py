@@ -65,11 +65,13 @@ def describe(runs):
     recipe = runs[0].recipe
     images = f"{recipe['samples']:,} training images" if recipe["samples"] else "all training images"
     seeds = sorted({run.result["seed"] for run in runs})
-    devices = sorted({run.result["device"] for run in runs})
-    return (
-        f"{recipe['epochs']} epochs, {images}, {recipe['geometry']} geometry, "
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, {'; '.join(devices)}"
-    )
+    seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return f"{recipe['epochs']} epochs, {images}, {recipe['geometry']} geometry, {seed}"
+
+
+def name_devices(runs):
+    """Return the names of the devices that the runs were trained on."""
+    return "; ".join(sorted({run.result["device"] for run in runs}))
 
 
 def make_learning_table(runs):
@@ -83,10 +85,10 @@ def make_learning_table(runs):
         chosen = choose_comparison(runs, "learning", model=model)
         if chosen:
             header, *found = report.make_pivot_table(report.group_runs(chosen), "learning")
-            rows += [[*row, describe(chosen)] for row in found]
+            rows += [[*row, describe(chosen), name_devices(chosen)] for row in found]
     if not rows:
         raise InputError(NO_PAIR.format("learning"))
-    return [[*header, "our runs"], *rows]
+    return [[*header, "our runs", "on"], *rows]
 
 
 def make_depth_table(runs):
@@ -106,9 +108,9 @@ def make_depth_table(runs):
         cost = find_published_cost(cells["model"].lower().replace("-", "_"))
         published = [f"{cost.train_error:.2f}", f"{cost.validation_error:.2f}", f"{cost.minutes} min"]
         both = [cell for part, theirs in zip(parts, published) for cell in (cells[part], f"{theirs} ({cost.source})")]
-        rows.append([cells["dataset"], cells["model"], *both, describe(chosen)])
+        rows.append([cells["dataset"], cells["model"], *both, describe(chosen), name_devices(chosen)])
     names = [name for part in parts for name in (part, f"{part.removesuffix(' %')} published")]
-    return [["dataset", "model", *names, "our runs"], *rows]
+    return [["dataset", "model", *names, "our runs", "on"], *rows]
 
 
 def find_predictions(run):

@@ -65,8 +65,6 @@ def test_trains_with_a_tiny_budget(name, tmp_path):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_shows_what_is_recorded(name, tmp_path, monkeypatch):
     """As a reader runs it on a fresh clone: no data set (its folder is empty), nothing trained."""
-    if name == "training_56.ipynb" and weights.find_weights("cifar10") is None:
-        pytest.skip("no weights cifar10 in weights/")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     notebook = read(name)
     assert "TRAIN = False" in find_parameters(notebook).source

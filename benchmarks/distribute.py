@@ -48,7 +48,7 @@ def resume_processes(folder, script=kill.SCRIPT, **environment):
     return start_processes("--resume", str(folder), script=script, **environment)
 
 
-def end_one(run, which, number=signal.SIGKILL, after="8 of 20 epochs"):
+def end_one(run, which, number=signal.SIGKILL, after="epoch  8 of 20 "):
     """Send a signal to one of two processes; returns exit codes, the other's last line, and its seconds to its end."""
     for line in run[0].stdout:
         if line.startswith(after):

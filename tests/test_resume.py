@@ -100,7 +100,7 @@ def test_finished_run_is_evaluated_again_and_not_changed(run, whole):
 def test_signals_save_and_say_how_to_resume(tmp_path, number, code):
     process = kill.start(*WORDS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
     for line in process.stdout:
-        if line.startswith("2 of 3000 epochs"):
+        if line.startswith("epoch    2 of 3000 "):
             process.send_signal(number)
             break
     _, err = process.communicate(timeout=120)
@@ -125,7 +125,7 @@ def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path):
     """A limit on the size of files stands for a full disk: writing fails half-way, as there."""
     process = kill.start(*WORDS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
     for line in process.stdout:
-        if line.startswith("2 of 3000 epochs"):
+        if line.startswith("epoch    2 of 3000 "):
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
             break
     _, err = process.communicate(timeout=120)

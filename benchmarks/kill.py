@@ -29,6 +29,7 @@ import numpy as np
 from Training.console import entry_point, run_program
 
 ROOT = Path(__file__).resolve().parent.parent
+UNCOMPARED = ("recipe", "result")  # tags of texts that name the folder or hold times
 TIMES = ("seconds", "first_step_seconds", "images_per_second")
 SCRIPT = "import training_cifar10; from tests.support import tiny; training_cifar10.main(build=tiny.tiny_build)"
 # The same as a program: what happens before and after `main` counts too.
@@ -104,7 +105,7 @@ def history(folder):
 def points(folder):
     """Return every point of the event files as `{(part, tag): [(step, value), ...]}`, in the order written.
 
-    Times are left out, and so is the recipe, which names the folder.
+    Times are left out, and so are the recipe, which names the folder, and the table of results, which has times.
     """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -112,7 +113,11 @@ def points(folder):
     for path in sorted(folder.rglob("events.out.tfevents*")):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                if not value.tag.endswith(TIMES) and value.tag != "recipe" and "hparams" not in value.tag:
+                if (
+                    not value.tag.endswith(TIMES)
+                    and value.tag not in ("recipe", "result")
+                    and "hparams" not in value.tag
+                ):
                     key = (str(path.parent.relative_to(folder)), value.tag)
                     found.setdefault(key, []).append((event.step, value.tensor.SerializeToString()))
     return found

@@ -70,8 +70,9 @@ def test_a_look_is_what_the_network_gives(runs, learning):
         picture, low, high = page.draw_maps(seen, name, learning, channel, 0.5)["after"]
         np.testing.assert_array_equal(picture, plots.color_heat(plots.rescale(expected)))
         assert (low, high) == (expected.min(), expected.max())
-    clear = page.draw_maps(seen, name, learning, 1, 0.0)["mask"][0]  # a mask that is not laid over is the picture
-    np.testing.assert_array_equal(clear, plots.enlarge(runs.image[None], 5)[0])
+    clear = page.draw_maps(seen, name, learning, 1, 0.0)["mask"][0]  # without a mask over it: the picture in grey
+    large = Image.fromarray(plots.enlarge(runs.image[None], 5)[0])
+    np.testing.assert_array_equal(clear, np.asarray(large.convert("L").convert("RGB")))
 
 
 @pytest.mark.backends

@@ -61,7 +61,7 @@ class Network:
 
 
 class Look(NamedTuple):
-    """What one network makes of one picture."""
+    """The answers of one network for one picture."""
 
     image: np.ndarray  # uint8 (height, width, 3)
     probabilities: np.ndarray  # (classes,)
@@ -87,13 +87,13 @@ def parse(arguments):
 
 
 def import_gradio():
-    """Import Gradio with everything switched off that would leave this machine.
+    """Import Gradio, with everything switched off that would send data off this machine.
 
     Raises:
         InputError: it is not installed.
     """
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
-        del os.environ[name]  # settings for other pages: GRADIO_SHARE would publish this one
+        del os.environ[name]  # they are for other pages: GRADIO_SHARE would publish this one
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     os.environ |= {"NO_PROXY": HOST, "no_proxy": HOST}  # Gradio asks its own server whether it has started
     try:
@@ -104,7 +104,7 @@ def import_gradio():
 
 
 def prepare(network, classes, title):
-    """A loaded network as the page shows it.
+    """Return a loaded network as the page shows it.
 
     Raises:
         InputError: it has no attention blocks.
@@ -121,12 +121,12 @@ def prepare(network, classes, title):
     blocks = {block.name: (block.learning, shapes[block.name]) for block in found}
     learning = ", ".join(sorted({each.upper() for each, _ in blocks.values()}))
     classes = [format_path(name) for name in classes or range(network.output_shape[1])]
-    whole = keras.backend.backend() == "jax"  # which would compile each operation of its own, and take longer
+    whole = keras.backend.backend() == "jax"  # it would compile each operation separately, which takes longer
     return Network(f"{learning}: {title}", classes, network.input_shape[1:3], blocks, view, compiled=whole)
 
 
 def load_networks(names, paths):
-    """The networks in files, called as the user named them.
+    """Return the networks in files, with the names that the user gave as titles.
 
     Raises:
         InputError: see `saved.load` and `prepare`.
@@ -144,13 +144,13 @@ def load_networks(names, paths):
 
 
 def compile_network(network):
-    """Compile a network by a first call; until then its operations run one by one, slower, but at once."""
+    """Compile a network with a first call. Until then its operations run one by one: slower, but without a wait."""
     network.view.predict_on_batch(np.zeros((1, *network.size, 3), "uint8"))
     network.compiled = True
 
 
 def look(network, image):
-    """What a network makes of an image uint8 `(height, width, 3)` of its size."""
+    """Return the answers of a network for an image uint8 `(height, width, 3)` of its input size."""
     import keras
 
     seen = network.view.predict_on_batch(image[None]) if network.compiled else network.view(image[None], training=False)
@@ -159,25 +159,28 @@ def look(network, image):
 
 
 def look_at_file(networks, name, raw):
-    """What each network makes of a picture file's bytes.
+    """Return the answers of each network for the bytes of a picture file.
 
     Raises:
         InputError: they are not a picture that can be read.
     """
-    with silence_stderr():  # libtiff writes there what it thinks of a broken file
+    with silence_stderr():  # libtiff writes warnings about damaged files there
         images = {size: decoding.read(name, size, raw) for size in {network.size for network in networks}}
     return [look(network, images[network.size]) for network in networks]
 
 
 def draw_maps(seen, block, learning, channel, opacity):
-    """One block's mask over the image, and the features before and after it: `{name: (picture, lowest, highest)}`.
+    """Draw the mask of one block over the image, and the features before and after it.
 
     Args:
         seen: `Look`.
-        block: str, the block's name.
-        learning: "arl" or "nal", the block's.
-        channel: int, from 1, or 0 for the mean over the channels.
-        opacity: float in [0, 1], of the mask over the image.
+        block: str, the name of the block.
+        learning: "arl" or "nal", the kind of the block.
+        channel: int, counted from 1, or 0 for the mean over the channels.
+        opacity: float in [0, 1], opacity of the mask over the image.
+
+    Returns:
+        `{name: (picture, lowest, highest)}`.
     """
     from Training.visual import plots
 
@@ -190,7 +193,7 @@ def draw_maps(seen, block, learning, channel, opacity):
 
 
 def format_maps(network, seen, number, channel, opacity):
-    """The maps of a network's block as HTML; `seen` is its `Look`, or None, the others are the sliders' values."""
+    """Return the maps of a block as HTML; `seen` is a `Look` or None, the last three are the values of the sliders."""
     from Training.visual import plots
 
     if number > len(network.blocks):
@@ -212,13 +215,13 @@ def format_maps(network, seen, number, channel, opacity):
 
 
 def count_channels(networks, number):
-    """The most channels that the block of this number has in any of the networks."""
+    """Return the largest number of channels that the block with this number has in any network."""
     blocks = [list(network.blocks.values())[number - 1] for network in networks if number <= len(network.blocks)]
     return max(shape[-1] for _, shape in blocks)
 
 
 def read_photographs():
-    """Photographs to begin with, as `(name, PNG file's bytes, pixels)`."""
+    """Return example photographs as `(name, bytes of a PNG file, pixels)`."""
     from Training.data.datasets import load_photographs
     from Training.visual import plots
 
@@ -227,7 +230,7 @@ def read_photographs():
 
 
 class Answers:
-    """What the page's components show after an event; the last arguments are always the sliders' three values.
+    """What the page's components show after an event; the last arguments are always the values of the three sliders.
 
     Args:
         networks: list of `Network`.
@@ -240,12 +243,12 @@ class Answers:
         self.first = look_at_file(networks, *photographs[0][:2])
 
     def show_maps(self, looks, *chosen):
-        """The maps of each network, of the block and channel that are chosen."""
+        """Return the maps of each network, for the chosen block and channel."""
         looks = looks or [None] * len(self.networks)
         return [format_maps(network, each, *chosen) for network, each in zip(self.networks, looks)]
 
     def show(self, message, looks, *chosen):
-        """The looks themselves, a message as HTML, then the classes and the maps of each network."""
+        """Return the looks, a message as HTML, then the classes and the maps of each network."""
         shares = [
             dict(rank(each.probabilities, network.classes, TOP)) for network, each in zip(self.networks, looks or ())
         ]
@@ -269,7 +272,7 @@ class Answers:
 
 
 def make_page(gr, answers):
-    """The page: a column to choose in, and one for each network; all that they show is computed on this side."""
+    """Return the page: a column of controls, and one for each network. The server computes all that they show."""
     networks, most_blocks = answers.networks, max(len(network.blocks) for network in answers.networks)
     with gr.Blocks(title="Residual Attention Network", analytics_enabled=False, delete_cache=(600, 600)) as page:
         looks = gr.State(answers.first)
@@ -312,7 +315,7 @@ def make_page(gr, answers):
 
 
 class KeepLocal:
-    """ASGI middleware: with every response the browser is told to load nothing from another host."""
+    """ASGI middleware that adds a header to every response: the browser must not load anything from another host."""
 
     def __init__(self, app):
         self.app = app
@@ -327,7 +330,7 @@ class KeepLocal:
 
 
 def refuse_used_port(port):
-    """Raise `InputError` if the port cannot be listened on, before anything slow has begun."""
+    """Raise `InputError` if the port cannot be used. This is called before anything slow."""
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -340,7 +343,7 @@ def serve(page, networks, options):
     """Serve the page until a signal ends the process.
 
     Raises:
-        InputError: the port has come into use.
+        InputError: the port was taken in the meantime.
     """
     import gradio
     from starlette.middleware import Middleware
@@ -366,7 +369,7 @@ def serve(page, networks, options):
             compile_network(network)
         threading.Event().wait()
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):  # of a terminal that was closed
+        with contextlib.suppress(OSError):  # the terminal may have been closed
             warn("\nStopped.")
     finally:
         with silence_stderr():
@@ -374,7 +377,7 @@ def serve(page, networks, options):
 
 
 def end_on_signals():
-    """End by SIGTERM and a closed terminal as by Ctrl-C: uploads are removed. `nohup` stays in force."""
+    """Treat SIGTERM and a closed terminal like Ctrl-C, so that uploads are removed. `nohup` stays in force."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number and signal.getsignal(number) == signal.SIG_DFL:
@@ -389,7 +392,7 @@ def main(arguments=None):
         paths = [saved.find(where, options.best) for where in options.model]
         refuse_used_port(options.port)
         end_on_signals()
-        with tempfile.TemporaryDirectory(prefix="page-") as folder:  # of uploads
+        with tempfile.TemporaryDirectory(prefix="page-") as folder:  # for uploads
             gradio = import_gradio()
             os.environ["GRADIO_TEMP_DIR"] = folder
             start_keras()

@@ -218,7 +218,7 @@ def find_model(model, best):
             f"there are no weights {DEFAULT_MODEL} in weights/: give --model, a run's folder or a .keras file"
         )
     if model is None and best:
-        raise InputError("--best chooses a file in a run's folder: give --model")
+        raise InputError("--best needs a run's folder: give --model")
     return saved.find(DEFAULT_MODEL if model is None else model, best)
 
 

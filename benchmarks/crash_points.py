@@ -1,4 +1,4 @@
-"""Fail every file operation of a run in turn, resume it, and compare it with a run that nothing disturbed.
+"""Fail every file operation of a run in turn, resume the run, and compare it with an undisturbed run.
 
     python -m benchmarks.crash_points            # a summary; exit code 1 if a resumed run differs or loses something
 
@@ -7,15 +7,16 @@ mkdir and creation of a file below its logs folder is numbered. For each number 
 
 - `before`, `after`: the process dies just before or just after operation N;
 - `EIO`, `ENOSPC`: operation N fails with this error;
-- `power`: the process dies just after N, and only what an fsync made durable is left: the content of a file by an fsync
-  of the file, its name by an fsync of its directory. Also with all names but no other content left, and the reverse.
+- `power`: the power fails just after operation N, so only what an fsync made durable is left: the content of a file
+  after an fsync of the file, its name after an fsync of its directory. Two mixed states are tried too: all names with
+  the durable contents, and the durable names with all contents.
 
-Dying is replayed: the operations up to N of one recorded run are applied to an empty folder. Folders that are equal
-byte for byte are resumed once. A failing operation is not replayed: the run is trained up to it, and fails in it. Then
-the run is resumed. It must end with the same weights, optimizer, history and TensorBoard points as the undisturbed one,
-or be refused in one line with nothing lost.
+Deaths are replayed: the operations up to N of one recorded run are applied to an empty folder. Folders that are equal
+byte for byte are resumed only once. Failures are not replayed: the run is trained until operation N fails. Then the run
+is resumed. It must end with the same weights, optimizer, history and TensorBoard points as the undisturbed run, or be
+refused in one line with nothing lost.
 
-What is intercepted are Python's own calls, so all files must be written through them; a run has no others.
+Python's own calls are intercepted. A run writes all its files through them.
 """
 
 import argparse
@@ -37,8 +38,8 @@ import numpy as np
 from benchmarks import kill
 from Training.console import entry_point, run_program
 
-WORDS = ["--dataset=digits", "--samples=32", "--batch-size=16", "--epochs=2", "--warmup-epochs=1", "--masks-every=0",
-         "--validation-split=0.1", "--checkpoint-steps=1", "--augmentation=none"]  # fmt: skip
+ARGUMENTS = ["--dataset=digits", "--samples=32", "--batch-size=16", "--epochs=2", "--warmup-epochs=1",
+             "--masks-every=0", "--validation-split=0.1", "--checkpoint-steps=1", "--augmentation=none"]  # fmt: skip
 ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
 
 
@@ -47,8 +48,8 @@ class Recorder:
 
     Args:
         root: path of the folder.
-        fail: number of the operation that fails, counted from 1, or 0 for none.
-        code: errno of the failure.
+        fail: int, number of the operation that fails, counted from 1, or 0 for none.
+        code: int, errno of the failure.
     """
 
     def __init__(self, root, fail=0, code=0):
@@ -56,20 +57,20 @@ class Recorder:
         self.fail = fail
         self.code = code
         self.operations = []
-        self.descriptors = {}  # of open files and directories, to (kind, number of the file or path)
-        self.files = {}  # number of the file that a path names
+        self.descriptors = {}  # descriptor of an open file or directory: (kind, number of the file or path)
+        self.files = {}  # path: number of the file
         self.count = 0
         self.failed = None
         self.kept = {}
 
     def relative(self, path):
-        """Return a path relative to the root, or None outside it; a link at its end is not followed."""
+        """Return a path relative to the root, or None if it is outside; a link at its end is not followed."""
         path = os.path.abspath(os.fsdecode(path))
         path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         return os.path.relpath(path, self.root) if f"{path}/".startswith(f"{self.root}/") else None
 
     def do(self, kind, *what, path=None):
-        """Record an operation; raise instead if it is the one that fails."""
+        """Record an operation, or raise `OSError` if it is the one that fails."""
         self.count += 1
         if self.count == self.fail:
             self.failed = f"{kind} {path or what[0]}"
@@ -77,7 +78,7 @@ class Recorder:
         self.operations.append((kind, *what))
 
     def register(self, descriptor, path, flags):
-        """Note that a descriptor belongs to a path, which is created or emptied as the flags say."""
+        """Remember which file or directory a descriptor belongs to."""
         name = self.relative(path)
         if name is None:
             return
@@ -91,7 +92,7 @@ class Recorder:
         self.do("create", name, number, path=path)
         self.files[name] = number
 
-    # What replaces Python's own calls.
+    # The methods below replace Python's own calls.
 
     def open_descriptor(self, path, flags, mode=0o777, **kwargs):
         name = self.relative(path) if isinstance(path, str | bytes | os.PathLike) else None
@@ -157,8 +158,8 @@ class Recorder:
         return text
 
     @contextlib.contextmanager
-    def installed(self):
-        """Intercept Python's calls within this context."""
+    def intercept(self):
+        """Intercept Python's calls inside a `with` statement."""
         own = {
             (os, "open"): self.open_descriptor, (os, "close"): self.close_descriptor, (os, "fsync"): self.sync,
             (os, "replace"): self.replace, (os, "rename"): self.replace, (os, "unlink"): self.unlink,
@@ -217,8 +218,8 @@ class Disk:
     """What a file system holds: the files' contents, and the names in its directories."""
 
     def __init__(self):
-        self.contents = {}  # number of a file: its bytes, and those that are durable
-        self.durable = {}
+        self.contents = {}  # number of a file: its bytes
+        self.durable = {}  # number of a file: the bytes that are durable
         self.names = {}  # path: number of a file, or None for a directory
         self.durable_names = {}
 
@@ -254,8 +255,8 @@ class Disk:
         kept = {name: number for name, number in self.durable_names.items() if not inside(name)}
         self.durable_names = {**kept, **{name: number for name, number in self.names.items() if inside(name)}}
 
-    def states(self, power):
-        """Return the trees that can be left, `{path: bytes, or None for a directory}`."""
+    def list_states(self, power):
+        """Return the trees that a crash can leave, `{path: bytes, or None for a directory}`."""
         if not power:
             return [self._tree(self.names, self.contents)]
         return [
@@ -267,7 +268,7 @@ class Disk:
     @staticmethod
     def _tree(names, contents):
         tree = {}
-        for path in sorted(names):  # a name in a directory whose own name is lost is lost with it
+        for path in sorted(names):  # if the name of a directory is lost, so are the names in it
             parent = os.path.dirname(path)
             if not parent or parent in tree:
                 tree[path] = None if names[path] is None else contents.get(names[path], b"")
@@ -292,7 +293,7 @@ def read_tree(root):
 
 
 def build(recipe, data):
-    """Return a network of one layer: what is tested here are files, which do not depend on it."""
+    """Return a network of one layer: the files of a run do not depend on its network."""
     import keras
 
     from Model.preprocessing import mean_subtraction
@@ -305,14 +306,14 @@ def build(recipe, data):
 
 
 def train(*arguments, recorder=None):
-    """Train in this process; return the exit code and what was written to the standard error."""
+    """Train in this process; return the exit code and the text on standard error."""
     import keras
 
     import training_cifar10
 
     keras.utils.clear_session()
     error = io.StringIO()
-    intercepted = recorder.installed() if recorder else contextlib.nullcontext()
+    intercepted = recorder.intercept() if recorder else contextlib.nullcontext()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error), intercepted:
         try:
             training_cifar10.main(list(arguments), build)
@@ -323,7 +324,7 @@ def train(*arguments, recorder=None):
 
 
 def read_end(folder):
-    """Return what must be equal in two finished runs."""
+    """Return the parts of a finished run that must be equal in all runs."""
     import keras
 
     from Training.runs.checkpoint import list_checkpoints, unpack
@@ -335,8 +336,8 @@ def read_end(folder):
     return {
         "position": (state["epoch"], state["step"]),
         "arrays": {name: np.asarray(array).tobytes() for name, array in arrays.items()},
-        "history": kill.history(folder),
-        "points": kill.points(folder),
+        "history": kill.read_history(folder),
+        "points": kill.read_points(folder),
         "predictions": (folder / "predictions.csv").read_bytes(),
         "result": {k: v for k, v in result.items() if not k.endswith(("_s", "_per_s"))},
         **networks,
@@ -344,7 +345,7 @@ def read_end(folder):
 
 
 def resume(logs, expected):
-    """Resume the run in a logs folder; return a verdict, "equal" and "refused" being the right ones."""
+    """Resume the run in a logs folder; return a verdict, of which "equal" and "refused" are right."""
     from Training.runs.checkpoint import load_newest
 
     folders = list(Path(logs).iterdir())
@@ -365,19 +366,19 @@ def resume(logs, expected):
         return f"refused, and changed the folder: {lines[0]}"
     ends = [f"{folders[0].name}/{name}" for name in ("result.json", "last.keras")]
     if load_newest(folders[0], lambda _: None) or any(map(before.get, ends)):
-        return f"refused, though there is a state to resume: {lines[0]}"
+        return f"refused, although it could be resumed: {lines[0]}"
     return "refused"
 
 
-def crash(operations, expected, place, tell):
-    """Resume from every state that dying can leave; return verdicts and the number of different states."""
+def crash(operations, expected, place, report):
+    """Resume from every state that a crash can leave; return verdicts and the number of different states."""
     verdicts, known = Counter(), {}
     disk = Disk()
     for number in range(len(operations) + 1):
         if number:
             disk.apply(operations[number - 1])
         for power in (False, True):
-            for tree in disk.states(power):
+            for tree in disk.list_states(power):
                 key = hashlib.sha256(repr(sorted(tree.items())).encode()).digest()
                 if key not in known:
                     logs = Path(place) / f"state-{len(known)}"
@@ -385,8 +386,8 @@ def crash(operations, expected, place, tell):
                     write_tree(tree, logs)
                     known[key] = resume(logs, expected)
                     shutil.rmtree(logs)
-                    tell(f"{'power' if power else 'dies'} after {number}", known[key], operations[max(number - 1, 0)])
-                # Dying after N is dying before N + 1: both are counted, from one resumption.
+                    report(f"{'power' if power else 'dies'} after {number}", known[key], operations[max(number - 1, 0)])
+                # A death after N is also one before N + 1: one resumed run counts for both.
                 kinds = (
                     ["power"]
                     if power
@@ -396,24 +397,24 @@ def crash(operations, expected, place, tell):
     return verdicts, len(known)
 
 
-def fail(count, expected, place, tell):
-    """Let each operation fail with each error, and resume; return verdicts."""
+def fail(count, expected, place, report):
+    """Let each operation fail with each error, resume the run, and return the verdicts."""
     verdicts = Counter()
     for name, code in ERRORS.items():
         for number in range(1, count + 1):
             logs = Path(place) / f"{name}-{number}"
             logs.mkdir()
             recorder = Recorder(logs, number, code)
-            ended, error = train(*WORDS, f"--logs={logs}", recorder=recorder)
+            ended, error = train(*ARGUMENTS, f"--logs={logs}", recorder=recorder)
             verdict = None
             if ended == 0:
-                found = read_end(kill.only_run(logs))
-                verdict = "equal" if found == expected else "the failure passed unnoticed"
+                found = read_end(kill.find_run(logs))
+                verdict = "equal" if found == expected else "the failure was not noticed"
             elif len(error.strip().splitlines()) != 1 or "Traceback" in error:
                 verdict = f"ended with {ended}: {error[-300:]}"
             verdict = verdict or resume(logs, expected)
             verdicts[name, verdict] += 1
-            tell(f"{name} in {number}", verdict, (recorder.failed,))
+            report(f"{name} in {number}", verdict, (recorder.failed,))
             shutil.rmtree(logs)
     return verdicts
 
@@ -421,13 +422,13 @@ def fail(count, expected, place, tell):
 @entry_point("python -m benchmarks.crash_points")
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("die", "fail"), help="die: before, after and power; fail: the errors")
-    parser.add_argument("--verbose", action="store_true", help="a line for each run that was resumed")
+    parser.add_argument("--only", choices=("die", "fail"), help="die: before, after and power; fail: EIO and ENOSPC")
+    parser.add_argument("--verbose", action="store_true", help="print a line for each resumed run")
     options = parser.parse_args(arguments)
     begun = time.monotonic()
     bad = []
 
-    def tell(where, verdict, operation):
+    def report(where, verdict, operation):
         wrong = verdict not in ("equal", "refused", "no run yet")
         if wrong:
             bad.append(where)
@@ -438,16 +439,16 @@ def main(arguments=None):
         logs = Path(place) / "whole"
         logs.mkdir()
         recorder = Recorder(logs)
-        code, error = train(*WORDS, f"--logs={logs}", recorder=recorder)
+        code, error = train(*ARGUMENTS, f"--logs={logs}", recorder=recorder)
         if code:
             raise SystemExit(f"the undisturbed run ended with {code}: {error}")
-        expected, count = read_end(kill.only_run(logs)), len(recorder.operations)
+        expected, count = read_end(kill.find_run(logs)), len(recorder.operations)
         print(f"{count} operations: {dict(Counter(kind for kind, *_ in recorder.operations))}", flush=True)
         verdicts, states = Counter(), 0
         if options.only != "fail":
-            verdicts, states = crash(recorder.operations, expected, place, tell)
+            verdicts, states = crash(recorder.operations, expected, place, report)
         if options.only != "die":
-            verdicts += fail(count, expected, place, tell)
+            verdicts += fail(count, expected, place, report)
     for (kind, verdict), number in sorted(verdicts.items()):
         print(f"{kind:>7} {number:>5} {verdict:.160}")
     print(f"{count} points, {sum(verdicts.values())} crashes in {states} different states and "

@@ -63,7 +63,7 @@ def end_one(run, which, number=signal.SIGKILL, after="epoch  8 of 20 "):
 
 def losses(logs):
     """The loss of each epoch, which is one step's, and of the validation."""
-    with open(kill.only_run(logs) / "history.csv", newline="") as file:
+    with open(kill.find_run(logs) / "history.csv", newline="") as file:
         return [float(row[key]) for row in csv.DictReader(file) for key in ("loss", "val_loss")]
 
 
@@ -96,9 +96,9 @@ def end_and_resume(place):
     for which, number in ((1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)):
         logs = f"{place}/{number.name}-{which}"
         codes, said, waited = end_one(start_processes(*WORDS, f"--logs={logs}"), which, number)
-        for run in resume_processes(kill.only_run(logs)):
+        for run in resume_processes(kill.find_run(logs)):
             kill.finish(run)
-        found = kill.differences(kill.only_run(f"{place}/processes"), kill.only_run(logs))
+        found = kill.find_differences(kill.find_run(f"{place}/processes"), kill.find_run(logs))
         wrong += bool(found)
         print(f"{number.name} to process {which}: exit codes {codes}, the other ended after {waited:.1f} s: {said}")
         print(f"  resumed: {', '.join(found) or 'equal'}", flush=True)

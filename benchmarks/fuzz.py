@@ -1,12 +1,12 @@
-"""Feed mutated files to their readers: each must be read or refused in one line, and nothing else may happen.
+"""Feed mutated files to their readers. Each file must be read, or refused in one line; nothing else may happen.
 
     python -m benchmarks.fuzz --archives 20000 --recipes 5000 --pictures 20000 --shards 5000 --checkpoints 2000 \\
         --results 2000
 
-Counts what was read, what was refused, and what went wrong: another exception than `InputError`, a message of several
-lines, more than `SLOW_S` seconds or `LARGEST_GROWTH` of memory, or an audited event (a command, an import by pickle, a
-file written, a connection). A case that takes more than `HANGS_S` seconds is ended.
-Exit code 1 if anything went wrong.
+It counts what was read, what was refused, and what went wrong: an exception other than `InputError`, a message of
+several lines, more than `SLOW_S` seconds or `LARGEST_GROWTH` bytes of memory, or an audited event (a command, a file
+that is written or removed, a connection). A case is stopped after `HANGS_S` seconds. The exit code is 1 if anything
+went wrong.
 """
 
 import argparse
@@ -45,7 +45,7 @@ COUNTS = {
 }
 SLOW_S = 5.0
 HANGS_S = 60
-LARGEST_GROWTH = 2**30  # bytes that one case may take
+LARGEST_GROWTH = 2**30  # bytes of memory that one case may add to the peak
 FORBIDDEN = (
     "os.system",
     "subprocess.Popen",
@@ -70,8 +70,8 @@ HOSTILE = (
 )
 
 
-def mutated(raw, chance, hostile=HOSTILE):
-    """A few random changes of bytes: flips, cuts, copies, repeats, hostile pieces."""
+def mutate(raw, chance, hostile=HOSTILE):
+    """Return the bytes with a few random changes: flips, cuts, copies, repeats, hostile pieces."""
     raw = bytearray(raw)
     for _ in range(chance.choice((1, 1, 1, 2, 4, 16))):
         at = chance.randrange(len(raw)) if raw else 0
@@ -94,34 +94,34 @@ def mutated(raw, chance, hostile=HOSTILE):
     return bytes(raw)
 
 
-def small_archive():
-    """An archive like CIFAR-10's, with four images a file, and the bytes of its files."""
+def make_archive():
+    """Return an archive like CIFAR-10's with four images per file, and the bytes of its files."""
     archive = archives.ARCHIVES["cifar10"]._replace(rows=(ROWS, ROWS))
     files = {name: tiny.batch(archive, ROWS, i) for i, name in enumerate((*archive.train, *archive.test))}
     files[archive.meta] = tiny.pickled({archive.names: [b"class %d" % i for i in range(10)]})
     return archive, files
 
 
-def archive_case(chance, place, archive, files):
-    """A mutated file in a whole archive or folder, or a mutated archive."""
+def make_archive_case(chance, place, archive, files):
+    """Return a case that reads a mutated file, alone or in a folder, or a mutated archive."""
     name = chance.choice(list(files))
     kind = chance.randrange(3)
     if kind == 0:
-        return lambda: archives.read_batch(mutated(files["test_batch"], chance), "test_batch", archive, ROWS)
+        return lambda: archives.read_batch(mutate(files["test_batch"], chance), "test_batch", archive, ROWS)
     for old in sorted(place.rglob("*"), reverse=True):
         old.rmdir() if old.is_dir() else old.unlink()
     if kind == 1:
-        tiny.write_folder(place, "cifar10", {**files, name: mutated(files[name], chance)})
+        tiny.write_folder(place, "cifar10", {**files, name: mutate(files[name], chance)})
     else:
         path = tiny.write_tar(place, "cifar10", files)
-        path.write_bytes(mutated(path.read_bytes(), chance))
+        path.write_bytes(mutate(path.read_bytes(), chance))
     return lambda: archives.read("cifar10", str(place))
 
 
-def recipe_case(chance):
-    """A recipe with changed bytes or changed values."""
+def make_recipe_case(chance):
+    """Return a case that reads a recipe with changed bytes or changed values."""
     if chance.random() < 0.5:
-        raw = mutated(Recipe().to_json().encode(), chance)
+        raw = mutate(Recipe().to_json().encode(), chance)
     else:
         values = json.loads(Recipe().to_json())
         for _ in range(chance.randrange(1, 4)):
@@ -131,8 +131,8 @@ def recipe_case(chance):
     return lambda: Recipe.from_json(raw.decode("utf-8", "replace"))
 
 
-def small_pictures():
-    """Pictures of 24x16 in the usual formats and modes, as bytes by their file's ending."""
+def make_pictures():
+    """Return pictures of 24x16 pixels in the usual formats and modes, as pairs of extension and bytes."""
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 4), dtype=np.uint8)
     colour, clear = Image.fromarray(pixels[..., :3]), Image.fromarray(pixels)
     deep = Image.fromarray(pixels[..., :2].copy().view("<u2")[..., 0])
@@ -155,8 +155,8 @@ def small_pictures():
     return found
 
 
-def with_checksums(raw):
-    """The bytes of a PNG with the checksums made true again, so that what lies behind them is reached."""
+def fix_checksums(raw):
+    """Return the bytes of a PNG file with correct checksums, so that the reader gets past them."""
     raw, at = bytearray(raw), 8
     while at + 12 <= len(raw):
         end = at + 8 + int.from_bytes(raw[at : at + 4], "big")
@@ -167,21 +167,21 @@ def with_checksums(raw):
     return bytes(raw)
 
 
-def picture_case(chance, place, files):
-    """A mutated picture, read in its own size or fitted to 32x32."""
+def make_picture_case(chance, place, files):
+    """Return a case that reads a mutated picture, in its own size or fitted to 32x32."""
     ending, raw = chance.choice(files)
-    raw = mutated(raw, chance, LARGE)
+    raw = mutate(raw, chance, LARGE)
     path = place / f"picture{chance.choice((ending, ending, '.jpg', ''))}"
-    path.write_bytes(with_checksums(raw) if ending == ".png" and chance.random() < 0.8 else raw)
+    path.write_bytes(fix_checksums(raw) if ending == ".png" and chance.random() < 0.8 else raw)
     return lambda: decoding.read(path, chance.choice((None, (32, 32))))
 
 
 def end_case(*_):
-    raise TimeoutError(f"no end within {HANGS_S} s")
+    raise TimeoutError(f"not finished within {HANGS_S} s")
 
 
 class Audit:
-    """Counts what a reader must not do, while it reads."""
+    """Records audit events that a reader must not cause."""
 
     def __init__(self):
         self.on = False
@@ -197,8 +197,8 @@ class Audit:
 
 
 def judge(case, audit):
-    """One case: "read", "refused", or what went wrong."""
-    started, memory = time.perf_counter(), peak_memory()
+    """Run one case; return "read", "refused", or what went wrong."""
+    started, memory = time.perf_counter(), measure_peak_memory()
     audit.seen.clear()
     audit.on = True
     signal.signal(signal.SIGALRM, end_case)
@@ -215,24 +215,24 @@ def judge(case, audit):
         audit.on = False
     if audit.seen:
         return f"wrong: {audit.seen[0]}"
-    if peak_memory() - memory > LARGEST_GROWTH:
+    if measure_peak_memory() - memory > LARGEST_GROWTH:
         return f"wrong: more than {LARGEST_GROWTH >> 20} MB"
     return f"wrong: {SLOW_S} s" if time.perf_counter() - started > SLOW_S else verdict
 
 
-def peak_memory():
-    """The most memory that this process has ever held, in bytes."""
+def measure_peak_memory():
+    """Return the largest resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def shard_case(chance, place, originals):
-    """An index with changed bytes or changed columns, or a shard with changed bytes; the first pictures are read."""
+def make_shard_case(chance, place, originals):
+    """Return a case that reads shards: the bytes of the index or a shard, or the columns of the index, are changed."""
     index, shard, *_ = originals
     changed = chance.choice((index, index, shard))
     if changed == index and chance.random() < 0.6:
-        raw = changed_columns(originals[index], chance)
+        raw = change_columns(originals[index], chance)
     else:
-        raw = mutated(originals[changed], chance, LARGE)
+        raw = mutate(originals[changed], chance, LARGE)
     for name, content in {**originals, changed: raw}.items():
         (place / name).write_bytes(content)
 
@@ -244,8 +244,8 @@ def shard_case(chance, place, originals):
     return read
 
 
-def changed_columns(raw, chance):
-    """An index in which a number, or the type or the shape of a column, is another one."""
+def change_columns(raw, chance):
+    """Return the bytes of an index in which a number, or the type or shape of a column, is changed."""
     with np.load(io.BytesIO(raw)) as file:
         columns = dict(file)
     name = chance.choice(list(columns))
@@ -272,7 +272,7 @@ def changed_columns(raw, chance):
 
 
 def write_shards(place):
-    """Two shards of a few bytes each and their index."""
+    """Write two small shards and their index; return their folder."""
     from Training.tools import shards as tool
 
     pixels = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
@@ -285,7 +285,7 @@ def write_shards(place):
 
 
 def write_run(place):
-    """The files of a finished run, with a checkpoint of a few numbers."""
+    """Write the files of a finished run, with a checkpoint of a few numbers; return its folder."""
     (place / "backup").mkdir(parents=True)
     result = {"test_error_percent": 7.5, "running_time_s": 60.0, "parameters": 1000, "name": "tiny", "git_commit": None}
     (place / "recipe.json").write_text(Recipe().to_json())
@@ -297,11 +297,11 @@ def write_run(place):
     return place
 
 
-def checkpoint_case(chance, place, original):
-    """A checkpoint with changed bytes, in most cases with the checksum made true again."""
-    raw, head = mutated(original, chance, LARGE), len(checkpoint.MAGIC) + 65
+def make_checkpoint_case(chance, place, original):
+    """Return a case that reads a checkpoint with changed bytes, in most cases with a correct checksum."""
+    raw, head = mutate(original, chance, LARGE), len(checkpoint.MAGIC) + 65
     if chance.random() < 0.7:
-        content = mutated(original[head:], chance, (*LARGE, b'"x"', b"null", b"-1", b"[1, 2]", b"1e999"))
+        content = mutate(original[head:], chance, (*LARGE, b'"x"', b"null", b"-1", b"[1, 2]", b"1e999"))
         raw = checkpoint.MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
     (place / "backup" / "step-000000001.checkpoint").write_bytes(raw)
 
@@ -313,9 +313,9 @@ def checkpoint_case(chance, place, original):
     return read
 
 
-def result_case(chance, place, original):
-    """A `result.json` with changed bytes or changed values."""
-    raw = mutated(original, chance)
+def make_result_case(chance, place, original):
+    """Return a case that reads a `result.json` with changed bytes or changed values."""
+    raw = mutate(original, chance)
     if chance.random() < 0.7:
         values = json.loads(original)
         odd = [None, [], {}, "", "x" * 10_000, [1, 2], True, -1, 10**400, float("nan"), float("inf"), chance.random()]
@@ -326,45 +326,45 @@ def result_case(chance, place, original):
     return lambda: history.read_run(place)
 
 
-CASES_OF_RUNS = {
-    "checkpoints": (checkpoint_case, "backup/step-000000001.checkpoint"),
-    "results": (result_case, "result.json"),
+RUN_CASES = {
+    "checkpoints": (make_checkpoint_case, "backup/step-000000001.checkpoint"),
+    "results": (make_result_case, "result.json"),
 }
 
 
 def make_cases(kind, chance, place):
-    """A function that gives the next case of a kind, after the files that it changes were written to a new folder."""
+    """Write the files of a kind to a new folder; return a function that changes one and returns the next case."""
     if kind == "archives":
-        archive, files = small_archive()
-        return lambda: archive_case(chance, place, archive, files)
+        archive, files = make_archive()
+        return lambda: make_archive_case(chance, place, archive, files)
     if kind == "pictures":
-        originals = small_pictures()
-        return lambda: picture_case(chance, place, originals)
+        originals = make_pictures()
+        return lambda: make_picture_case(chance, place, originals)
     if kind == "shards":
         written = write_shards(place)
         originals = {path.name: path.read_bytes() for path in sorted(written.iterdir())}
-        return lambda: shard_case(chance, written, originals)
+        return lambda: make_shard_case(chance, written, originals)
     if kind in ("checkpoints", "results"):
         run = write_run(place / "run")
-        case, name = CASES_OF_RUNS[kind]
+        case, name = RUN_CASES[kind]
         original = (run / name).read_bytes()
         return lambda: case(chance, run, original)
-    return lambda: recipe_case(chance)
+    return lambda: make_recipe_case(chance)
 
 
 def fuzz(counts, seed=0):
     """Run the cases.
 
     Args:
-        counts: dictionary of the number of cases, by kind, see `COUNTS`.
+        counts: `{kind: number of cases}`, see `COUNTS`.
         seed: int.
 
     Returns:
-        A `Counter` of verdicts by kind.
+        `{kind: Counter of verdicts}`.
     """
     chance, audit, original = random.Random(seed), Audit(), archives.ARCHIVES["cifar10"]
     verdicts = {kind: Counter() for kind in counts}
-    archives.ARCHIVES["cifar10"] = small_archive()[0]
+    archives.ARCHIVES["cifar10"] = make_archive()[0]
     try:
         for kind, count in counts.items():
             with tempfile.TemporaryDirectory() as place:
@@ -384,11 +384,11 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())
     seed = options.pop("seed")
-    before = peak_memory()
+    before = measure_peak_memory()
     verdicts = fuzz(options, seed)
     for kind, counts in verdicts.items():
         print(kind, ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
-    print(f"peak memory {peak_memory() >> 20} MB, {before >> 20} MB before the first case")
+    print(f"peak memory {measure_peak_memory() >> 20} MB, {before >> 20} MB before the first case")
     return int(any(verdict.startswith("wrong") for counts in verdicts.values() for verdict in counts))
 
 

@@ -1,15 +1,14 @@
-"""Kill a run again and again, resume it to its end, and compare it with a run that nothing disturbed.
+"""Kill a run repeatedly, resume it until it finishes, and compare it with an undisturbed run.
 
     python -m benchmarks.kill --kills 50        # a line for each kill and a summary; exit code 1 if a run differs
     python -m benchmarks.kill --signals 10      # SIGHUP, SIGTERM and SIGINT at 10 moments each, as a table
 
-A run is a real one of `training_cifar10.py` on the digits, with a network of a few thousand weights. SIGKILL is sent at
-a random moment, during a save (as soon as an unfinished file appears), or at the end of an epoch. Weights, optimizer
-and random states must be equal bit for bit, and so must the history and every TensorBoard point, except times and
-rates.
+Runs are those of `training_cifar10.py` on the digits, with a network of a few thousand weights. SIGKILL is sent at a
+random moment, during a save (as soon as an unfinished file appears), or at the end of an epoch. Weights, optimizer and
+random states must be equal bit for bit, and so must the history and every TensorBoard point, except times and rates.
 
 With `--signals`, the moments are spread evenly over a whole run, from the start of the process to its last line. The
-table has the exit code, what the process said, and what its folder holds. Afterwards each run is resumed and compared.
+table shows the exit code, the last message, and the state of the folder. Then each run is resumed and compared.
 """
 
 import argparse
@@ -29,10 +28,10 @@ import numpy as np
 from Training.console import entry_point, run_program
 
 ROOT = Path(__file__).resolve().parent.parent
-UNCOMPARED = ("recipe", "result")  # tags of texts that name the folder or hold times
+UNCOMPARED = ("recipe", "result")  # tags of texts that contain the folder's name or times
 TIMES = ("seconds", "first_step_seconds", "images_per_second")
 SCRIPT = "import training_cifar10; from tests.support import tiny; training_cifar10.main(build=tiny.tiny_build)"
-# The same as a program: what happens before and after `main` counts too.
+# The same as a program, including what happens before and after `main`.
 PROGRAM = """
 from Training.console import run_program
 import training_cifar10
@@ -47,7 +46,7 @@ ARGUMENTS = ["--dataset=digits", "--samples=128", "--batch-size=16", "--epochs=8
 
 
 def start(*arguments, script=SCRIPT, **environment):
-    """Start a process of the script with these arguments, with `environment` added to its own."""
+    """Start a process of the script with these arguments and additional environment variables."""
     ours = {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
         [sys.executable, "-u", "-c", script, *arguments],
@@ -62,13 +61,13 @@ def finish(run):
     return out
 
 
-def only_run(logs):
+def find_run(logs):
     (folder,) = Path(logs).iterdir()
     return folder
 
 
 def kill(run, folder_of, kind, wait):
-    """Send SIGKILL `wait` seconds into the training, during a save, or at an epoch's end; return whether it arrived."""
+    """Send SIGKILL `wait` seconds into training, during a save, or at an epoch's end; return whether the run died."""
     started = threading.Event()
     epochs = []
 
@@ -97,15 +96,15 @@ def kill(run, folder_of, kind, wait):
     return run.returncode == -signal.SIGKILL
 
 
-def history(folder):
+def read_history(folder):
     with open(folder / "history.csv", newline="") as file:
         return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
-def points(folder):
+def read_points(folder):
     """Return every point of the event files as `{(part, tag): [(step, value), ...]}`, in the order written.
 
-    Times are left out, and so are the recipe, which names the folder, and the table of results, which has times.
+    Left out are times, the recipe, which contains the folder's name, and the table of results, which contains times.
     """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -123,7 +122,7 @@ def points(folder):
     return found
 
 
-def differences(one, two):
+def find_differences(one, two):
     """Return the differences between two finished runs as texts."""
     from Training.runs.checkpoint import list_checkpoints, unpack
 
@@ -132,9 +131,9 @@ def differences(one, two):
     unequal = sum(not np.array_equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
     if unequal:
         found.append(f"{unequal} of {len(a)} arrays")
-    if history(one) != history(two):
+    if read_history(one) != read_history(two):
         found.append("history.csv")
-    first, second = points(one), points(two)
+    first, second = read_points(one), read_points(two)
     for key in sorted(first.keys() | second.keys()):
         if first.get(key) != second.get(key):
             steps = [[step for step, _ in each.get(key, [])] for each in (first, second)]
@@ -142,22 +141,22 @@ def differences(one, two):
     return found
 
 
-def disturbed(logs, kills, length, chance, arguments=ARGUMENTS, script=SCRIPT):
-    """Kill one run up to `kills` times, then let it finish; return the kinds of the kills that arrived."""
-    came = []
+def kill_and_resume(logs, kills, length, chance, arguments=ARGUMENTS, script=SCRIPT):
+    """Kill one run up to `kills` times, then let it finish; return the kinds of the kills that ended it."""
+    kinds = []
     run = start(*arguments, f"--logs={logs}", script=script)
-    while len(came) < kills:
+    while len(kinds) < kills:
         kind = chance.choice(["moment", "moment", "save", "epoch"])
-        if not kill(run, lambda: only_run(logs), kind, chance.uniform(0, length)):
+        if not kill(run, lambda: find_run(logs), kind, chance.uniform(0, length)):
             if run.returncode:
                 raise SystemExit(f"a run ended by itself with {run.returncode}")
             break
-        came.append(kind)
+        kinds.append(kind)
         print(f"  killed ({kind})", flush=True)
-        run = start("--resume", str(only_run(logs)), script=script)
+        run = start("--resume", str(find_run(logs)), script=script)
     else:
         finish(run)
-    return came
+    return kinds
 
 
 def stop(logs, name, wait, arguments=ARGUMENTS):
@@ -176,7 +175,7 @@ def stop(logs, name, wait, arguments=ARGUMENTS):
 
 
 def describe_state(logs):
-    """Return what a run's folder holds as a short text."""
+    """Return a short text about how far the run in a logs folder has got."""
     from Training.runs.checkpoint import load_newest
 
     folders = list(Path(logs).iterdir()) if Path(logs).exists() else []
@@ -189,18 +188,18 @@ def describe_state(logs):
 
 
 def try_signals(place, whole, length, moments):
-    """Send each signal at evenly spread moments of a run, resume it, and compare; return the number of wrong runs."""
+    """Send each signal at evenly spread moments of a run, resume and compare it; return the number of wrong runs."""
     wrong = 0
-    print("| signal | after, s | exit code | said | saved | resumed |\n|---|---|---|---|---|---|")
+    print("| signal | after, s | exit code | message | saved | resumed |\n|---|---|---|---|---|---|")
     for i in range(moments * len(SIGNALS)):
         name, wait = SIGNALS[i % len(SIGNALS)], length * 1.05 * (i + 1) / (moments * len(SIGNALS))
         logs = f"{place}/{name}-{i}"
         code, said, _ = stop(logs, name, wait)
         state, end = describe_state(logs), "-"
         right = (code == 0 and state == "result") or abs(code) in (getattr(signal, name), 128 + getattr(signal, name))
-        if state != "no folder" and (only_run(logs) / "recipe.json").exists():
-            finish(start("--resume", str(only_run(logs))))
-            end = ", ".join(differences(whole, only_run(logs))) or "equal"
+        if state != "no folder" and (find_run(logs) / "recipe.json").exists():
+            finish(start("--resume", str(find_run(logs))))
+            end = ", ".join(find_differences(whole, find_run(logs))) or "equal"
         wrong += not right or end not in ("-", "equal") or "lines:" in said
         print(f"| {name} | {wait:.1f} | {code} | {said.split(' Resume with')[0]} | {state} | {end} |", flush=True)
     return wrong
@@ -220,20 +219,20 @@ def main(arguments=None):
         finish(start(*ARGUMENTS, f"--logs={place}/whole"))
         length = time.monotonic() - begun
         if options.signals:
-            wrong = try_signals(place, only_run(f"{place}/whole"), length, options.signals)
+            wrong = try_signals(place, find_run(f"{place}/whole"), length, options.signals)
             print(f"{options.signals * len(SIGNALS)} runs, {wrong} wrong")
             return 1 if wrong else 0
-        length /= 2  # about the part after the imports
+        length /= 2  # roughly the part after the imports
         total, runs, wrong = 0, 0, 0
         while total < options.kills:
             runs += 1
             logs = f"{place}/{runs}"
-            came = disturbed(logs, min(options.kills_a_run, options.kills - total), length, chance)
-            total += len(came)
-            found = differences(only_run(f"{place}/whole"), only_run(logs))
+            kinds = kill_and_resume(logs, min(options.kills_a_run, options.kills - total), length, chance)
+            total += len(kinds)
+            found = find_differences(find_run(f"{place}/whole"), find_run(logs))
             wrong += bool(found)
-            print(f"run {runs}: {len(came)} kills, {', '.join(found) or 'equal'}", flush=True)
-    print(f"{total} kills in {runs} runs, {wrong} runs differ from the undisturbed one")
+            print(f"run {runs}: {len(kinds)} kills, {', '.join(found) or 'equal'}", flush=True)
+    print(f"{total} kills in {runs} runs, {wrong} runs differ from the undisturbed run")
     return 1 if wrong else 0
 
 

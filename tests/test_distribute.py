@@ -78,12 +78,12 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_same_end(jax
     codes, said, waited = distribute.end_one(run, which=1)
     assert codes[0] not in (0, None) and waited < 60
     assert "a step of the 2 processes failed, as when one of them is lost" in said[0]
-    for each in distribute.resume_processes(kill.only_run(logs), script=small.MAIN, **cache):
+    for each in distribute.resume_processes(kill.find_run(logs), script=small.MAIN, **cache):
         kill.finish(each)
     assert distribute.furthest(jax_logs / "one", logs) < distribute.TOLERANCE
-    names = {path.name for path in kill.only_run(logs).iterdir()}
+    names = {path.name for path in kill.find_run(logs).iterdir()}
     assert {"result.json", "last.keras", "best.keras", "train", "validation"} <= names
-    environment = json.loads((kill.only_run(logs) / "environment.json").read_text())
+    environment = json.loads((kill.find_run(logs) / "environment.json").read_text())
     assert (environment["devices"], environment["processes"]) == (2, 2)
 
 

@@ -14,8 +14,8 @@ from Training.errors import InputError
 from Training.recipe import Recipe
 
 pytestmark = pytest.mark.backends
-WORDS = ["--dataset=digits", "--samples=32", "--batch-size=16", "--epochs=1", "--warmup-epochs=0", "--masks-every=0",
-         "--learning-rate=0.1", "--schedule=constant"]  # fmt: skip
+ARGUMENTS = ["--dataset=digits", "--samples=32", "--batch-size=16", "--epochs=1", "--warmup-epochs=0",
+             "--masks-every=0", "--learning-rate=0.1", "--schedule=constant"]  # fmt: skip
 
 
 def network(classes=10, size=32, mean=0.0, **kwargs):
@@ -94,7 +94,7 @@ def test_a_run_keeps_frozen_weights_and_resumes_without_the_file(saved, tmp_path
     own = tmp_path / "own.keras"
     own.write_bytes(path.read_bytes())
     words = [f"--weights={own}", "--freeze=stage_1", "--logs", str(tmp_path / "Logs")]
-    training_cifar10.main([*WORDS, *words], tiny.tiny_build)
+    training_cifar10.main([*ARGUMENTS, *words], tiny.tiny_build)
     said = capsys.readouterr().out
     assert "the classifier is new, for 10 classes instead of 5" in said and "up to stage_1_attention_1 keep" in said
     (folder,) = (tmp_path / "Logs").iterdir()

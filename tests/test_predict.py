@@ -204,8 +204,8 @@ def other_networks(folder, source):
         "cut.keras": "cannot be loaded as a network, this is Keras",
         "newer.keras": "cannot be loaded as a network (saved by Keras 99.1), this is Keras",
         "lacking.keras": "cannot be loaded as a network (saved by Keras 99.1), this is Keras",
-        "vectors.keras": "must take images (height, width, 3), it takes (None, 7)",
-        "maps.keras": "must give one probability per class, it gives (None, 8, 8, 3)",
+        "vectors.keras": "must take images (height, width, 3), but takes (None, 7)",
+        "maps.keras": "must output one probability per class, but outputs (None, 8, 8, 3)",
     }
 
 
@@ -217,7 +217,7 @@ def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys):
     (tmp_path / "odd" / "last.keras").write_bytes((folder / "best.keras").read_bytes())
     (tmp_path / "odd" / "classes.json").write_text('["cat"]')
     cases = [
-        ([picture, "--best"], "--best chooses a file in a run's folder: give --model"),
+        ([picture, "--best"], "--best needs a run's folder: give --model"),
         ([picture, "--model", model, "--mask"], "did you mean --masks?"),
         ([picture, "--model", model, "--top", "0"], "--top must be 1 or more, received 0"),
         (["nothing.png", "--model", model], "nothing.png does not exist"),
@@ -225,7 +225,7 @@ def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys):
         ([str(tmp_path / "empty"), "--model", model], "empty holds no pictures"),
         ([picture, "--model", "nowhere"], "nowhere does not exist: a run's folder, a .keras file or the name"),
         ([picture, "--model", str(tmp_path / "empty")], "empty has no last.keras; it has no .keras file"),
-        ([picture, "--model", f"{model}/last.keras", "--best"], "--best chooses a file in a run's folder"),
+        ([picture, "--model", f"{model}/last.keras", "--best"], "--best needs a run's folder"),
         ([picture, "--model", str(tmp_path / "odd")], "must be a list of the network's 10 class names"),
         ([picture, "--model", model, "--best", "--csv", str(tmp_path)], f"--csv {tmp_path} cannot be written"),
         ([picture, picture, "--model", model, "--masks", str(tmp_path)], "two pictures are called 00.png"),

@@ -30,7 +30,14 @@ from Training.tools import export
 
 ROOT = Path(__file__).parent.parent
 
-WORDS = ["--dataset=digits", "--samples=64", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--masks-every=0"]
+ARGUMENTS = [
+    "--dataset=digits",
+    "--samples=64",
+    "--batch-size=16",
+    "--epochs=3",
+    "--warmup-epochs=1",
+    "--masks-every=0",
+]
 
 
 def tiny_main(*arguments, build=small.build):
@@ -41,8 +48,8 @@ def tiny_main(*arguments, build=small.build):
 def whole(tmp_path_factory):
     """The Logs folder of an undisturbed run."""
     logs = tmp_path_factory.mktemp("whole")
-    tiny_main(*WORDS, "--checkpoint-steps=3", "--logs", str(logs))
-    return kill.only_run(logs)
+    tiny_main(*ARGUMENTS, "--checkpoint-steps=3", "--logs", str(logs))
+    return kill.find_run(logs)
 
 
 @pytest.fixture
@@ -57,9 +64,9 @@ def test_kills_change_nothing(tmp_path):
     arguments = [*kill.ARGUMENTS, "--epochs=12"]
     kill.finish(kill.start(*arguments, f"--logs={tmp_path}/whole", script=small.MAIN))
     # This seed draws one kill of each kind: at an epoch's end, within a save, at a random moment.
-    came = kill.disturbed(f"{tmp_path}/killed", 3, 2.0, random.Random(88), arguments, script=small.MAIN)
+    came = kill.kill_and_resume(f"{tmp_path}/killed", 3, 2.0, random.Random(88), arguments, script=small.MAIN)
     assert len(came) >= 2
-    assert kill.differences(kill.only_run(tmp_path / "whole"), kill.only_run(tmp_path / "killed")) == []
+    assert kill.find_differences(kill.find_run(tmp_path / "whole"), kill.find_run(tmp_path / "killed")) == []
 
 
 @pytest.mark.backends
@@ -69,7 +76,7 @@ def test_within_an_epoch_the_run_goes_on_exactly(run, whole):
     newest.unlink()
     (run / "last.keras").unlink()
     tiny_main("--resume", str(run))
-    assert kill.differences(whole, run) == []
+    assert kill.find_differences(whole, run) == []
     models = [keras.models.load_model(folder / "last.keras") for folder in (run, whole)]
     for a, b in zip(*(model.get_weights() for model in models), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -84,7 +91,7 @@ def test_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(run, whole
     newest.write_bytes({"torn": raw[: len(raw) // 2], "empty": b"", "flipped byte": raw}[damage])
     tiny_main("--resume", str(run))
     assert f"{newest} cannot be used" in capsys.readouterr().out
-    assert kill.differences(whole, run) == []
+    assert kill.find_differences(whole, run) == []
 
 
 def test_finished_run_is_evaluated_again_and_not_changed(run, whole):
@@ -98,13 +105,13 @@ def test_finished_run_is_evaluated_again_and_not_changed(run, whole):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_say_how_to_resume(tmp_path, number, code):
-    process = kill.start(*WORDS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
+    process = kill.start(*ARGUMENTS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
     for line in process.stdout:
         if line.startswith("epoch    2 of 3000 "):
             process.send_signal(number)
             break
     _, err = process.communicate(timeout=120)
-    folder = kill.only_run(tmp_path)
+    folder = kill.find_run(tmp_path)
     last = err.splitlines()[-1]
     assert process.returncode == code and "Traceback" not in err
     assert last.startswith("Stopped by SIG") and last.endswith(f"python training_cifar10.py --resume {folder}")
@@ -123,7 +130,7 @@ def refused(capsys, code, *arguments):
 
 def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path):
     """A limit on the size of files stands for a full disk: writing fails half-way, as there."""
-    process = kill.start(*WORDS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
+    process = kill.start(*ARGUMENTS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
     for line in process.stdout:
         if line.startswith("epoch    2 of 3000 "):
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -131,7 +138,7 @@ def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in err
     assert "written" in err.splitlines()[-1]
-    folder = kill.only_run(tmp_path)
+    folder = kill.find_run(tmp_path)
     states = [unpack(path.read_bytes())[0]["epoch"] for path in list_checkpoints(folder)]
     assert states and not list((folder / "backup").glob("*.new"))
 
@@ -146,7 +153,7 @@ def test_no_space_left_at_the_start_is_one_line(name, tmp_path, monkeypatch, cap
         write(path, raw)
 
     monkeypatch.setattr(run_folder, "replace_file", full)
-    err = refused(capsys, 2, *WORDS, "--logs", str(tmp_path))
+    err = refused(capsys, 2, *ARGUMENTS, "--logs", str(tmp_path))
     assert f"{name} cannot be written: No space left on device" in err
 
 
@@ -156,7 +163,7 @@ def test_folder_lost_half_way_ends_in_one_line(how, tmp_path, monkeypatch, capsy
 
     class Lose(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            folder = kill.only_run(tmp_path)
+            folder = kill.find_run(tmp_path)
             if how == "gone":
                 shutil.rmtree(folder)
             else:  # a file where the folder was: refused also to root, whom read-only folders do not stop
@@ -164,7 +171,7 @@ def test_folder_lost_half_way_ends_in_one_line(how, tmp_path, monkeypatch, capsy
                 (folder / "backup").write_text("")
 
     monkeypatch.setattr(event_callbacks, "make_event_callbacks", lambda *_: [Lose()])
-    err = refused(capsys, 1, *WORDS, "--logs", str(tmp_path))
+    err = refused(capsys, 1, *ARGUMENTS, "--logs", str(tmp_path))
     assert "written" in err
 
 
@@ -176,7 +183,7 @@ def test_loss_that_is_not_finite_names_step_and_rate(tmp_path, capsys):
         return network
 
     with pytest.raises(SystemExit) as stop:
-        tiny_main(*WORDS, "--logs", str(tmp_path), build=broken)
+        tiny_main(*ARGUMENTS, "--logs", str(tmp_path), build=broken)
     err = capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "a notebook goes on, and needs its Ctrl-C"
     assert stop.value.code == 1 and err.count("\n") == 1
@@ -185,7 +192,7 @@ def test_loss_that_is_not_finite_names_step_and_rate(tmp_path, capsys):
 
 def test_second_process_on_one_folder_is_refused(run, capsys):
     held = run_folder.lock(run)
-    assert "another process trains in" in refused(capsys, 2, "--resume", str(run))
+    assert "another process is training in" in refused(capsys, 2, "--resume", str(run))
     held.close()
 
 
@@ -202,9 +209,9 @@ def test_files_of_a_run_that_cannot_be_used_are_named(run, capsys, name, said):
 def test_changed_recipe_is_refused_by_field(run, capsys):
     recipe = json.loads((run / "recipe.json").read_text())
     (run / "recipe.json").write_text(json.dumps({**recipe, "learning_rate": 0.2, "epochs": 4}))
-    before = kill.points(run)
+    before = kill.read_points(run)
     err = refused(capsys, 2, "--resume", str(run))
-    assert kill.points(run) == before, "a refusal must not change the run"
+    assert kill.read_points(run) == before, "a refusal must not change the run"
     assert "another recipe: learning_rate (checkpoint: 0.1, now: 0.2)" in err and "epochs" not in err
 
 
@@ -233,7 +240,7 @@ def test_a_run_older_than_a_field_of_the_recipe_goes_on(run):
     recipe = json.loads((run / "recipe.json").read_text())
     (run / "recipe.json").write_text(json.dumps({key: value for key, value in recipe.items() if key != name}))
     tiny_main("--resume", str(run))
-    assert len(kill.history(run)) == 3
+    assert len(kill.read_history(run)) == 3
 
 
 def test_a_finished_run_that_goes_on_is_finished_no_more(run, monkeypatch, capsys):
@@ -247,18 +254,18 @@ def test_a_finished_run_that_goes_on_is_finished_no_more(run, monkeypatch, capsy
 
 def test_epochs_may_grow(run):
     tiny_main("--resume", str(run), "--epochs", "4")
-    assert [row["epoch"] for row in kill.history(run)] == ["0", "1", "2", "3"]
+    assert [row["epoch"] for row in kill.read_history(run)] == ["0", "1", "2", "3"]
     assert json.loads((run / "result.json").read_text())["epochs"] == 4
 
 
 def test_early_stopping_stays_stopped(tmp_path, capsys):
-    words = [*WORDS, "--epochs=40", "--patience=1", "--learning-rate=1e-9", "--logs", str(tmp_path)]
+    words = [*ARGUMENTS, "--epochs=40", "--patience=1", "--learning-rate=1e-9", "--logs", str(tmp_path)]
     tiny_main(*words)
-    folder = kill.only_run(tmp_path)
-    epochs = len(kill.history(folder))
+    folder = kill.find_run(tmp_path)
+    epochs = len(kill.read_history(folder))
     assert epochs < 40
     tiny_main("--resume", str(folder))
-    assert len(kill.history(folder)) == epochs
+    assert len(kill.read_history(folder)) == epochs
     assert f"stopped by --patience 1 after {epochs} epochs, and stays so" in capsys.readouterr().out
 
 
@@ -286,7 +293,7 @@ def test_only_the_two_newest_are_kept_and_a_bad_disk_is_noticed(tmp_path, monkey
         checkpoint.write(tmp_path, step, {"step": step}, {})
     assert [unpack(path.read_bytes())[0]["step"] for path in list_checkpoints(tmp_path)] == [3, 2]
     monkeypatch.setattr(checkpoint, "replace_file", lambda path, raw: path.write_bytes(raw[:-1]))
-    with pytest.raises(RunError, match="the disk cannot be trusted"):
+    with pytest.raises(RunError, match="the disk may be faulty"):
         checkpoint.write(tmp_path, 4, {"step": 4}, {})
     assert len(list_checkpoints(tmp_path)) == 2
 
@@ -358,7 +365,7 @@ def old_run(tmp_path):
 
 def test_a_run_of_commit_9187e69_resumes_to_its_end(old_run):
     newest, before = list_checkpoints(old_run)
-    expected, history = unpack(newest.read_bytes())[1], kill.history(old_run)
+    expected, history = unpack(newest.read_bytes())[1], kill.read_history(old_run)
     assert list(expected) == list(range(len(expected)))
     newest.unlink()
     tiny_main("--resume", str(old_run), build=tiny.tiny_build)
@@ -366,7 +373,7 @@ def test_a_run_of_commit_9187e69_resumes_to_its_end(old_run):
     assert "stem_convolve/kernel" in arrays
     for a, b in zip(expected.values(), arrays.values(), strict=True):  # one processor's rounding is not another's
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)
-    for then, now in zip(history, kill.history(old_run), strict=True):
+    for then, now in zip(history, kill.read_history(old_run), strict=True):
         assert float(then["loss"]) == pytest.approx(float(now["loss"]), rel=1e-3)
     assert (old_run / "environment-2.json").exists(), "the first part's versions are kept"
 
@@ -489,7 +496,7 @@ def test_stale_unfinished_files_are_replaced_and_not_followed(run, whole, tmp_pa
                  f"backup/{newest.name}.new"):  # fmt: skip
         (run / name).symlink_to(target)
     tiny_main("--resume", str(run))
-    assert target.read_text() == "kept" and kill.differences(whole, run) == []
+    assert target.read_text() == "kept" and kill.find_differences(whole, run) == []
     assert (run / "last.keras").is_file() and not (run / "last.keras").is_symlink()
 
 
@@ -502,7 +509,7 @@ def test_a_file_system_without_locks_is_no_other_process(number, tmp_path, monke
     monkeypatch.setattr("fcntl.flock", refuse)
     assert run_folder.lock(tmp_path, said.append) is None
     assert said == [
-        f"{tmp_path}/lock cannot be locked ({os.strerror(number)}): no second process may train in this folder"
+        f"{tmp_path}/lock cannot be locked ({os.strerror(number)}): no other process may train in this folder"
     ]
 
 
@@ -559,7 +566,7 @@ def test_event_files_that_are_gone_or_short_are_named(tmp_path):
 
 def test_lock_is_freed_with_the_file(tmp_path):
     held = run_folder.lock(tmp_path)
-    with pytest.raises(InputError, match="another process trains in"):
+    with pytest.raises(InputError, match="another process is training in"):
         run_folder.lock(tmp_path)
     held.close()
     run_folder.lock(tmp_path).close()

@@ -27,7 +27,14 @@ from Training.data import datasets
 from Training.tools import figures
 
 ROOT = Path(__file__).parent.parent
-WORDS = ["--dataset=digits", "--samples=64", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--masks-every=1"]
+ARGUMENTS = [
+    "--dataset=digits",
+    "--samples=64",
+    "--batch-size=16",
+    "--epochs=3",
+    "--warmup-epochs=1",
+    "--masks-every=1",
+]
 RESULT = {
     "test_accuracy", "test_loss", "test_error_percent", "train_error_percent", "validation_accuracy",
     "validation_loss", "validation_error_percent", "running_time_s", "first_step_s", "training_time_s",
@@ -39,7 +46,7 @@ SCALARS = {
 }
 
 
-def only_run(logs):
+def find_run(logs):
     (folder,) = Path(logs).iterdir()
     return folder
 
@@ -61,13 +68,13 @@ def python(code, *arguments, **environment):
 def logs(tmp_path_factory):
     """The Logs folder of one whole run."""
     folder = tmp_path_factory.mktemp("Logs")
-    tiny_main(*WORDS, "--histograms", "--projector", "--mistakes=4", "--profile=2-3", "--logs", str(folder))
+    tiny_main(*ARGUMENTS, "--histograms", "--projector", "--mistakes=4", "--profile=2-3", "--logs", str(folder))
     return folder
 
 
 @pytest.mark.backends
 def test_run_folder_explains_itself(logs):
-    folder = only_run(logs)
+    folder = find_run(logs)
     assert time.strptime(folder.name[:15], "%Y%m%d-%H%M%S")
     assert folder.name[15:] == "-attention_56-arl-digits-samples=64-epochs=3-batch_size=16-warmup_epochs=1"
     names = {path.name.split(".")[0] for path in folder.iterdir()}
@@ -89,7 +96,7 @@ def test_run_folder_explains_itself(logs):
 
 @pytest.mark.backends
 def test_saved_model_takes_raw_images_and_scores_as_the_result_says(logs):
-    folder, digits = only_run(logs), datasets.load("digits")
+    folder, digits = find_run(logs), datasets.load("digits")
     result = json.loads((folder / "result.json").read_text())
     probabilities = keras.models.load_model(folder / "last.keras").predict(digits.test.images, verbose=0)
     assert np.mean(probabilities.argmax(axis=-1) == digits.test.labels) == result["test_accuracy"]
@@ -101,10 +108,10 @@ def test_saved_model_takes_raw_images_and_scores_as_the_result_says(logs):
 
 @pytest.mark.parametrize("words", [["masks"], ["channels", "--block", "stage_1_attention_1"], ["responses"]])
 def test_figures_of_the_run(logs, tmp_path, capsys, words):
-    figures.main([words[0], str(only_run(logs)), *words[1:], "--output", str(tmp_path / "new" / "figure.png")])
+    figures.main([words[0], str(find_run(logs)), *words[1:], "--output", str(tmp_path / "new" / "figure.png")])
     assert Image.open(tmp_path / "new" / "figure.png").width > 300
     with pytest.raises(SystemExit):
-        figures.main(["channels", str(only_run(logs)), "--block", "none"])
+        figures.main(["channels", str(find_run(logs)), "--block", "none"])
     assert "--block must be one of stage_1_attention_1" in capsys.readouterr().err
 
 
@@ -118,7 +125,7 @@ def tags_of(folder):
 
 @pytest.mark.backends
 def test_event_files_hold_every_tag(logs):
-    folder = only_run(logs)
+    folder = find_run(logs)
     events, train = tags_of(folder / "train")
     assert {"recipe", "recipe/defaults", "result", "augmented_batch", "masks/stage_1_attention_1"} <= train
     assert {"confusion_matrix", "most_confident_mistakes", "custom_scalars__config__"} <= train
@@ -138,7 +145,7 @@ def read_text(events, tag):
 
 @pytest.mark.backends
 def test_the_recipe_s_text_has_what_differs_and_the_rest_apart(logs):
-    events, _ = tags_of(only_run(logs) / "train")
+    events, _ = tags_of(find_run(logs) / "train")
     different, same = read_text(events, "recipe"), read_text(events, "recipe/defaults")
     assert "| epochs | 3 | 200 |" in different and "| momentum |" not in different
     assert "| momentum | 0.9 |" in same and "| epochs |" not in same
@@ -147,9 +154,9 @@ def test_the_recipe_s_text_has_what_differs_and_the_rest_apart(logs):
 
 @pytest.mark.backends
 def test_the_projector_has_features_labels_and_thumbnails(logs):
-    folder = only_run(logs) / "train"
+    folder = find_run(logs) / "train"
     features = np.loadtxt(folder / "projector" / "features.tsv", delimiter="\t")
-    network, digits = keras.models.load_model(only_run(logs) / "last.keras"), datasets.load("digits")
+    network, digits = keras.models.load_model(find_run(logs) / "last.keras"), datasets.load("digits")
     inside = keras.Model(network.inputs, network.get_layer("logits").input)
     np.testing.assert_allclose(features, inside.predict(digits.test.images, verbose=0), rtol=1e-3, atol=1e-4)
     with open(folder / "projector" / "labels.tsv", newline="") as file:
@@ -157,7 +164,7 @@ def test_the_projector_has_features_labels_and_thumbnails(logs):
     assert [row["class"] for row in rows] == list(map(str, digits.test.labels)) and set(rows[0]) == {
         "class", "predicted", "right", "number",
     }  # fmt: skip
-    with open(only_run(logs) / "predictions.csv", newline="") as file:
+    with open(find_run(logs) / "predictions.csv", newline="") as file:
         assert [row["predicted"] for row in csv.DictReader(file)] == [row["predicted"] for row in rows]
     assert Image.open(folder / "projector" / "thumbnails.png").size == (19 * 32, 19 * 32)
     assert "projector/thumbnails.png" in (folder / "projector_config.pbtxt").read_text()
@@ -165,7 +172,7 @@ def test_the_projector_has_features_labels_and_thumbnails(logs):
 
 @pytest.mark.backends
 def test_a_trace_of_the_steps_asked_for_is_kept(logs):
-    assert [path.suffixes[-2:] for path in (only_run(logs) / "train" / "plugins").rglob("*.pb")] == [[".xplane", ".pb"]]
+    assert [path.suffixes[-2:] for path in (find_run(logs) / "train" / "plugins").rglob("*.pb")] == [[".xplane", ".pb"]]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +236,7 @@ def test_tensorboard_answers_with_every_tag(logs):
             return json.loads(answer.read())
 
     try:
-        name, found = f"{only_run(logs).name}/train", {}
+        name, found = f"{find_run(logs).name}/train", {}
         for _ in range(400):
             with contextlib.suppress(OSError):
                 found = ask("plugin/scalars/tags")
@@ -273,11 +280,11 @@ def test_tensorboard_answers_with_every_tag(logs):
 
 def test_a_run_without_validation_and_with_test_flip_has_a_result(tmp_path, capsys):
     words = ["--validation-split=0", "--test-flip", "--epochs=2", "--ema=0.9", "--data-on-device", "--masks-every=0"]
-    tiny_main(*WORDS, *words, "--logs", str(tmp_path), build=small.build)
-    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    tiny_main(*ARGUMENTS, *words, "--logs", str(tmp_path), build=small.build)
+    result = json.loads((find_run(tmp_path) / "result.json").read_text())
     assert result["validation_error_percent"] is None and 0 <= result["test_error_flip_percent"] <= 100
     assert "with mirror image" in capsys.readouterr().out
-    assert not (only_run(tmp_path) / "best.keras").exists()
+    assert not (find_run(tmp_path) / "best.keras").exists()
 
 
 @pytest.mark.skipif(
@@ -373,13 +380,13 @@ def test_trains_on_jax_where_tensorflow_is_not_installed(tmp_path):
     (blocked / "__init__.py").write_text("raise ImportError('TensorFlow is not installed')")
     logs = tmp_path / "Logs"
     run = python(
-        small.MAIN, *WORDS, "--logs", str(logs), "--jit", KERAS_BACKEND="jax", paths=[str(blocked.parent)]
+        small.MAIN, *ARGUMENTS, "--logs", str(logs), "--jit", KERAS_BACKEND="jax", paths=[str(blocked.parent)]
     )  # fmt: skip
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
-    result = json.loads((only_run(logs) / "result.json").read_text())
+    result = json.loads((find_run(logs) / "result.json").read_text())
     assert result["backend"] == "jax" and "test accuracy" in out
-    events, tags = tags_of(only_run(logs) / "train")
+    events, tags = tags_of(find_run(logs) / "train")
     assert tags >= SCALARS and events.Tags()["graph"]
 
 
@@ -389,8 +396,8 @@ def test_without_tensorboard_there_is_one_warning_and_a_result(tmp_path, monkeyp
         importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else found(name, *rest)
     )
     with pytest.warns(UserWarning) as warned:
-        tiny_main(*WORDS, "--logs", str(tmp_path), build=small.build)
+        tiny_main(*ARGUMENTS, "--logs", str(tmp_path), build=small.build)
     said = [str(each.message) for each in warned]
     assert said.count("tensorboard is not installed: no event files are written") == 1
-    names = {path.name for path in only_run(tmp_path).iterdir()}
+    names = {path.name for path in find_run(tmp_path).iterdir()}
     assert "result.json" in names and not names & {"train", "validation"}

@@ -19,8 +19,8 @@ from Training.errors import RunError, shorten
 from Training.files import LARGEST_CHECKPOINT, read_bytes, replace_file, sync_directory
 
 MAGIC = b"residual-attention checkpoint 2\n"
-POSITIONAL = b"residual-attention checkpoint 1\n"  # without names, written by earlier versions
-HEAD = len(MAGIC) + 65  # bytes: the first line, and the checksum's
+POSITIONAL = b"residual-attention checkpoint 1\n"  # arrays without names, written by earlier versions
+HEAD = len(MAGIC) + 65  # bytes: the first line and the line of the checksum
 KEPT = 2
 NAME = re.compile(r"step-(\d{9,})\.checkpoint")
 
@@ -46,16 +46,16 @@ def pack(state, arrays):
 def unpack(raw):
     """Return the state and the arrays in the bytes of a checkpoint.
 
-    The arrays are a dictionary by name, or by position in a checkpoint of an earlier version.
+    The arrays are a dictionary by name or, for a checkpoint of an earlier version, by position.
 
     Raises:
-        ValueError: torn, changed, or not a checkpoint.
+        ValueError: the bytes are truncated, damaged, or not a checkpoint.
     """
     if raw[: len(MAGIC)] not in (MAGIC, POSITIONAL) or len(raw) < HEAD:
         raise ValueError("it is not a checkpoint of this project")
     content = raw[HEAD:]
     if hashlib.sha256(content).hexdigest().encode() + b"\n" != raw[len(MAGIC) : HEAD]:
-        raise ValueError("its checksum is wrong: the file is torn or was changed")
+        raise ValueError("its checksum is wrong: the file is truncated or damaged")
     named = raw.startswith(MAGIC)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
@@ -66,12 +66,12 @@ def unpack(raw):
     except (zipfile.BadZipFile, KeyError, TypeError, RecursionError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"its content cannot be read: {shorten(error)}") from None
     if named and not all(isinstance(name, str) for name in names) or len(arrays) != len(members) - 1 - named:
-        raise ValueError("its names are not those of its arrays")
+        raise ValueError("its names do not match its arrays")
     return state, arrays
 
 
 def _read_member(file, name):
-    """Return the bytes of a ZIP file's member. They are stored as they are, so that they cannot grow."""
+    """Return the bytes of a member of a ZIP file. Compressed members are refused: they could expand without limit."""
     info = file.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name!r:.80} in it is compressed")
@@ -79,19 +79,19 @@ def _read_member(file, name):
 
 
 def _parse_array(raw):
-    """Return the array in the bytes of an .npy file; memory is taken only for bytes that are there."""
+    """Return the array in the bytes of an .npy file, without allocating more memory than there are bytes."""
     file = io.BytesIO(raw)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("an array in it has an unknown format")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     values = raw[file.tell() :]
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(values):
-        raise ValueError("an array in it has another size than its header says")
+        raise ValueError("the size of an array in it does not match its header")
     return np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def refuse_wrong_state(state):
-    """Raise `ValueError` unless a checkpoint's state has the entries that a run writes, with values of their types."""
+    """Raise `ValueError` unless a checkpoint's state has the entries that a run writes, with the right types."""
     if not isinstance(state, dict):
         raise ValueError(f"its state is {type(state).__name__}, not an object")
     for name, is_right in _STATE.items():
@@ -102,7 +102,7 @@ def refuse_wrong_state(state):
 
 
 def is_count(value):
-    """Return whether a value is an int that can count something, which a boolean is not."""
+    """Return whether a value is an int in [0, 2**53), and not a bool."""
     return type(value) is int and 0 <= value < 2**53
 
 
@@ -132,11 +132,11 @@ def list_checkpoints(folder):
 
 
 def write(folder, step, state, arrays):
-    """Add a checkpoint, read it back, and then remove all but the newest two.
+    """Write a checkpoint, read it back, and then remove all but the newest two.
 
     Raises:
         OSError: it cannot be written; the others are untouched.
-        RunError: the file does not read back as it was written.
+        RunError: reading the file back gives other bytes.
     """
     path = Path(folder) / "backup" / f"step-{step:09d}.checkpoint"
     if not path.parent.is_dir():
@@ -146,8 +146,8 @@ def write(folder, step, state, arrays):
     replace_file(path, raw)
     if read_bytes(path, LARGEST_CHECKPOINT) != raw:
         path.unlink()
-        raise RunError(f"{path} does not read back as it was written: the disk cannot be trusted")
-    # One with a higher number could not be used, or the run would have resumed from it.
+        raise RunError(f"{path} reads back differently from how it was written: the disk may be faulty")
+    # Checkpoints with a higher number are unusable: otherwise the run would have resumed from them.
     paths = list_checkpoints(folder)
     kept = paths[paths.index(path) :][:KEPT]
     for old in paths:
@@ -156,12 +156,12 @@ def write(folder, step, state, arrays):
 
 
 def load_newest(folder, say):
-    """Return state and arrays of the newest usable checkpoint, or None; `say` gets a line for each unusable one."""
+    """Return state and arrays of the newest usable checkpoint, or None; `say` receives a line for each unusable one."""
     for path in list_checkpoints(folder):
         try:
             state, arrays = unpack(read_bytes(path, LARGEST_CHECKPOINT))
             refuse_wrong_state(state)
             return state, arrays
         except Exception as error:  # a damaged archive can raise nearly anything
-            say(f"{path} cannot be used ({shorten(error)}); the checkpoint before it is tried")
+            say(f"{path} cannot be used ({shorten(error)}); trying the checkpoint before it")
     return None

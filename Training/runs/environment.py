@@ -1,4 +1,4 @@
-"""What a run was computed with: versions, backend, device and commit, also after it was resumed elsewhere."""
+"""Records what a run is computed with: versions, backend, device and commit."""
 
 import json
 import platform
@@ -23,7 +23,7 @@ def _version(package):
 
 
 def _git_commit():
-    """Return the commit of this code, with a + if files differ from it, or None outside a checkout."""
+    """Return the commit of this code, followed by + if files differ from it, or None outside a checkout."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
@@ -58,11 +58,11 @@ def list_environments(folder):
 def record_environment(folder, environment):
     """Write what this part of a run is computed with, unless it is the same as before.
 
-    The first part of a run writes `environment.json`. A part that is resumed with other versions or on another machine
-    writes `environment-2.json`, and so on: none is overwritten.
+    The first part of a run writes `environment.json`. If the run is resumed with other versions or on another machine,
+    it writes `environment-2.json`, and so on. No file is overwritten.
 
     Returns:
-        What differs from the part before and can change the results, as a list of texts.
+        A list of texts: the differences from the part before that can change the results.
     """
     paths = list_environments(folder)
     before = _read(paths[-1]) if paths else None
@@ -92,7 +92,7 @@ def _packages(environment):
 
 
 def _read(path):
-    """Return an environment that a run wrote, or an empty one if the file cannot be used."""
+    """Return the environment in a file, or an empty one if the file cannot be used."""
     try:
         value = json.loads(read_text(path))
     except (InputError, OSError, ValueError, RecursionError):

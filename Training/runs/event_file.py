@@ -15,9 +15,9 @@ from Training.files import replace_file
 from Training.visual import inspection
 from Training.visual.plots import encode_png, make_sprite
 
-COMPARED = ("dataset", "learning", "learning_rate", "model", "optimizer")  # columns of the HPARAMS page at first
+COMPARED = ("dataset", "learning", "learning_rate", "model", "optimizer")  # default columns of the HPARAMS page
 THRESHOLDS = 127  # of a precision-recall curve, evenly spaced from 0 to 1
-# The page CUSTOM SCALARS: charts, and the tags whose curves of training and validation each shows together.
+# Charts of the CUSTOM SCALARS page, with the tags whose training and validation curves each of them shows.
 CHARTS = (
     ("loss", ("epoch_loss",)),
     ("error, %", ("epoch_error_percent",)),
@@ -32,13 +32,13 @@ def is_available():
 
 
 class EventFile:
-    """An event file in a folder, of which TensorBoard follows one file each.
+    """An event file in a folder. TensorBoard follows one event file per folder.
 
     The package's own writer works in a thread, and through TensorFlow if that is installed: a full disk is then
     reported late, and as an error that is not an `OSError`.
 
     Args:
-        folder: path of the folder, which is made if it is missing.
+        folder: path of the folder, which is created if it does not exist.
     """
 
     def __init__(self, folder):
@@ -61,7 +61,7 @@ class EventFile:
         self._write(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self):
-        """Give what was added to the system, so that TensorBoard can read it."""
+        """Pass buffered events to the operating system, so that TensorBoard can read them."""
         self.file.flush()
 
     def add_tensor(self, tag, values, metadata, step=0):
@@ -73,7 +73,7 @@ class EventFile:
         self.add(Summary(value=[value]), step)
 
     def graph(self, network):
-        """Write the layers of a network, as the GRAPHS page draws them."""
+        """Write the layers of a network as a graph for the GRAPHS page."""
         from tensorboard.compat.proto import event_pb2
 
         self._write(event_pb2.Event(wall_time=time.time(), graph_def=_graph(network).SerializeToString()))
@@ -120,10 +120,10 @@ class EventFile:
         """Write the precision-recall curve of one class.
 
         Args:
-            tag: its name.
-            labels: bool `(n,)`, whether an image is of the class.
+            tag: str, the name of the class.
+            labels: bool `(n,)`, whether an image belongs to the class.
             probabilities: `(n,)`, of the class.
-            step: int.
+            step: int, the epoch.
         """
         from tensorboard.plugins.pr_curve import metadata
 
@@ -147,12 +147,12 @@ class EventFile:
         self.add(summary_v2.hparams_pb(values, trial_id=name))
 
     def close(self):
-        """Write what is left and close the file."""
+        """Flush and close the file."""
         self.file.close()
 
 
 def _open_new(folder):
-    """Open a new file under the next free name of TensorBoard's form; no file or link that is there is opened."""
+    """Create a file under the next free name in TensorBoard's format; existing files and links are never opened."""
     start = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
     for number in itertools.count():
         try:
@@ -169,7 +169,7 @@ def count_at_thresholds(labels, probabilities, thresholds):
     Args:
         labels: bool `(n,)`.
         probabilities: `(n,)` in [0, 1].
-        thresholds: int, how many, evenly spaced from 0 to 1.
+        thresholds: int, number of thresholds, evenly spaced from 0 to 1.
 
     Returns:
         float32 `(6, thresholds)`.
@@ -190,9 +190,9 @@ def write_projector(folder, name, features, columns, images):
 
     Args:
         folder: path of a folder with event files.
-        name: of the points.
+        name: str, the name of the points.
         features: `(n, channels)`.
-        columns: `{title: [text, ...]}`, labels of each point; one line each, without tabs.
+        columns: `{title: [text, ...]}`, labels of each point, without tabs or line breaks.
         images: uint8 `(n, height, width, 3)`.
     """
     from google.protobuf import text_format
@@ -220,7 +220,7 @@ def write_projector(folder, name, features, columns, images):
 
 
 def _graph(network):
-    """Return a GraphDef of the layers, with an attention block as its branches."""
+    """Return a GraphDef of the layers, in which attention blocks are split into their branches."""
     from tensorboard.compat.proto.graph_pb2 import GraphDef
     from tensorboard.plugins.graph.keras_util import keras_model_to_graph_def
 
@@ -228,7 +228,7 @@ def _graph(network):
     parts = {"before": "", "trunk": "before", "mask": "before", "multiply": "trunk mask", "after": "multiply"}
     config = json.loads(network.to_json())
     for layer in config["config"]["layers"]:
-        layer["config"].pop("dtype", None)  # TensorBoard warns of a policy with two types, and does not show it
+        layer["config"].pop("dtype", None)  # TensorBoard warns about policies with two types, and shows none
     graph = GraphDef()
     for node in keras_model_to_graph_def(config).node:
         name = node.name.split("/")[-1]

@@ -1,4 +1,4 @@
-"""Finished and unfinished runs: their recipes, results and histories, read back and checked."""
+"""Finds runs, and reads and checks their recipes, results and histories."""
 
 import csv
 import dataclasses
@@ -12,7 +12,7 @@ from Training.errors import InputError, format_path, shorten
 from Training.files import read_text
 from Training.recipe import Recipe
 
-LARGEST = 1e15  # of any number in a result or a history
+LARGEST = 1e15  # the largest number accepted in a result or a history
 
 
 class Run(NamedTuple):
@@ -25,14 +25,14 @@ class Run(NamedTuple):
 
 
 class Number(NamedTuple):
-    """What a number in `result.json` can be."""
+    """The valid values of a number in `result.json`."""
 
     high: float = LARGEST
     whole: bool = False
-    needed: bool = False  # if not, it can be missing or null
+    needed: bool = False  # if False, the number may be missing or null
 
     def check(self, value):
-        """Return whether a value is such a number."""
+        """Return whether a value is valid."""
         if value is None:
             return not self.needed
         return type(value) in ((int,) if self.whole else (int, float)) and 0 <= value <= self.high
@@ -62,11 +62,11 @@ TEXTS = ("dataset", "model", "learning", "backend", "device")
 def read_history(path):
     """Return the columns of a history.csv as lists of numbers.
 
-    An epoch that was repeated after an interruption counts with its last row. Without validation, Keras' `CSVLogger`
-    still writes its columns, filled with NA: they are left out.
+    If an epoch was repeated after an interruption, its last row counts. Without validation, Keras' `CSVLogger` fills
+    the validation columns with NA; they are left out.
 
     Raises:
-        InputError: the file has no rows, or a value in it cannot be what it should be.
+        InputError: the file has no rows, or an invalid value.
         OSError: it cannot be read.
     """
     try:
@@ -81,13 +81,13 @@ def read_history(path):
 
 
 def _parse_row(row):
-    """Return a row of a history.csv with numbers as values, None for NA.
+    """Return a row of a history.csv with numbers as values, and None for NA.
 
     Raises:
-        ValueError: a value is missing, is one too many, or is not a number; images a second alone can be nan.
+        ValueError: a value is missing, superfluous or not a number. Only `images_per_second` may be NaN.
     """
     if "epoch" not in row:
-        raise ValueError("it has no column epoch")
+        raise ValueError("it has no epoch column")
     values = {}
     for name, text in row.items():
         if not isinstance(name, str) or not isinstance(text, str):
@@ -105,7 +105,7 @@ def read_result(path):
     """Return the content of a `result.json`.
 
     Raises:
-        InputError: it is not a JSON object, or a value in it cannot be what it should be.
+        InputError: it is not a JSON object, or has an invalid value.
         OSError: it cannot be read.
     """
     try:
@@ -128,12 +128,12 @@ def read_result(path):
 
 
 def _show(value):
-    """Return a JSON value as a short text; an int of thousands of digits is no text for Python."""
+    """Return a JSON value as a short text; Python refuses to convert an int of thousands of digits."""
     return "a number of this size" if type(value) is int and abs(value) > LARGEST else f"{value!r:.80}"
 
 
 def read_run(folder):
-    """Return the run in a folder; fields that are newer than its recipe mean what it did.
+    """Return the run in a folder. Recipe fields that are newer than the run get the values that it used.
 
     Raises:
         InputError: a file is missing or is not what a run writes.
@@ -153,7 +153,7 @@ def find(paths):
     """Return the runs in and below the paths as `(finished runs, folders of unfinished runs)`, ordered by path.
 
     Raises:
-        InputError: a path does not exist, or holds no run.
+        InputError: a path does not exist, or contains no run.
     """
     runs, unfinished = {}, {}
     for path in map(Path, paths):
@@ -161,7 +161,7 @@ def find(paths):
             raise InputError(f"{format_path(path)} is not a directory: a run's folder, or one above it, is needed")
         folders = sorted(each.parent for each in path.rglob("recipe.json"))
         if not folders:
-            raise InputError(f"{format_path(path)} holds no run: there is no recipe.json in it or below it")
+            raise InputError(f"{format_path(path)} contains no run: there is no recipe.json in it or below it")
         for folder in folders:
             finished = (folder / "result.json").exists()
             (runs if finished else unfinished)[folder.resolve()] = read_run(folder) if finished else folder

@@ -1,4 +1,4 @@
-"""The folder of one run: made, locked, written, and rewound to a checkpoint."""
+"""Creates, locks, writes and rewinds the folder of a run."""
 
 import errno
 import json
@@ -15,14 +15,14 @@ UNFINISHED_MODEL = ".new.keras"
 
 
 def create(logs, label=""):
-    """Make `<logs>/<YYYYmmdd-HHMMSS>-<label>`; runs started in one second get -2, -3 and so on.
+    """Create `<logs>/<YYYYmmdd-HHMMSS>-<label>`; runs started in the same second get -2, -3 and so on.
 
     Args:
         logs: path of the folder of runs.
-        label: what the run trains, as part of a file name, see `recipe.label_run`.
+        label: str, what the run trains, as part of a file name; see `recipe.label_run`.
 
     Raises:
-        InputError: the folder cannot be made.
+        InputError: the folder cannot be created.
     """
     name = "-".join(filter(None, (time.strftime("%Y%m%d-%H%M%S"), label)))
     for attempt in range(1, 1000):
@@ -36,14 +36,14 @@ def create(logs, label=""):
                 raise InputError(f"--logs {format_path(logs)} is not a directory") from None
         except OSError as error:
             raise InputError(f"--logs {format_path(logs)} cannot be written: {error.strerror}") from None
-    raise InputError(f"--logs {format_path(logs)} has 999 runs of this second")
+    raise InputError(f"--logs {format_path(logs)} already has 999 runs started in this second")
 
 
 def reopen(folder):
     """Return the folder of an earlier run as a path.
 
     Raises:
-        InputError: it cannot be written, or holds links, through which the run would change files outside it.
+        InputError: it is not writable, or contains symbolic links, through which the run would change files outside it.
     """
     folder = Path(folder)
     if not os.access(folder, os.W_OK):
@@ -62,13 +62,13 @@ def refuse_links(folder):
             path = Path(parent) / name
             if path.is_symlink() and Path(name).suffix != ".new" and not name.endswith(UNFINISHED_MODEL):
                 raise InputError(
-                    f"{format_path(path)} is a symbolic link: a run writes into its own folder only; "
-                    "put the file or directory itself there"
+                    f"{format_path(path)} is a symbolic link: a run only writes into its own folder; "
+                    "replace the link with the file or directory itself"
                 )
 
 
 def save_model(model, path):
-    """Save a model as `.keras`; the file at `path` is complete at every moment."""
+    """Save a model as `.keras`; the file at `path` is never incomplete."""
     new = Path(path).with_suffix(UNFINISHED_MODEL)
     new.unlink(missing_ok=True)  # what an earlier attempt left, or a link
     try:
@@ -82,7 +82,7 @@ def save_model(model, path):
 
 
 def write(folder, name, text):
-    """Write a small text file of the run; it is complete at every moment."""
+    """Write a small text file of the run; the file is never incomplete."""
     replace_file(Path(folder) / name, text.encode())
 
 
@@ -94,7 +94,7 @@ def write_split(folder, held_out, identity):
     """Write `split.json`: positions of the images held out, and the digest of streamed pictures ("" for others).
 
     Raises:
-        InputError: the run is resumed with other pictures than it started with, or the file cannot be read.
+        InputError: the pictures differ from those the run started with, or the file cannot be read.
     """
     path = Path(folder) / "split.json"
     try:
@@ -114,7 +114,7 @@ def write_split(folder, held_out, identity):
 
 
 def refuse_to_start_over(folder, epochs_between):
-    """Raise `InputError` if a run has no usable checkpoint, but a history or a result that starting over would lose.
+    """Raise `InputError` if a run has no usable checkpoint, and starting over would lose a history or a result.
 
     A run that ended before its first checkpoint was due starts over.
 
@@ -143,20 +143,20 @@ def event_files(folder):
 
 
 def rewind(folder, state, say=print):
-    """Restore history and event files to the checkpoint; without one (None), to the start of the run.
+    """Restore history and event files to a checkpoint or, without one, to the start of the run.
 
-    The resumed run writes again what came after the checkpoint, so that no point appears twice.
+    The resumed run writes everything after the checkpoint again. Without this, its points would appear twice.
 
     Args:
         folder: path of the run's folder.
         state: state of the checkpoint, or None.
-        say: function that gets a line for each event file that is shorter than at the checkpoint.
+        say: function that receives a line for each event file that is missing or shorter than at the checkpoint.
     """
     folder = Path(folder)
     history, sizes = (state["history"], state["events"]) if state else (None, {})
     found = event_files(folder)
     for name in sorted(sizes.keys() - {path.as_posix() for path in found}):
-        say(f"{format_path(folder / name)} is missing: TensorBoard shows the run without its points")
+        say(f"{format_path(folder / name)} is missing: TensorBoard will not show its points")
     for path in found:
         size = sizes.get(path.as_posix())
         if size is None:
@@ -165,7 +165,9 @@ def rewind(folder, state, say=print):
         with open_own(folder / path) as file:
             there = os.fstat(file.fileno()).st_size
             if there < size:
-                say(f"{format_path(folder / path)} is shorter than at the checkpoint: TensorBoard lacks some points")
+                say(
+                    f"{format_path(folder / path)} is shorter than at the checkpoint: TensorBoard will lack some points"
+                )
             else:
                 file.truncate(size)
     if history is None:
@@ -177,7 +179,7 @@ def rewind(folder, state, say=print):
 def lock(folder, say=warn):
     """Lock the run's folder until the returned file is closed or the process ends.
 
-    On file systems without locks, as some networks have, the run continues unlocked, with a warning.
+    On file systems without locks, such as some network file systems, it warns, and the run continues unlocked.
 
     Returns:
         The open file, or None if there is no lock.
@@ -199,15 +201,15 @@ def lock(folder, say=warn):
     except OSError as error:
         file.close()
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-            message = f"another process trains in {format_path(folder)}: wait for it, or start another run"
+            message = f"another process is training in {format_path(folder)}: wait for it, or start another run"
             raise InputError(message) from None
-        say(f"{format_path(path)} cannot be locked ({error.strerror}): no second process may train in this folder")
+        say(f"{format_path(path)} cannot be locked ({error.strerror}): no other process may train in this folder")
         return None
     return file
 
 
 def sync_event_files(folder):
-    """Write the event files and the history, with their names, to the disk; return the event files' sizes by path."""
+    """Sync the event files, the history and their directories to disk; return the sizes of the event files by path."""
     folder, sizes = Path(folder), {}
     for path in event_files(folder):
         with open_own(folder / path) as file:

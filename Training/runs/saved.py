@@ -1,4 +1,4 @@
-"""Networks that runs have saved: finding the file, loading it, and reading the names of its classes."""
+"""Finds and loads networks that runs have saved, and reads the names of their classes."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from Training.errors import InputError, format_path, shorten
 from Training.files import open_file, read_text
 from Training.recipe import Recipe
 
-CAUSE = "Exception encountered:"  # stands before the cause in Keras' messages
+CAUSE = "Exception encountered:"  # precedes the cause in Keras' messages
 LARGEST_NETWORK = 2**30  # bytes: 250 million parameters, five times those of the largest network here
 WEIGHTS = "model.weights.h5"
 
@@ -20,10 +20,10 @@ def find(where, best=False, network=weights.DEFAULT_NETWORK):
     """Return the file of a saved network.
 
     Args:
-        where: name of weights that come with the project, such as "cifar10" (they go first), a run's folder (for its
+        where: name of weights that come with the project, such as "cifar10" (looked up first), a run's folder (for its
             `last.keras`), or a file.
-        best: bool, whether the folder's `best.keras` is meant.
-        network: str, the network for a name of weights without one.
+        best: bool, whether to use the folder's `best.keras`.
+        network: str, the network to use if the name of the weights does not include one.
 
     Raises:
         InputError: there is no such file.
@@ -34,7 +34,7 @@ def find(where, best=False, network=weights.DEFAULT_NETWORK):
         return folder / weights.FILE
     if path.is_file():
         if best:
-            raise InputError(f"--best chooses a file in a run's folder, received the file {format_path(where)}")
+            raise InputError(f"--best needs a run's folder, received the file {format_path(where)}")
         return path
     if not path.is_dir():
         there = ", ".join(weights.list_weights()) or "none"
@@ -52,7 +52,7 @@ def find(where, best=False, network=weights.DEFAULT_NETWORK):
 
 
 def _measure_unpacked(path):
-    """The bytes of a saved network's members or, if that is more, of the arrays in its HDF5 file, unpacked."""
+    """Return the unpacked size of a saved network in bytes: of its members or, if larger, of its HDF5 arrays."""
     import h5py
 
     with open_file(path, LARGEST_NETWORK) as source, contextlib.ExitStack() as stack:
@@ -74,7 +74,7 @@ def _refuse_large(path):
         size = _measure_unpacked(path)
     except InputError:
         raise
-    except Exception:  # whatever is wrong with the file, the loader says it
+    except Exception:  # the loader reports what is wrong with the file
         return
     if size > LARGEST_NETWORK:
         raise InputError(f"{format_path(path)} unpacks to {size:,} bytes, at most {LARGEST_NETWORK:,} are read")
@@ -103,7 +103,7 @@ def load_packed(path):
     """
     try:
         return weights.load_folder(Path(path).parent)
-    except Exception as error:  # of any kind, for a description that does not fit its file
+    except Exception as error:  # can be of any type if the description does not match its file
         raise InputError(shorten(error)) from None
 
 
@@ -117,7 +117,7 @@ def load(path):
         return load_packed(path)
     import keras  # only here: finding files needs no framework
 
-    import Module  # noqa: F401  registers its layers with Keras, which loading needs
+    import Module  # noqa: F401  registers the layers, so that Keras can load them
 
     _refuse_large(path)
     try:
@@ -125,16 +125,16 @@ def load(path):
             # Keras only warns about weights that it does not find, and leaves them at their initial values.
             warnings.filterwarnings("error", module=r"keras\.src\.saving")
             model = keras.saving.load_model(path, compile=False)
-    except Exception as error:  # any kind, for a broken file or one of another version
+    except Exception as error:  # can be of any type if the file is damaged or from another version
         raise InputError(
             f"{format_path(path)} cannot be loaded as a network{_version(path)}, this is Keras {keras.__version__}: "
             f"{_find_cause(error)}"
         ) from None
     inputs, outputs = (getattr(model, name, None) for name in ("input_shape", "output_shape"))
     if not isinstance(inputs, tuple) or len(inputs) != 4 or None in inputs[1:] or inputs[3] != 3:
-        raise InputError(f"{format_path(path)} must take images (height, width, 3), it takes {inputs!r:.100}")
+        raise InputError(f"{format_path(path)} must take images (height, width, 3), but takes {inputs!r:.100}")
     if not isinstance(outputs, tuple) or len(outputs) != 2 or outputs[1] is None:
-        raise InputError(f"{format_path(path)} must give one probability per class, it gives {outputs!r:.100}")
+        raise InputError(f"{format_path(path)} must output one probability per class, but outputs {outputs!r:.100}")
     return model
 
 
@@ -174,7 +174,7 @@ def _find_cause(error):
 
 
 def _version(path):
-    """Return a text with the Keras version that saved the file, "" if it is unknown."""
+    """Return a text with the version of Keras that saved the file, or "" if it is unknown."""
     try:
         with zipfile.ZipFile(path) as file:
             return f" (saved by Keras {json.loads(file.read('metadata.json'))['keras_version']!s:.20})"
@@ -183,10 +183,10 @@ def _version(path):
 
 
 def read_classes(path, least, most=None):
-    """Return the class names: those of packed weights, or from a run's `classes.json`, or None without one.
+    """Return the class names from packed weights or a run's `classes.json`, or None if there is no such file.
 
     Raises:
-        InputError: the file is not a list of `least` names (or up to `most`, if that is given).
+        InputError: the file is not a list of `least` names (or, if `most` is given, of up to `most`).
     """
     about = read_about(path)
     if about:
@@ -204,6 +204,6 @@ def read_classes(path, least, most=None):
         raise InputError(f"{format_path(path)} must be a list of class names")
     if not least <= len(names) <= (most or least):
         raise InputError(
-            f"{format_path(path)} must be a list of the network's {least} class names, it has {len(names)}"
+            f"{format_path(path)} must be a list of the network's {least} class names, but has {len(names)}"
         )
     return names

@@ -11,7 +11,7 @@ from Training.errors import escape
 # HTML entities work in GitHub's Markdown and in TensorBoard's, which knows fewer escapes with a backslash.
 MARKUP = {character: f"&#{ord(character)};" for character in "\\`*[]|~"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # a spreadsheet evaluates cells that start with these
-LONGEST_CELL = 80  # characters in a table that a person reads
+LONGEST_CELL = 80  # characters in a table for people to read
 
 
 def shorten_name(name, most):

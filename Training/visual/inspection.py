@@ -1,4 +1,4 @@
-"""What happens inside a network: the branches of its attention blocks, and how strongly its features respond."""
+"""Models that show what happens inside a network: attention masks, features, and how strongly layers respond."""
 
 import keras
 
@@ -6,7 +6,7 @@ from Module import AttentionBlock, Branches, Unit
 
 
 def find_blocks(network):
-    """Return the attention blocks of a network, in their order."""
+    """Return the attention blocks of a network, in order."""
     return [layer for layer in network.layers if isinstance(layer, AttentionBlock)]
 
 
@@ -44,10 +44,10 @@ def measure_responses(network, images, batch_size=64):
     Args:
         network: a functional model of `Model`.
         images: uint8 `(n, height, width, 3)`, over which the mean is taken.
-        batch_size: int, images at a time.
+        batch_size: int, images per batch.
 
     Returns:
-        `{layer's name: float}`, in the network's order.
+        `{layer's name: float}`, in the order of the network.
     """
     parts = [layer for layer in network.layers if isinstance(layer, AttentionBlock | Unit)]
     means = {part.name: keras.ops.mean(keras.ops.abs(part.output), axis=(1, 2, 3)) for part in parts}

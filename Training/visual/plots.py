@@ -1,4 +1,4 @@
-"""Pictures: soft masks over images, features, responses, curves, the confusion matrix, wrong predictions."""
+"""Draws soft masks, features, responses, training curves, confusion matrices and wrong predictions."""
 
 import io
 from pathlib import Path
@@ -9,11 +9,11 @@ from Training.errors import InputError, format_path
 from Training.files import replace_file
 from Training.visual.escaping import escape_figure, is_drawable, shorten_name
 
-ENLARGED = 4  # times, images side by side: 32 pixels are few on a screen
-LEAST_SIDE = 128  # pixels of an image with a mask over it: fewer do not show both
+ENLARGED = 4  # factor for images side by side: 32 pixels are small on a screen
+LEAST_SIDE = 128  # pixels of an image under a mask: in a smaller one, the two cannot be told apart
 MOST_CLASSES = 2000  # in a confusion matrix, which takes 8 bytes for each pair of classes
-NAMED_CLASSES = 20  # above, the confusion matrix has numbers in place of names
-LONGEST_LABEL = 24  # characters of a class or an image
+NAMED_CLASSES = 20  # with more, the confusion matrix has numbers in place of names
+LONGEST_LABEL = 24  # characters of the name of a class or an image
 MARGINS = (90, 90)  # pixels left and right of rows of masks, for names and colour bars
 
 
@@ -69,7 +69,7 @@ def overlay_all(images, strength):
 
 
 def enlarge_enough(images):
-    """Return images of at least `LEAST_SIDE` pixels, or nearly so: each pixel becomes a square."""
+    """Return images enlarged by a whole factor, to `LEAST_SIDE` pixels or a little less."""
     return enlarge(images, max(LEAST_SIDE // images.shape[1], 1))
 
 
@@ -87,7 +87,7 @@ def draw_mask_rows(images, mask, channels=3):
     Args:
         images: uint8 `(n, size, size, 3)`.
         mask: `(n, h, w, channels)` in (0, 1).
-        channels: int, how many single channels are drawn: those that vary most over the images and positions.
+        channels: int, number of single channels to draw: those that vary most over images and positions.
 
     Returns:
         uint8 `(height, width, 3)`.
@@ -106,7 +106,7 @@ def draw_mask_rows(images, mask, channels=3):
 def _annotate_rows(canvas, rows):
     """Write the name of each row of `draw_mask_rows` on its left, and draw its colour bar on its right.
 
-    Pillow draws it: matplotlib takes half a second for such a picture, and a run draws one for each block and epoch.
+    Pillow is used because matplotlib takes half a second, and a run draws such a picture for each block and epoch.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -136,7 +136,7 @@ def _draw_color_bar(figure, values, **place):
 
 
 def _empty_figure(width, height, **kwargs):
-    """Return a matplotlib figure of this size in inches that needs no screen."""
+    """Return a matplotlib figure of this size in inches that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -164,7 +164,7 @@ def _show(axes, picture, title="", **kwargs):
 
 
 def label_names(names, kind):
-    """Return labels that fit into a figure: short names, or numbers if the font or the length leaves no name.
+    """Return labels that fit into a figure: shortened names, or numbers for names that the font cannot draw.
 
     Args:
         names: strings.
@@ -231,15 +231,15 @@ def apply_mask(trunk, mask, learning):
 
 
 def draw_channels(image, trunk, mask, learning, count=4):
-    """Draw features before the mask, the soft mask, and features after it, as figure 1 of the paper shows them.
+    """Draw features before the mask, the soft mask, and features after it, as in figure 1 of the paper.
 
     Each map has its own colour bar with its lowest and its highest value.
 
     Args:
         image: uint8 `(size, size, 3)`.
-        trunk, mask: of one block for this image, `(h, w, channels)`, see `Module.Branches`.
+        trunk, mask: branches of one block for this image, `(h, w, channels)`, see `Module.Branches`.
         learning: "arl" for `(1 + M) T` after the mask, "nal" for `M T`.
-        count: int, channels drawn, those with the strongest masks.
+        count: int, number of channels to draw: those with the strongest masks.
 
     Returns:
         uint8 `(height, width, 3)`.
@@ -269,12 +269,12 @@ def _merge_names(orders):
 
 
 def draw_responses(measured):
-    """Draw mean absolute responses along networks, as figure 4 of the paper.
+    """Draw mean absolute responses along networks, as in figure 4 of the paper.
 
-    The axis is logarithmic: with naive attention learning responses fall by orders of magnitude.
+    The axis is logarithmic: with naive attention learning, responses fall by orders of magnitude.
 
     Args:
-        measured: `{label: {layer's name: float}}`, see `inspection.measure_responses`; a line for each label.
+        measured: `{label: {layer's name: float}}`, see `inspection.measure_responses`; one line per label.
     """
     figure, axes = _figure(1, 1, 7, 4)
     axis = axes[0, 0]
@@ -293,7 +293,7 @@ def draw_curves(histories):
     """Draw training loss, and errors in per cent, over the epochs.
 
     Args:
-        histories: `{label: [history, ...]}`, see `history.read_history`; the mean of a label's runs is drawn.
+        histories: `{label: [history, ...]}`, see `history.read_history`; the mean over the runs of a label is drawn.
     """
     figure, axes = _figure(1, 2, 5, 4)
     panels = (("loss", "training loss"), ("accuracy", "training error, %"), ("val_accuracy", "validation error, %"))
@@ -305,7 +305,7 @@ def draw_curves(histories):
             mean = np.mean([run[key][:length] for run in runs], axis=0)
             axis, values = (axes[0, 0], mean) if key == "loss" else (axes[0, 1], 100 * (1 - mean))
             dashed, name = "--" if key == "accuracy" else "-", f"{escape_figure(label)}, {title.split(',')[0]}"
-            marker = "o" if length == 1 else None  # a line of one point is not seen
+            marker = "o" if length == 1 else None  # a line of one point would be invisible
             axis.plot(range(1, length + 1), values, dashed, marker=marker, color=f"C{i % 10}", label=name)
     for axis, title in zip(axes[0], ("training loss", "error, %")):
         axis.set_xlabel("epoch")
@@ -319,8 +319,8 @@ def draw_curves(histories):
 def draw_confusion(labels, predictions, classes):
     """Draw the confusion matrix: rows are true classes, columns predicted classes.
 
-    Up to `NAMED_CLASSES` classes have their names, and each cell its count of images. Above, classes are numbered from
-    0, and the colour alone is the share of the true class.
+    With up to `NAMED_CLASSES` classes, the axes have names, and each cell its number of images. With more, classes are
+    numbered from 0, and only the colour shows the share of the true class.
 
     Args:
         labels, predictions: int, `(n,)`.
@@ -338,7 +338,7 @@ def draw_confusion(labels, predictions, classes):
     named = count <= NAMED_CLASSES
     figure, axes = _figure(1, 1, *((8.5, 7) if named else (13, 12)))
     axis = axes[0, 0]
-    # The square root makes single errors visible beside the diagonal.
+    # With a square-root scale, single errors are visible next to the diagonal.
     picture = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     figure.colorbar(picture, ax=axis, shrink=0.8, label="% of the true class", ticks=[0, 1, 5, 20, 50, 100])
     axis.set_xlabel("predicted class")
@@ -390,7 +390,7 @@ def draw_mistakes(images, labels, probabilities, classes, columns=6):
 
 
 def make_sprite(images, size=32):
-    """Return images as one square picture of thumbnails, row by row, as TensorBoard's projector reads it.
+    """Return images as one square picture of thumbnails, row by row, as TensorBoard's projector expects.
 
     Args:
         images: uint8 `(n, height, width, 3)`.

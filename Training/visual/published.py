@@ -1,4 +1,4 @@
-"""Published test errors, to compare runs with. Plain data."""
+"""Published test errors to compare runs with."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ SOURCES = {
 
 
 class Published(NamedTuple):
-    """A test error in per cent and the settings that it was reported for, named as in `recipe.Recipe`."""
+    """A test error in per cent and the settings for which it was reported, named as in `recipe.Recipe`."""
 
     source: str
     error: float
@@ -47,7 +47,7 @@ PUBLISHED = (
 
 
 class PublishedCost(NamedTuple):
-    """Final errors in per cent on the images trained on and on those held out, and the time of training."""
+    """Final errors in per cent on the training and the validation images, and the training time."""
 
     source: str
     model: str
@@ -68,7 +68,7 @@ def find_published_cost(model):
 
 
 def find_published(recipe):
-    """Return all published errors of a recipe's network, data and label noise.
+    """Return all published errors for a recipe's network, data and label noise.
 
     Args:
         recipe: dictionary as in `recipe.json`.

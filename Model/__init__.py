@@ -13,7 +13,7 @@ __all__ = ["Geometry", "Stage", "attention_56", "attention_92", "network", "resi
 
 
 def __getattr__(name):
-    """Import the builders on first use: reading the tables, as the command line does, must not start a framework."""
+    """Import the builders on first use: programs that only read the tables must not start a framework."""
     if name not in __all__:
         raise AttributeError(f"module 'Model' has no attribute {name!r}")
     from Model import builder
@@ -26,9 +26,9 @@ def __dir__():
 
 
 class _RegisterLayers(importlib.abc.MetaPathFinder):
-    """Registers the layers with Keras right after Keras has been imported.
+    """Registers the layers with Keras as soon as Keras is imported.
 
-    Registration needs Keras, whose import takes seconds. A program that only reads the tables does not wait for it.
+    Registration needs Keras, whose import takes seconds; programs that only read the tables do not wait for it.
     """
 
     def find_spec(self, name, path=None, target=None):

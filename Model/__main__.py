@@ -30,8 +30,10 @@ def parse(arguments):
     parser.add_argument("--mask", choices=MASKS, default="encoder_decoder", help="(default: encoder_decoder)")
     parser.add_argument("--classes", type=int, help="(default: 10, with imagenet 1000)")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="height and width (default: 32, with imagenet 224)")
-    parser.add_argument("--json", action="store_true", help="the counts alone, as one line of JSON per network")
-    parser.add_argument("--markdown", action="store_true", help="the counts alone, as one row of a table per network")
+    parser.add_argument("--json", action="store_true", help="only the counts, as one line of JSON per network")
+    parser.add_argument(
+        "--markdown", action="store_true", help="only the counts, as one row of a Markdown table per network"
+    )
     options = parser.parse_args(arguments)
     for name in ("classes", "size"):
         value = getattr(options, name)
@@ -51,7 +53,7 @@ def build(name, options):
     from Model import network
 
     size = options.size and (options.size, options.size, 3)
-    with keras.StatelessScope(initialize_variables=False):  # shapes suffice: without values a network is built at once
+    with keras.StatelessScope(initialize_variables=False):  # building is fast without values; the counts need none
         return network(
             name,
             geometry=options.geometry,
@@ -63,8 +65,8 @@ def build(name, options):
         )
 
 
-def rows(model, counts):
-    """Return the network as a table like the paper's: one row per layer, with its output size."""
+def format_table(model, counts):
+    """Return the network as a table like the paper's: one row per layer, with its output size, then the counts."""
     lines = [f"{'layer':<24} {'kind':<20} {'output':<14} parameters"]
     for layer in model.layers[1:]:
         output = "x".join(map(str, layer.output.shape[1:]))
@@ -73,7 +75,7 @@ def rows(model, counts):
 
 
 def open_missing_streams():
-    """Open the null device in place of an output stream that the process was started without."""
+    """Open the null device in place of output streams without which the process was started."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  it stays open
@@ -90,7 +92,8 @@ def main(arguments=None):
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         reason = "" if error.errno == errno.EPIPE else f"the standard output cannot be written: {error.strerror}\n"
-        sys.stderr.write(reason and f"python -m Model: error: {reason}")
+        if reason:
+            sys.stderr.write(f"python -m Model: error: {reason}")
         raise SystemExit(1) from None
 
 
@@ -107,7 +110,7 @@ def print_networks(arguments):
     except ImportError as error:
         parser.error(f"{error}: install requirements.txt, or requirements-jax.txt for KERAS_BACKEND=jax")
 
-    keras.config.set_floatx("float32")  # whatever the user's keras.json says
+    keras.config.set_floatx("float32")  # the user's keras.json may say otherwise
     for name in options.names:
         try:
             model = build(name, options)
@@ -119,7 +122,7 @@ def print_networks(arguments):
         elif options.markdown:
             print(f"| {name} | {options.geometry} | {' | '.join(f'{value:,}' for value in counts.values())} |")
         else:
-            print(rows(model, counts))
+            print(format_table(model, counts))
 
 
 if __name__ == "__main__":

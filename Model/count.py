@@ -1,4 +1,4 @@
-"""The cost of a network, counted from its built layers."""
+"""Counts the cost of a network from its built layers."""
 
 import math
 
@@ -8,7 +8,7 @@ from Module import AttentionBlock, Unit
 
 
 def _parts(layer):
-    """Return all layers inside a model or layer, and itself."""
+    """Return a model or layer and all layers inside it."""
     return list(layer._flatten_layers())
 
 
@@ -39,9 +39,9 @@ def count(model):
     """Count the weights, multiply-adds and depth of a network.
 
     Returns:
-        A dictionary: `kernels`, weights of convolutions and classifier without biases and normalization;
-        `trainable` and `parameters`, all trainable and all weights; `multiply_adds` of convolutions and classifier
-        for one image; `trunk_depth`, weighted layers along the trunk.
+        A dictionary: `kernels`, the weights of convolutions and classifier without biases and normalization;
+        `trainable` and `parameters`, all trainable weights and all weights; `multiply_adds`, those of convolutions and
+        classifier for one image; `trunk_depth`, the weighted layers along the trunk.
     """
     weighted = [part for part in _parts(model) if isinstance(part, (layers.Conv2D, layers.Dense))]
     return {

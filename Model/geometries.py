@@ -25,7 +25,7 @@ class Geometry(NamedTuple):
     stem_pool: int = 1  # pixels: 1 is no pooling, 2 is 2/2, 3 is 3/2 in ceil mode
     rising: bool = True  # Attention-92 has 1, 2, 3 blocks in its stages; False: 2, 2, 2
     pixels: int = 32  # default height and width of an image
-    classes: int = 10  # by default
+    classes: int = 10  # default number of classes
 
 
 GEOMETRIES = {
@@ -37,7 +37,7 @@ GEOMETRIES = {
         stages=(Stage(128, 1, 3), Stage(256, 2, 2), Stage(512, 2, 1)),
         tail=((1024, 1), (1024, 1), (1024, 1)),
     ),
-    # Wang et al. 2017, section 4.1, in the reading that matches the published parameters: two units per stage.
+    # Wang et al. 2017, section 4.1, interpreted so that the published parameters match: two units per stage.
     "paper": Geometry(
         stem_filters=16,
         stem_kernel=3,
@@ -76,11 +76,11 @@ class Depth(NamedTuple):
     r_up: int | None = None
 
 
-# Depths whose blocks differ from p = 1, t = 2, r = 1. Attention-452: the paper's p, t and r; one unit per level on the
-# way up is the reading that matches its 8.6 M parameters.
+# Depths whose blocks differ from p = 1, t = 2, r = 1. Attention-452: the paper's p, t and r; with one unit per level on
+# the way up, the network has the published 8.6 M parameters.
 DEPTHS = {452: Depth(p=2, t=4, r=3, r_up=1)}
 
-# The choices of `Module.AttentionBlock`, repeated here without a framework; a test compares them.
+# The choices of `Module.AttentionBlock`, repeated so that reading them starts no framework; a test compares them.
 LEARNING = ("arl", "nal")
 ATTENTION = ("mixed", "channel", "spatial")
 MASKS = ("encoder_decoder", "local")

@@ -1,8 +1,8 @@
-"""Trained weights that come with the project: what is there, and a network that starts with them.
+"""Finds, loads and packs the trained weights that come with the project.
 
 Each has a folder `weights/<network>-<weights>/` with `network.weights.h5` and `about.json`, packed by
-`python -m Training.tools.ship`. The file is that of Keras' `save_weights`, its matrices and kernels stored as float16,
-with the mean and standard deviation of the preprocessing in a group of their own.
+`python -m Training.tools.ship`. The file has the layout of Keras' `save_weights`, with matrices and kernels stored as
+float16, vectors as float32, and the mean and standard deviation of the preprocessing in a group of their own.
 """
 
 import hashlib
@@ -17,20 +17,20 @@ FILE = "network.weights.h5"
 ABOUT = "about.json"
 DEFAULT_NETWORK = "attention_56"
 PREPROCESSING = "preprocessing"  # group of the file, which Keras' own loading does not read
-FREE = ("name", "dropout", "classifier_l2")  # arguments that change no weight
+FREE = ("name", "dropout", "classifier_l2")  # arguments that do not affect the weights
 
 
 def list_weights():
-    """Return the names of all weights that are there, such as `attention_56-cifar10`."""
+    """Return the names of all available weights, such as `attention_56-cifar10`."""
     return sorted(path.parent.name for path in FOLDER.glob(f"*/{ABOUT}"))
 
 
 def find_weights(weights, network=DEFAULT_NETWORK):
-    """Return the folder of weights, or None if there are none of this name.
+    """Return the folder of weights, or None if there are no weights of this name.
 
     Args:
-        weights: str, such as `cifar10`, or with its network `attention_56-cifar10`.
-        network: str, the network for a name without one.
+        weights: str, such as `cifar10` or, with the network, `attention_56-cifar10`.
+        network: str, the network to use if the name does not include one.
     """
     there = list_weights()
     return next((FOLDER / name for name in (f"{network}-{weights}", weights) if name in there), None)
@@ -39,7 +39,7 @@ def find_weights(weights, network=DEFAULT_NETWORK):
 def read_about(folder):
     """Return the description of weights: the content of `about.json`.
 
-    `architecture` holds the arguments of the builder, `class_names` the classes in the order of the outputs.
+    `architecture` contains the arguments of the builder, `class_names` the classes in the order of the outputs.
 
     Args:
         folder: path of the folder with the weights.
@@ -60,7 +60,7 @@ def read_file(path, sha256):
     """Return the bytes of a weights file.
 
     Raises:
-        ValueError: the file cannot be read, or has another SHA-256.
+        ValueError: the file cannot be read, or its SHA-256 is wrong.
     """
     try:
         raw = path.read_bytes()
@@ -80,14 +80,14 @@ def refuse_other_arguments(name, architecture, arguments):
 
     Args:
         name: str, the name of the weights.
-        architecture: dictionary of the arguments that it was built with.
-        arguments: dictionary of the caller's; None leaves the choice to the weights.
+        architecture: dictionary of the arguments with which the network was built.
+        arguments: dictionary of the caller's arguments; None leaves the choice to the weights.
     """
     for key, value in arguments.items():
         if value is None or key in FREE:
             continue
         if key == "preprocessing":
-            raise ValueError(f"weights={name!r} bring their own preprocessing: leave out preprocessing")
+            raise ValueError(f"weights={name!r} have their own preprocessing: leave out preprocessing")
         if key not in architecture:
             raise ValueError(f"weights={name!r}: unknown argument {key}, known are {', '.join([*architecture, *FREE])}")
         own = architecture[key]
@@ -97,13 +97,13 @@ def refuse_other_arguments(name, architecture, arguments):
 
 
 def load_network(network, weights, include_top=True, **arguments):
-    """Build the network that was trained and give it its weights.
+    """Build a trained network and load its weights.
 
     Args:
-        network: str, its name, such as `attention_56`.
+        network: str, name of the network, such as `attention_56`.
         weights: str, such as `cifar10`, `cifar10-nal` or `attention_56-cifar10`.
         include_top: bool, see `builder.network`.
-        arguments: those of `builder.residual_attention_network`; what is left out is as it was trained.
+        arguments: those of `builder.residual_attention_network`; by default, the values used in training.
 
     Returns:
         A functional model that takes raw images of 0 to 255.
@@ -122,7 +122,7 @@ def load_network(network, weights, include_top=True, **arguments):
 
 
 def load_folder(folder, include_top=True, **arguments):
-    """Build the network in a folder that holds `network.weights.h5` and `about.json`; see `load_network`."""
+    """Build the network in a folder with `network.weights.h5` and `about.json`; see `load_network`."""
     from Model.builder import assemble
     from Model.preprocessing import mean_subtraction
 
@@ -136,7 +136,7 @@ def load_folder(folder, include_top=True, **arguments):
     chosen = {key: value for key, value in arguments.items() if key in FREE and value is not None}
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / FILE
-        copy.write_bytes(raw)  # the bytes whose SHA-256 was compared
+        copy.write_bytes(raw)  # the bytes whose SHA-256 was checked
         preprocessing = mean_subtraction(*read_preprocessing(copy))
         chosen = {"name": name, "preprocessing": preprocessing, **architecture, **chosen}
         made = assemble(name, depth, include_top=include_top, **chosen)
@@ -145,7 +145,7 @@ def load_folder(folder, include_top=True, **arguments):
 
 
 def read_preprocessing(path):
-    """Return the mean and the standard deviation in a weights file, float32 arrays."""
+    """Return the mean and the standard deviation in a weights file, as float32 arrays."""
     import h5py
 
     with h5py.File(path) as file:
@@ -153,14 +153,14 @@ def read_preprocessing(path):
 
 
 def pack_weights(network, path):
-    """Write a network's weights as the loader reads them.
+    """Write a network's weights in the layout that the loader reads.
 
-    Kernels are stored as float16. Vectors stay float32: they are few, and moving variances may be beyond the range of
+    Kernels are stored as float16. Vectors stay float32: they are small, and moving variances may be beyond the range of
     float16.
 
     Args:
-        network: the functional model, with a `keras.layers.Normalization` as its preprocessing.
-        path: file to write, `*.weights.h5`.
+        network: a functional model with a `keras.layers.Normalization` as its preprocessing.
+        path: path of the file to write, `*.weights.h5`.
 
     Raises:
         ValueError: a kernel is beyond the range of float16, or there is no preprocessing.
@@ -171,7 +171,7 @@ def pack_weights(network, path):
 
     layers = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]
     if len(layers) != 1:
-        raise ValueError(f"the network must have one Normalization layer as its preprocessing, it has {len(layers)}")
+        raise ValueError(f"the network must have one Normalization layer as its preprocessing, but has {len(layers)}")
     config = layers[0].get_config()
     mean, variance = (np.asarray(config[key], "float32") for key in ("mean", "variance"))
     with tempfile.TemporaryDirectory() as place:
@@ -184,7 +184,7 @@ def pack_weights(network, path):
 
 
 def copy_as_float16(source, target):
-    """Copy an HDF5 group with all that is in it; float32 arrays of two and more axes become float16.
+    """Copy an HDF5 group with its content; float32 arrays of two or more axes become float16.
 
     Raises:
         ValueError: a value is beyond the range of float16.

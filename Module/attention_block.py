@@ -11,7 +11,7 @@ LEARNING = ("arl", "nal")
 ATTENTION = ("mixed", "channel", "spatial")
 MASKS = ("encoder_decoder", "local")
 LOCAL_UNITS = 3
-SPATIAL_EPSILON = 1e-5  # added to the variance of a map, which is 0 for a constant map; the paper gives none
+SPATIAL_EPSILON = 1e-5  # added to the variance of a map, which is 0 for a constant map; not in the paper
 
 
 def attend(x, attention):
@@ -65,9 +65,9 @@ def mask_sizes(height, width, mask_depth):
 
 
 def local_widths(unit, filters, sizes, r, r_up):
-    """Return the bottleneck widths of three units at full resolution that cost what the encoder-decoder's units do.
+    """Return the bottleneck widths of three units at full resolution that cost as much as the encoder-decoder's units.
 
-    The paper (table 4) only states that the cost is the same; these are the widths with the nearest multiply-adds.
+    The paper (table 4) only states that the cost is equal. These are the widths with the nearest multiply-adds.
 
     Args:
         unit: a subclass of `Unit`.
@@ -99,7 +99,7 @@ class AttentionBlock(layers.Layer):
     - down, `mask_depth` times: 3/2 max pooling, then `unit^r` (at the bottom `unit^(r + r_up)`);
     - up, as many times: bilinear upsampling, plus a skip unit of the same size, then `unit^r_up`; the last upsampling,
       to the full size, has no skip and no units;
-    - two 1x1 convolutions with BN-ReLU before each (post-activation units: before the second only);
+    - two 1x1 convolutions with BN-ReLU before each (with post-activation units, before the second only);
     - the activation of the attention type, see `attend`.
 
     Source: Wang et al. 2017, https://arxiv.org/abs/1704.06904, figures 2 and 3, equations 1 and 3, and the
@@ -261,10 +261,10 @@ class Branches(layers.Layer):
 
     Args:
         block: an `AttentionBlock`.
-        dtype: dtype or policy of the outputs; the block's own by default.
+        dtype: dtype or policy of the outputs; that of the block by default.
 
-    Input shape:  the block's.
-    Output shape: a dictionary of two tensors of that shape: `trunk`, `mask`.
+    Input shape:  that of the block.
+    Output shape: a dictionary of two tensors of that shape, `trunk` and `mask`.
     """
 
     def __init__(self, block, *, dtype=None, **kwargs):

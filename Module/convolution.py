@@ -40,7 +40,7 @@ class Conv2D(layers.Conv2D):
             return super().convolution_op(inputs, kernel)
         import tensorflow as tf
 
-        # A tensor: TensorFlow asks custom gradients for variables through another argument.
+        # The kernel is passed as a tensor: custom gradients of variables would need another signature.
         return _pointwise()(inputs, tf.convert_to_tensor(ops.cast(kernel, self.compute_dtype)))
 
     def _is_product(self, inputs):

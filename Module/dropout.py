@@ -8,10 +8,10 @@ from Module.replicas import draw
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class Dropout(keras.layers.Dropout):
-    """`x / (1 - rate)` where a uniform random number is at least `rate`, otherwise 0; in training only.
+    """Dropout: in training, `x / (1 - rate)` if a uniform random number is at least `rate`, and 0 otherwise.
 
     Keras' layer, with random numbers that do not depend on the number of devices that share a batch. Under a
-    TensorFlow strategy Keras' layer drops the same features in each replica.
+    TensorFlow strategy, Keras' layer drops the same features in each replica.
 
     Args:
         rate: float in [0, 1).

@@ -13,11 +13,10 @@ class InceptionUnit(Unit):
 
     `a = act(x)`, `act` is batch normalization, then ReLU. With `n = filters / 4`: `b1` is a 1x1 convolution to 5/16 n
     channels, `b2` a 1x1 and a 3x3 of 10/16 n, `b3` a 1x1 and a 5x5 of 4/16 n, `b4` a 3x3 max pooling and a 1x1 to
-    5/16 n. The last layer of `b1`, `b2` and `b3` and the pooling have the stride. With these widths the multiply-adds
-    are within half a per cent of `ResidualUnit`'s. The shortcut `s` is `ResidualUnit`'s.
-    Sources: the module of Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, figure 2(b), in
-    the pre-activation frame of Wang et al. 2017, https://arxiv.org/abs/1704.06904, which names AttentionInception
-    without its details.
+    5/16 n. The last layer of `b1`, `b2` and `b3` and the pooling have the stride. With these widths, the multiply-adds
+    are within half a per cent of those of `ResidualUnit`. The shortcut `s` is that of `ResidualUnit`.
+    Sources: the module of Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, figure 2(b), in the pre-activation form
+    of Wang et al. 2017, https://arxiv.org/abs/1704.06904, who mention AttentionInception without details.
     Arguments, shapes and errors: see `Unit`; `filters` is a multiple of 64.
     """
 

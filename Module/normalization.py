@@ -15,16 +15,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Keras' layer with the authors' epsilon (1e-5) and momentum (0.9; Keras' default of 0.99 is too slow for runs of a
     few epochs).
 
-    In training on TensorFlow it is TensorFlow's fused operation, which takes less time to trace and makes fewer passes
-    over the data than the operations that Keras composes. The fused operation updates the moving variance with the
-    unbiased estimate. This layer keeps Keras' biased estimate, so that weights mean the same on every backend.
+    In training on TensorFlow, the layer uses TensorFlow's fused operation, which is traced faster and makes fewer
+    passes over the data than Keras' composed operations. The fused operation updates the moving variance with the
+    unbiased estimate; this layer keeps Keras' biased estimate, so that weights mean the same on every backend.
 
-    In training on JAX mean and variance are computed in one pass, as `E[x - c]` and `E[(x - c)^2] - E[x - c]^2` around
+    In training on JAX, mean and variance are computed in one pass, as `E[x - c]` and `E[(x - c)^2] - E[x - c]^2` around
     the moving mean c, which avoids cancellation. Keras makes a second pass for the variance.
 
-    Any other use (a mask, renormalization, another axis) is Keras' own. A layer that is created while a TensorFlow
-    strategy splits batches over several devices is synchronized: it normalizes over all of them. This is not saved
-    with the model.
+    In all other cases (a mask, renormalization, another axis) Keras' implementation is used. A layer that is created
+    under a TensorFlow strategy with several devices is synchronized: it normalizes over the whole batch. This is not
+    saved with the model.
 
     Args:
         axis: int, the axis of the channels.

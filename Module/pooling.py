@@ -6,13 +6,13 @@ from keras import layers, ops
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class MaxPooling2D(layers.MaxPooling2D):
-    """The largest value of each window, for each channel.
+    """Max pooling: the largest value of each window, for each channel.
 
-    Keras' layer. Its gradient on JAX is a scatter, which takes 9 to 30 times as long on a CPU. There this layer is the
-    maximum of shifted slices of the map instead; if several values of a window are equal to the maximum, they share
-    the gradient.
+    Keras' layer, except on JAX, where its gradient is a scatter that takes 9 to 30 times as long on a CPU. There this
+    layer computes the maximum of shifted slices of the map. If several values of a window are equal to the maximum,
+    they share the gradient.
 
-    Args: those of `keras.layers.MaxPooling2D`; `data_format` is "channels_last" unless given.
+    Args: those of `keras.layers.MaxPooling2D`; `data_format` is "channels_last" by default.
 
     Input shape:  `(batch, rows, columns, channels)`, rows and columns known.
     Output shape: `(batch, rows / strides, columns / strides, channels)`, rounded up with padding "same".
@@ -42,7 +42,7 @@ class MaxPooling2D(layers.MaxPooling2D):
 
 
 def pooled_size(size):
-    """Return the pixels that a 3/2 max pooling in ceil mode leaves of `size`."""
+    """Return the size of a side of `size` pixels after 3/2 max pooling in ceil mode."""
     return size // 2
 
 

@@ -1,4 +1,4 @@
-"""What a layer must know about TensorFlow's replicas, among which a strategy splits each batch.
+"""TensorFlow's replicas, among which a strategy splits each batch.
 
 JAX has no replicas: a layer sees the whole batch, and the compiler splits it.
 """
@@ -7,7 +7,7 @@ import keras
 
 
 def replicas():
-    """Return the number of parts into which TensorFlow's strategy splits a batch; 1 without a strategy and on JAX."""
+    """Return the number of parts into which TensorFlow's strategy splits a batch: 1 without a strategy or on JAX."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf
@@ -21,9 +21,9 @@ def draw(random, shape, *bounds, seed):
     Every replica draws for the whole batch, from the same state, and takes its part.
 
     Args:
-        random: a function of `keras.random` that takes a shape, these bounds and a seed, such as `uniform`.
-        shape: the first entry is the number of images in this replica.
-        bounds: numbers: lowest and highest for `uniform`, mean and deviation for `normal`.
+        random: a function of `keras.random` that takes a shape, two numbers and a seed, such as `uniform`.
+        shape: shape of the result; the first entry is the number of images in this replica.
+        bounds: the two numbers: lowest and highest for `uniform`, mean and deviation for `normal`.
         seed: `keras.random.SeedGenerator`.
 
     Returns:

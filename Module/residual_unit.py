@@ -23,7 +23,7 @@ def convolution(filters, kernel_size, strides=1, **kwargs):
 def strided_convolution(filters, kernel_size, strides, name, dtype, **kwargs):
     """Make the layers of a convolution that is padded by the same number of pixels on every side, as in Caffe.
 
-    Keras' "same" pads a strided convolution on one side only.
+    Keras' padding "same" pads strided convolutions on one side only.
     """
     if strides == 1:
         return [convolution(filters, kernel_size, padding="same", name=name, dtype=dtype, **kwargs)]
@@ -39,7 +39,7 @@ def norm_relu(name, dtype):
 
 
 def build_chain(chain, shape):
-    """Build layers that follow each other, and return the output shape of the last."""
+    """Build consecutive layers, and return the output shape of the last."""
     for layer in chain:
         layer.build(shape)
         shape = layer.compute_output_shape(shape)
@@ -47,7 +47,7 @@ def build_chain(chain, shape):
 
 
 def run_chain(chain, x):
-    """Apply layers that follow each other; they inherit `training` from the layer that calls this."""
+    """Apply consecutive layers; they inherit `training` from the layer that calls this."""
     for layer in chain:
         x = layer(x)
     return x
@@ -94,7 +94,7 @@ class Unit(layers.Layer):
 
     @classmethod
     def width_step(cls, filters):
-        """Return the number that the channels of a bottleneck must be a multiple of."""
+        """Return the number of which the channels of a bottleneck must be a multiple."""
         return 1
 
     @classmethod
@@ -123,7 +123,7 @@ class ResidualUnit(Unit):
     stride, and one pixel of padding on each side. The shortcut `s` is `x` itself or, if the unit changes the shape, a
     1x1 convolution of `a` (the pre-activated tensor) with the unit's stride and no normalization.
     Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027,
-    figure 4(e), as the authors' graph of Wang et al. 2017 (https://arxiv.org/abs/1704.06904) has it.
+    figure 4(e), as in the authors' graph of Wang et al. 2017 (https://arxiv.org/abs/1704.06904).
     Arguments, shapes and errors: see `Unit`; `filters` is a multiple of 4.
     """
 

@@ -16,8 +16,8 @@ class ResNeXtUnit(Unit):
     `act` is batch normalization, then ReLU. The 3x3 convolution has the stride and 32 groups of `filters / 64`
     channels. The shortcut `s` is `x` or, if the unit changes the shape, BN of a 1x1 convolution of `x`. A bottleneck
     of another `width` keeps the channels per group and changes the number of groups.
-    Source: Xie et al. 2017, "Aggregated Residual Transformations", https://arxiv.org/abs/1611.05431, figure 3(c), as
-    the authors' graph of AttentionNeXt has it (Wang et al. 2017, https://arxiv.org/abs/1704.06904).
+    Source: Xie et al. 2017, "Aggregated Residual Transformations", https://arxiv.org/abs/1611.05431, figure 3(c), as in
+    the authors' graph of AttentionNeXt (Wang et al. 2017, https://arxiv.org/abs/1704.06904).
     Arguments, shapes and errors: see `Unit`; `filters` is a multiple of 64.
     """
 

@@ -26,8 +26,8 @@ class BilinearUpsampling(keras.layers.Layer):
     """Bilinear resizing of a map to `height` x `width` with aligned corners.
 
     `y = A_h x A_w^T` for each channel, with one interpolation matrix for rows and one for columns.
-    Source: the interpolation layer of the authors' Caffe graph, whose second input is only a size
-    reference. `keras.layers.UpSampling2D` and `ops.image.resize` use half-pixel centres and give other values.
+    Source: the interpolation layer of the authors' Caffe graph, whose second input only gives the size.
+    `keras.layers.UpSampling2D` and `ops.image.resize` use half-pixel centres and give other values.
 
     Args:
         height: int, rows of the output, in pixels.

@@ -1,4 +1,4 @@
-"""What the training script and the notebooks share: recipe, data, fit, report, view.
+"""Trains Residual Attention Networks: recipes, data, training loop, runs, pictures and command-line tools.
 
-Nothing is imported here: reading flags or an archive must not start a framework.
+Nothing is imported here, so that reading flags or an archive does not start a framework.
 """

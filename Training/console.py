@@ -1,4 +1,4 @@
-"""What every program shares: standard streams, signals, the start of Keras, and errors in one line."""
+"""Shared by all programs: standard streams, signals, starting Keras, and one-line error messages."""
 
 import contextlib
 import errno
@@ -18,15 +18,15 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 def entry_point(program, stopped="Stopped.", output_needed=True):
-    """Make a function the `main` of a program.
+    """Decorate the `main` function of a program.
 
-    Inside it the standard streams can be used whatever they are (see `guard_streams`), signals that would end the
-    process raise `Stopped`, and errors of the user's input end the process in one line.
+    Inside it, the standard streams are always usable (see `guard_streams`), signals that would end the process raise
+    `Stopped`, and errors in the user's input end the process with a one-line message.
 
     Args:
-        program: name of the program, which begins its messages.
-        stopped: what a signal's message says, if nothing closer to the work says it.
-        output_needed: bool, whether the program is of no use without its standard output.
+        program: str, name of the program, with which its messages begin.
+        stopped: str, message after a signal, unless an inner function prints one.
+        output_needed: bool, whether the program is useless without its standard output.
     """
 
     def decorate(main):
@@ -41,10 +41,7 @@ def entry_point(program, stopped="Stopped.", output_needed=True):
 
 
 def run_program(main):
-    """Run a program's `main` as all that this process does, and exit with the code that it returns.
-
-    Once it has ended, signals are ignored: nothing is left to stop.
-    """
+    """Run a program's `main` and exit with the code that it returns. Signals are ignored afterwards."""
     try:
         raise SystemExit(main() or 0)
     finally:
@@ -53,11 +50,11 @@ def run_program(main):
 
 
 class _Output:
-    """A text stream whose reader may go away: from the first failed write on, what is written is discarded.
+    """A text stream whose reader may disappear: after the first failed write, all output is discarded.
 
     Args:
         stream: the text stream.
-        report: function that gets the first `OSError`; what it raises reaches the writer.
+        report: function that receives the first `OSError`; exceptions that it raises reach the writer.
     """
 
     def __init__(self, stream, report):
@@ -90,7 +87,7 @@ class _Output:
 
 
 def _discard(stream):
-    """Send what a stream still holds, and all that is written to its file from now on, to the null device."""
+    """Redirect a stream's buffered and future output to the null device."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -99,9 +96,10 @@ def _discard(stream):
 
 
 def open_missing_streams():
-    """Open the null device in place of standard streams that the process was started without.
+    """Open the null device in place of standard streams without which the process was started.
 
-    Otherwise the next file that the program opens gets a standard stream's number, and messages are written into it.
+    Otherwise the next file that the program opens would get the number of a standard stream, and messages would be
+    written into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -119,12 +117,12 @@ def open_missing_streams():
 
 @contextlib.contextmanager
 def guard_streams(program, output_needed):
-    """Make the standard streams usable: missing ones are opened, and characters that they lack are escaped.
+    """Make the standard streams usable: missing ones are opened, and characters outside their encoding are escaped.
 
-    When the standard output cannot be written any more, a program that needs it ends with exit code 1, silently if its
-    reader has closed a pipe, as `head` does. Other programs say so once and continue without it.
+    If the standard output can no longer be written, a program that needs it ends with exit code 1, silently if the
+    reader has closed a pipe, as `head` does. Other programs print one warning and continue without it.
     """
-    if isinstance(sys.stdout, _Output):  # one entry point called by another
+    if isinstance(sys.stdout, _Output):  # an entry point was called from another
         yield
         return
     open_missing_streams()
@@ -168,7 +166,7 @@ def _raise_stopped(number, _frame):
 def catch_signals():
     """Raise `Stopped` for SIGINT, SIGTERM and SIGHUP.
 
-    Signals that are ignored, as SIGHUP is under `nohup`, or that someone else handles are left alone.
+    Signals that are ignored, like SIGHUP under `nohup`, or that have another handler are left alone.
     """
     usual = (signal.SIG_DFL, signal.default_int_handler)
     ours = threading.current_thread() is threading.main_thread()
@@ -183,9 +181,9 @@ def catch_signals():
 
 @contextlib.contextmanager
 def hold_signals():
-    """Hold signals back until the end, where the first of them raises `Stopped`.
+    """Delay signals until the end of the context; then the first of them raises `Stopped`.
 
-    An exception in the middle of a framework's start can be taken for a failed import, or end the process.
+    An exception while a framework starts could be mistaken for a failed import, or abort the process.
     """
     held = []
     caught = [number for number in SIGNALS if signal.getsignal(number) is _raise_stopped]
@@ -201,7 +199,7 @@ def hold_signals():
 
 
 def warn(line):
-    """Write one line to the standard error."""
+    """Write one line to standard error."""
     sys.stderr.write(line + "\n")
 
 
@@ -220,7 +218,7 @@ def format_count(number, noun):
 
 @contextlib.contextmanager
 def silence_stderr():
-    """Discard what is written to the process' standard error, also by C++; exceptions pass."""
+    """Discard everything that is written to standard error, also by C++ code; exceptions pass through."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -233,7 +231,7 @@ def silence_stderr():
 
 
 def reset_configuration(keras):
-    """Undo what the user's keras.json or environment sets for all of their projects; see `keras.config`."""
+    """Undo the user's global settings from keras.json and the environment; see `keras.config`."""
     keras.config.set_floatx("float32")
     keras.config.set_epsilon(1e-7)
     keras.config.set_image_data_format("channels_last")
@@ -242,16 +240,16 @@ def reset_configuration(keras):
 
 
 def start_keras(distribute="none"):
-    """Import Keras and its backend and find the device; return the `keras` module.
+    """Import Keras and its backend, find the device, and return the `keras` module.
 
-    TensorFlow's C++ writes several lines of notes while it starts, a failed search for a GPU among them, before it
-    reads any of its switches. They would hide the program's own lines.
+    While TensorFlow starts, its C++ code writes several lines of notes before it reads any of its settings. They are
+    discarded, since they would hide the program's own messages.
 
     Args:
-        distribute: see `devices`; with "data", the other processes of the run are waited for.
+        distribute: see `devices`; with "data", this waits for the other processes of the run.
 
     Raises:
-        InputError: KERAS_BACKEND names no backend of this project, or one that is not installed; see also `devices`.
+        InputError: KERAS_BACKEND is not a backend of this project, or is not installed; see also `devices`.
     """
     from Training import devices
 
@@ -260,16 +258,16 @@ def start_keras(distribute="none"):
         raise InputError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
     devices.refuse_mode(distribute, backend)
     os.environ["KERAS_BACKEND"] = backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Python raises what is an error for a run
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors that matter for a run are raised in Python too
     try:
         with hold_signals(), silence_stderr():
             import keras
         reset_configuration(keras)
         devices.join_processes(distribute)
-        # From here on JAX handles SIGTERM in each of several processes, which must not be taken from it.
+        # From here on, JAX handles SIGTERM in each of several processes; its handler must stay in place.
         with contextlib.nullcontext() if distribute == "data" else hold_signals(), silence_stderr():
             devices.device_name()
-        # Many models in one process, as in a notebook, are no reason for TensorFlow to warn.
+        # TensorFlow warns about many models in one process, which is normal in a notebook.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     except ImportError as error:
         raise InputError(
@@ -280,7 +278,7 @@ def start_keras(distribute="none"):
 
 
 def exit_with(code, line):
-    """End the process with one line on the standard error; a line break at its start is for a terminal, after ^C."""
+    """End the process with one line on standard error; a leading line break is only written to a terminal, after ^C."""
     start = "\n" if line.startswith("\n") and sys.stderr.isatty() else ""
     sys.stderr.write(start + escape(line.removeprefix("\n")) + "\n")
     raise SystemExit(code) from None
@@ -288,7 +286,7 @@ def exit_with(code, line):
 
 @contextlib.contextmanager
 def report_errors(program=PROGRAM, stopped="Stopped before the training began."):
-    """End the process in one line: exit code 2 if the user can fix the cause, 128 + n and `stopped` for a signal n."""
+    """Turn exceptions into one-line messages: exit code 2 for `InputError`, 128 + n and `stopped` for signal n."""
     try:
         yield
     except InputError as error:
@@ -299,7 +297,7 @@ def report_errors(program=PROGRAM, stopped="Stopped before the training began.")
 
 @contextlib.contextmanager
 def report_how_to_resume(folder):
-    """End the process in one line if the run is stopped, cannot continue, or its folder cannot be written."""
+    """End the process with a one-line message if the run is stopped, fails, or its folder cannot be written."""
     resume = f"python {PROGRAM} --resume {shlex.quote(str(folder))}"
     try:
         yield

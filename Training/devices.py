@@ -1,7 +1,7 @@
-"""Devices and processes of a run: what `--distribute` does with TensorFlow, JAX and Keras.
+"""Devices and processes of a run, and how `--distribute` uses them on TensorFlow and JAX.
 
-A batch is split over the devices of all processes; weights and their updates are the same on each. On JAX every
-process runs this same program and reads its part of each batch. Only the first writes.
+A batch is split over the devices of all processes; weights and their updates are the same on each. On JAX, all
+processes run the same program, and each reads its part of each batch. Only the first one writes files.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Devices(NamedTuple):
 
     @property
     def first(self):
-        """Whether this process is the one that writes the run's files."""
+        """Whether this is the first process, which writes the run's files."""
         return self.process == 0
 
     def part(self, images):
@@ -55,7 +55,7 @@ def count_cores():
 
 
 def _processor_name():
-    """Return the processor's name as Linux reports it, or what Python knows."""
+    """Return the processor's name as reported by Linux or, on other systems, by Python."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -66,7 +66,7 @@ def _processor_name():
 
 
 def device_name():
-    """Return what the backend trains on: the GPU's name, or the processor's and its number of cores."""
+    """Return the name of the device on which the backend trains: a GPU, or the processor with its number of cores."""
     return find_accelerator() or f"{_processor_name()}, {count_cores()} cores"
 
 
@@ -90,9 +90,9 @@ def find_accelerator():
 
 
 def resolve_precision(recipe, devices=ONE):
-    """Return the recipe with the precision that "auto" stands for on this hardware.
+    """Return the recipe with "auto" replaced by the precision for this hardware.
 
-    Of several processes the first decides for all.
+    With several processes, the first decides for all.
     """
     if recipe.precision != "auto":
         return recipe
@@ -101,10 +101,10 @@ def resolve_precision(recipe, devices=ONE):
 
 
 def multiplies_bfloat16(cpuinfo="/proc/cpuinfo"):
-    """Return whether the device that the backend trains on has instructions that multiply bfloat16.
+    """Return whether the device on which the backend trains has instructions for bfloat16 products.
 
-    GPUs of NVIDIA have them from compute capability 8.0 on. Of processors, those with AVX512-BF16 or AMX-BF16 do, and
-    TensorFlow's oneDNN uses them; XLA on JAX does not.
+    NVIDIA GPUs have them from compute capability 8.0 on. Processors with AVX512-BF16 or AMX-BF16 have them too;
+    TensorFlow's oneDNN uses them, XLA on JAX does not.
     """
     import keras
 
@@ -126,10 +126,10 @@ def multiplies_bfloat16(cpuinfo="/proc/cpuinfo"):
 
 
 def use_compile_cache(folder, backend):
-    """Keep what XLA compiles in this folder, which is created; call it before the backend is imported.
+    """Keep XLA's compiled code in this folder, which is created. Must be called before the backend is imported.
 
     Raises:
-        InputError: it cannot be created.
+        InputError: the folder cannot be created.
     """
     if not folder:
         return
@@ -147,22 +147,22 @@ def use_compile_cache(folder, backend):
 
 
 def refuse_mode(mode, backend):
-    """Raise `InputError` if a mode is impossible on this backend; called before a framework is started."""
+    """Raise `InputError` if the backend does not support a mode. No framework needs to be started."""
     if mode != "none" and backend != NEEDS[mode]:
         raise InputError(f"--distribute {mode} needs KERAS_BACKEND={NEEDS[mode]}, received {backend}")
     if mode == "mirrored" and os.environ.get("TF_CONFIG"):
         raise InputError(
-            "--distribute mirrored is for one machine, and TF_CONFIG names several: Keras' fit does not work with "
+            "--distribute mirrored is for one machine, but TF_CONFIG names several: Keras' fit does not work with "
             "TensorFlow's strategy for them; use KERAS_BACKEND=jax and --distribute data"
         )
     if mode != "data" and os.environ.get(ADDRESSES):
-        raise InputError(f"{ADDRESSES} is set, for which --distribute data is needed, received --distribute {mode}")
+        raise InputError(f"{ADDRESSES} is set, which needs --distribute data, received --distribute {mode}")
 
 
 def drop_unsupported(recipe, say=print):
-    """Return the recipe without what fails under `MirroredStrategy` (Keras 3.15): XLA, and several steps in one call.
+    """Return the recipe without options that fail under `MirroredStrategy` (Keras 3.15): `jit`, `steps_per_execution`.
 
-    Both only change how the same training is computed. `say` gets a line that names what is left out.
+    Both only change how training is computed, not its result. `say` receives a line that names them.
     """
     left_out = {"jit": False, "steps_per_execution": 1} if recipe.distribute == "mirrored" else {}
     left_out = {name: value for name, value in left_out.items() if getattr(recipe, name) != value}
@@ -172,13 +172,13 @@ def drop_unsupported(recipe, say=print):
 
 
 def join_processes(mode):
-    """Connect to the other processes of the run, before JAX finds its devices.
+    """Connect to the other processes of the run. Must be called before JAX finds its devices.
 
-    Keras' environment variables hold their addresses, see `keras.distribution.initialize`.
+    Their addresses are in Keras' environment variables, see `keras.distribution.initialize`.
 
     Raises:
-        InputError: the variables cannot be used, or JAX refuses them. If the others do not connect within five
-            minutes, JAX itself ends the process.
+        InputError: the variables are invalid, or JAX refuses them. If the others do not connect within five minutes,
+            JAX itself ends the process.
     """
     if mode != "data" or not os.environ.get(ADDRESSES):
         return
@@ -196,7 +196,7 @@ def join_processes(mode):
 
 @contextlib.contextmanager
 def distribute(mode, batch_size):
-    """Make and run models on all devices within this context, which gives `Devices`.
+    """Make and run models on all devices inside this context, which yields `Devices`.
 
     Raises:
         InputError: `batch_size` is not a multiple of their number.
@@ -224,7 +224,7 @@ def distribute(mode, batch_size):
 
 def _data_parallel(keras):
     class DataParallel(keras.distribution.DataParallel):
-        """Keras' distribution, with the logits of the whole batch in each process, which reads what it predicts."""
+        """Keras' distribution, except that each process gets the logits of the whole batch."""
 
         def get_tensor_layout(self, path):
             whole = path.endswith("logits/output")
@@ -235,7 +235,7 @@ def _data_parallel(keras):
 
 @contextlib.contextmanager
 def on_one_device():
-    """Let JAX run a model in this process only, on one device, within this context."""
+    """Run models in this process only and on one device inside this context."""
     import keras
 
     before = keras.distribution.distribution()
@@ -247,7 +247,7 @@ def on_one_device():
 
 
 def copy_to_one_device(network):
-    """Return the network, or, if JAX splits batches, a copy on one device that this process can run by itself."""
+    """Return the network or, if JAX splits batches, a copy on one device that this process can run by itself."""
     import keras
 
     if keras.distribution.distribution() is None:
@@ -257,10 +257,10 @@ def copy_to_one_device(network):
 
 
 def ask_first_process(devices, make):
-    """Return in every process the text that `make` returns in the first.
+    """Return, in every process, the text that `make` returns in the first one.
 
     Raises:
-        InputError: `make` raised it; raised in every process.
+        InputError: `make` raised it in the first process; it is then raised in every process.
     """
     if devices.processes == 1:
         return make()
@@ -281,7 +281,7 @@ def ask_first_process(devices, make):
 
 
 def should_stop(devices, step):
-    """Return whether any process received SIGTERM; all processes get the same answer for the same step."""
+    """Return whether any process has received SIGTERM; all processes get the same answer for the same step."""
     if devices.processes == 1:
         return False
     from jax.experimental import multihost_utils
@@ -291,21 +291,21 @@ def should_stop(devices, step):
 
 @contextlib.contextmanager
 def report_lost_peers(devices):
-    """Raise `RunError` if a joint operation of several processes fails, as it does when one of them is lost."""
+    """Raise `RunError` if a collective operation of several processes fails, as it does if one of them is lost."""
     try:
         yield
     except (RuntimeError, ValueError) as error:  # JAX raises both, with the status first
         if devices.processes == 1 or not STATUS.match(str(error)):
             raise
-        what = f"a step of the {devices.processes} processes failed, as when one of them is lost"
+        what = f"a step of the {devices.processes} processes failed, as it does if one of them is lost"
         raise RunError(f"{what}: {shorten(error)}") from None
 
 
 @contextlib.contextmanager
 def end_at_once(devices):
-    """End one of several processes at once if it cannot continue, so that the others fail too instead of waiting.
+    """End one of several processes immediately if it cannot continue, so that the others fail instead of waiting.
 
-    At a normal end of the interpreter JAX first waits for all processes; after `Interrupted` they all end.
+    When the interpreter exits normally, JAX first waits for all processes. After `Interrupted`, they all end.
     """
     try:
         yield

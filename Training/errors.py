@@ -1,23 +1,23 @@
-"""Errors that end a run or refuse an input, and the texts of their one-line messages."""
+"""Exceptions for errors that end a run or refuse an input, and helpers for their one-line messages."""
 
 import errno
 import os
 import signal
 
-# What these mean is the same wherever they come from: the file system takes no more bytes, or no writes at all.
+# These errors always mean a failed write: the file system is full or read-only.
 NOT_WRITTEN = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS") if hasattr(errno, name)}
 
 
 class RunError(Exception):
-    """The run cannot continue; the message is one line with the cause and what is left."""
+    """The run cannot continue. The message is one line with the cause and the state that is left."""
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used; the message is one line that says what would be right."""
+    """The user's input cannot be used. The message is one line that says what was received and what is valid."""
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and its state is saved."""
+    """A signal stopped the run after its state was saved."""
 
     def __init__(self, number):
         super().__init__(signal.Signals(number).name)
@@ -25,7 +25,7 @@ class Interrupted(Exception):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stopped the program; unlike `Interrupted`, no state was saved for it."""
+    """A signal stopped the program. Unlike for `Interrupted`, no state was saved."""
 
     def __init__(self, number):
         super().__init__(signal.Signals(number).name)
@@ -33,7 +33,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def escape(text):
-    """Return a text as one line: line breaks and other characters that are not printed are escaped as in Python."""
+    """Return a text as one line: line breaks and other unprintable characters become Python escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -43,16 +43,16 @@ def shorten(error):
 
 
 def format_path(path):
-    """Return a path as it can stand in a one-line message."""
+    """Return a path as text for a one-line message."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
 
 
 def format_os_error(error, place):
-    """Return one line for an `OSError`: the file or `place`, and the system's own reason.
+    """Return one line for an `OSError`: the file or `place`, and the reason that the system gives.
 
-    Only errors that can come from nothing else are called a failed write: one without a file's name may as well be from
-    reading, or from a lack of memory or processes.
+    Only unambiguous errors are called a failed write. Others may come from reading, or from a lack of memory or
+    processes.
     """
     name = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else place
     reason = error.strerror or shorten(error)

@@ -1,4 +1,4 @@
-"""Files: those from outside are opened without trust, those of a run are replaced as a whole."""
+"""Opens untrusted files safely, and replaces a run's own files atomically."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ _KINDS = (
     (stat.S_ISBLK, "a block device"),
     (stat.S_ISLNK, "a symbolic link"),
 )
-# Opening must not wait for a peer, take a terminal, pass the file on to a child or, on Windows, convert line ends.
+# Opening must not wait for a peer, take over a terminal, leak the file to child processes or convert line ends.
 _SAFE = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 
 
@@ -27,14 +27,14 @@ def refuse_special(path, mode):
     """Raise `InputError` unless `mode`, the `st_mode` of a file, is that of a regular file."""
     if not stat.S_ISREG(mode):
         kind = next((name for test, name in _KINDS if test(mode)), "a special file")
-        raise InputError(f"{format_path(path)} must be a regular file, it is {kind}")
+        raise InputError(f"{format_path(path)} must be a regular file, but is {kind}")
 
 
 def open_file(path, limit):
-    """Open a regular file for reading, without waiting for anything.
+    """Open a regular file for reading; never blocks.
 
-    The file is checked before it is opened, since opening a device may have effects, and again afterwards, since it
-    may have been replaced in between. Symbolic links are followed.
+    The file is checked before it is opened, since opening a device can have side effects, and again afterwards, since
+    it may have been replaced in between. Symbolic links are followed.
 
     Args:
         path: path of the file.
@@ -53,7 +53,7 @@ def open_file(path, limit):
         status = os.fstat(file.fileno())
         refuse_special(path, status.st_mode)
         if status.st_size > limit:
-            raise InputError(f"{format_path(path)} must have at most {limit:,} bytes, it has {status.st_size:,}")
+            raise InputError(f"{format_path(path)} must have at most {limit:,} bytes, but has {status.st_size:,}")
     except BaseException:
         file.close()
         raise
@@ -61,16 +61,16 @@ def open_file(path, limit):
 
 
 def read_bytes(path, limit):
-    """Return the bytes of a regular file, see `open_file`; what is appended while it is read is left out."""
+    """Return the bytes of a regular file, see `open_file`; bytes that are appended during reading are left out."""
     with open_file(path, limit) as file:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
 def read_text(path, limit=LARGEST_TEXT):
-    """Return the UTF-8 text of a regular file, line ends as they are, see `read_bytes`.
+    """Return the UTF-8 text of a regular file with its line ends, see `read_bytes`.
 
     Raises:
-        InputError: also if the file is not UTF-8.
+        InputError: see `open_file`; or the file is not UTF-8.
     """
     try:
         return read_bytes(path, limit).decode()
@@ -79,15 +79,15 @@ def read_text(path, limit=LARGEST_TEXT):
 
 
 def open_own(path):
-    """Open a file of the program's own for reading and writing, and create it if it is missing; its content is kept.
+    """Open one of the program's own files for reading and writing; keep its content, or create it if it is missing.
 
-    A link is refused, so that nothing outside the folder is changed through it.
+    Links are refused, so that nothing outside the folder can be changed through them.
 
     Returns:
         A binary file object, positioned at the start.
 
     Raises:
-        InputError: the file is there and is a symbolic link or not a regular file.
+        InputError: the file exists and is a symbolic link or not a regular file.
         OSError: it cannot be opened or created.
     """
     with contextlib.suppress(FileNotFoundError):
@@ -103,10 +103,10 @@ def open_own(path):
 
 
 def replace_file(path, raw):
-    """Write bytes to a new file next to `path`, sync it, and rename it to `path`, which is complete at every moment.
+    """Replace the file at `path` atomically: write a new file next to it, sync it, and rename it.
 
-    A file or link that an earlier attempt left under the new file's name is removed, never followed. If `path` is a
-    link, the link is replaced.
+    A file or link with the name of the new file, left by an earlier attempt, is removed and never followed. If `path`
+    is a link, the link is replaced.
     """
     new = Path(f"{path}.new")
     new.unlink(missing_ok=True)
@@ -123,7 +123,7 @@ def replace_file(path, raw):
 
 
 def sync_directory(path):
-    """Write the names in a directory to the disk, where the system can."""
+    """Sync the names in a directory to disk, if the system supports it."""
     if os.name != "posix":
         return
     directory = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The command line: one flag for each field of the recipe, and the recipe that `--recipe` and `--resume` start from."""
+"""Parses the command line: one flag for each field of the recipe, `--recipe` and `--resume`."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ from Training.recipe import RECIPES, Recipe, make_recipe, movable_fields
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with every refusal in one line, a guess at a misspelt flag, and `~` expanded in `--flag=~/path`."""
+    """argparse with one-line errors, suggestions for misspelt flags, and `~` expanded in `--flag=~/path`."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {escape(message)} (--help lists every flag)\n")
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _expand_home(argument):
-    """Return `--flag=~/path` with the home directory in place of ~, which shells expand only at an argument's start."""
+    """Expand the ~ in `--flag=~/path`: shells only do so at the start of an argument."""
     flag = re.match(r"--[\w-]+=(?=~)", argument)
     return flag[0] + os.path.expanduser(argument[flag.end() :]) if flag else argument
 
@@ -46,7 +46,7 @@ def _boolean(text):
 
 
 def add_flags(parser):
-    """Add one flag for each field of `Recipe` to the parser; a flag that is not given sets nothing."""
+    """Add one flag for each field of `Recipe` to the parser; flags that are not given set nothing."""
     for item in dataclasses.fields(Recipe):
         flag = "--" + item.name.replace("_", "-")
         text = item.metadata["help"]
@@ -63,8 +63,8 @@ def add_flags(parser):
 def parse(arguments, description):
     """Parse a command line into `(recipe, resume)`; `resume` is a run's folder or None.
 
-    With `--resume`, the recipe is the folder's own. Only more `--epochs`, and fields that a resumed run may change, can
-    be given with it. Refusals are one line on the standard error and exit code 2.
+    With `--resume`, the recipe is that of the folder. Only more `--epochs` and fields that a resumed run may change can
+    be given with it. Errors end the process with one line on standard error and exit code 2.
     """
     parser = Parser(prog="training_cifar10.py", description=description, allow_abbrev=False)
     parser.add_argument("--recipe", choices=tuple(RECIPES), help="a named set of values; other flags override it")
@@ -81,8 +81,8 @@ def parse(arguments, description):
 
 
 def _resume(folder, name, given):
-    """Return the recipe of the run in `folder`, with more epochs or other places if they are given."""
-    if not folder:  # a shell's "$RUN" with RUN not set must not start a new run
+    """Return the recipe of the run in `folder`, with more epochs or other folders if they are given."""
+    if not folder:  # --resume "$RUN" with an unset variable must not start a new run
         raise InputError("--resume needs a run's folder, received ''")
     path = os.path.join(folder, "recipe.json")
     try:
@@ -97,7 +97,9 @@ def _resume(folder, name, given):
     if other:
         raise InputError(f"--resume uses the recipe of the run, which differs in {', '.join(other)}")
     if recipe.minutes and given.get("epochs", recipe.epochs) != recipe.epochs:
-        raise InputError(f"--epochs cannot change on --resume: --minutes {recipe.minutes:g} decided the run's length")
+        raise InputError(
+            f"--epochs cannot change on --resume: --minutes {recipe.minutes:g} decided the length of the run"
+        )
     if given.get("epochs", recipe.epochs) < recipe.epochs:
         raise InputError(f"--resume can only add epochs: the run has {recipe.epochs}, received {given['epochs']}")
     moved = {key: given[key] for key in ("epochs", *movable_fields()) if key in given}

@@ -79,7 +79,7 @@ def test_manipulated_pickles_run_nothing(capsys, monkeypatch):
     refused(b"\x80\x02cos\nsystem\n(U\x0ctouch /tmp/ttR.", "it asks for os.system")
     refused(b"cos\nsystem\n(S'touch /tmp/x'\ntR.", "it has the instruction STRING")
     refused(pickle.dumps(np.ones(3), protocol=4), "it has the instruction FRAME")
-    refused(b"\x80\x02}r\xff\xff\xff\x7f.", "it numbers its objects up to 2147483647")
+    refused(b"\x80\x02}r\xff\xff\xff\x7f.", "it has the object number 2147483647, more than any CIFAR file")
     refused(pickled({b"data": np.ones((10, 3072)), b"labels": [0] * 10}), "an array of dtype b'f8'", rows=10)
     refused(b"\x80\x02cnumpy\ndtype\n(U\x01OK\x00K\x01tR.", "dtype b'O'")
     assert not touched and capsys.readouterr().out == ""
@@ -92,7 +92,7 @@ def test_wrong_contents_are_named():
     refused(good[:20000], "truncated or not a CIFAR file", rows=10)
     refused(b"", "truncated or not a CIFAR file")
     refused(b"\x00" * 1000, "truncated or not a CIFAR file")
-    refused(pickled([1, 2]), "must hold a dictionary, received list")
+    refused(pickled([1, 2]), "must contain a dictionary, received list")
     refused(pickled({b"labels": [0]}), "no uint8 array under the key 'data'")
     refused(batch(CIFAR10, 9_999), r"images of shape \(10000, 3072\), received \(9999, 3072\)")
     refused(batch(CIFAR10, 10, labels=[0] * 9), "must have 10 labels under 'labels', received 9 labels", rows=10)
@@ -198,7 +198,9 @@ def test_links_and_outside_names_in_an_archive_touch_nothing(tmp_path, files):
 def test_missing_places_are_named(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         archives.read("cifar10", str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="holds neither cifar-10-batches-py/ nor cifar-10-python.tar.gz for cifar10"):
+    with pytest.raises(
+        InputError, match="contains neither cifar-10-batches-py/ nor cifar-10-python.tar.gz for cifar10"
+    ):
         archives.read("cifar10", str(tmp_path))
     folder = write_folder(tmp_path, "cifar10", {"test_batch": b""})
     with pytest.raises(InputError, match="data_batch_1 cannot be read: No such file"):
@@ -223,7 +225,7 @@ def test_no_network_is_one_line_within_ten_seconds(tmp_path):
 def test_silent_network_is_given_up(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(archives, "WAIT_S", 0.2)
-    monkeypatch.setattr(archives, "_first_answer", lambda url, failures: time.sleep(2))
+    monkeypatch.setattr(archives, "_ask_server", lambda url, failures: time.sleep(2))
     with pytest.raises(InputError, match="no answer within 0.2 s"):
         archives.read("cifar10")
 
@@ -232,7 +234,7 @@ def test_download_with_other_bytes_is_kept_aside(monkeypatch, tmp_path):
     import keras
 
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(archives, "_first_answer", lambda url, failures: None)
+    monkeypatch.setattr(archives, "_ask_server", lambda url, failures: None)
 
     def get_file(name, url, cache_dir, cache_subdir):
         path = Path(cache_dir, cache_subdir, name)

@@ -75,7 +75,7 @@ def make_run(path):
 READERS = {
     "picture.png": lambda root: decoding.read(root / "picture.png"),
     "data_batch_3": lambda root: archives._from_folder(root, ("data_batch_3",)),
-    "cifar-10-python.tar.gz": lambda root: archives._from_tar(
+    "cifar-10-python.tar.gz": lambda root: archives._read_tar(
         root / "cifar-10-python.tar.gz", archives.ARCHIVES["cifar10"], ("data_batch_1",)
     ),
     "index.npz": lambda root: shards.read("shards", root),
@@ -104,7 +104,7 @@ def test_what_is_not_a_regular_file_is_refused_in_one_line(tmp_path, name, kind)
     message = str(refusal.value)
     # The lock and the event files are our own: a link is refused as one, wherever it leads.
     what = "a symbolic link" if kind == "a character device" and name in ("lock", "events.out.tfevents.1") else kind
-    assert f"must be a regular file, it is {what}" in message and name in message and "\n" not in message
+    assert f"must be a regular file, but is {what}" in message and name in message and "\n" not in message
 
 
 @special
@@ -142,13 +142,13 @@ def test_a_limit_holds_before_anything_is_read(tmp_path):
     path = tmp_path / "large"
     with open(path, "wb") as file:
         file.truncate(2**40)  # takes no space
-    with pytest.raises(InputError, match=r"large must have at most 67,108,864 bytes, it has 1,099,511,627,776"):
+    with pytest.raises(InputError, match=r"large must have at most 67,108,864 bytes, but has 1,099,511,627,776"):
         read_text(path)
     with pytest.raises(InputError, match="at most 536,870,912 bytes"):
         decoding.read(path)
     path.write_bytes(b"1234")
     assert read_bytes(path, 4) == b"1234"
-    with pytest.raises(InputError, match="at most 3 bytes, it has 4"):
+    with pytest.raises(InputError, match="at most 3 bytes, but has 4"):
         read_bytes(path, 3)
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_is_replaced_by_a_fifo_after_the_check_does_not_block(tmp_pa
     path.unlink()
     os.mkfifo(path)
     monkeypatch.setattr(files.os, "stat", lambda _: status)
-    with pytest.raises(InputError, match="it is a FIFO"):
+    with pytest.raises(InputError, match="is a FIFO"):
         open_file(path, 10)
 
 
@@ -179,13 +179,13 @@ def test_nothing_is_written_through_a_link(tmp_path):
     target.write_bytes(b"kept")
     for name in ("lock", "file", "file.new"):
         (tmp_path / name).symlink_to(target)
-    with pytest.raises(InputError, match="lock must be a regular file, it is a symbolic link"):
+    with pytest.raises(InputError, match="lock must be a regular file, but is a symbolic link"):
         open_own(tmp_path / "lock")
     replace_file(tmp_path / "file", b"new")
     assert target.read_bytes() == b"kept" and not (tmp_path / "file").is_symlink()
     assert (tmp_path / "file").read_bytes() == b"new" and not os.path.lexists(tmp_path / "file.new")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="it is a symbolic link"):
+    with pytest.raises(InputError, match="is a symbolic link"):
         open_own(tmp_path / "dangling")
     assert not (tmp_path / "nowhere").exists()
 

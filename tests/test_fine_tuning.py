@@ -85,7 +85,7 @@ def test_freeze_ends_with_the_stage_and_names_what_there_is():
         freeze(made, "stage_10")
     with pytest.raises(InputError, match="leaves no weights to train"):
         freeze(made, "logits")
-    with pytest.raises(InputError, match="give --weights, too"):
+    with pytest.raises(InputError, match="also give --weights"):
         Recipe(freeze="stage_1")
 
 

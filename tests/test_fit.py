@@ -378,7 +378,7 @@ def test_without_validation_there_is_no_best(tmp_path):
 
 def test_batch_larger_than_the_data_is_named(tmp_path):
     digits = datasets.load("digits", samples=64)
-    with pytest.raises(InputError, match="batch_size=100 needs as many images to train on, received 64"):
+    with pytest.raises(InputError, match="batch_size=100 needs at least as many training images, received 64"):
         fit(plain_build(QUICK, digits), digits, dataclasses.replace(QUICK, batch_size=100), tmp_path)
 
 

@@ -96,7 +96,7 @@ def test_parts_classes_and_balance(root, own):
         r"smallest 'caf\udce9' with" in datasets.describe_streams(read._replace(classes=("ant", "bee", "caf\udce9")))[0]
     )
     assert "smallest cat with 10 training pictures, largest ant with 14 (1.4 times as many)" in balance
-    assert role == "no test set: the validation set, 12 pictures, plays it"
+    assert role == "no test set: the validation set (12 pictures) is also used for testing"
     (own / "val").rename(own / "test")
     split = datasets.load("folder", str(own), validation_split=0.25, size=16)
     assert [len(part.labels) for part in split[:3]] == [27, 9, 12] and len(datasets.describe_streams(split)) == 1
@@ -129,7 +129,7 @@ def test_what_breaks_behind_its_head_gives_way_to_the_next_of_its_class(own, cap
     images, bee = read.train.images, 14
 
     def get(positions):
-        return images.crops(positions, (0, 1)) if crops else images[positions]
+        return images.crop_randomly(positions, (0, 1)) if crops else images[positions]
 
     first = get([bee + 2, bee + 10])
     for _ in range(2):
@@ -148,7 +148,7 @@ def test_pictures_that_vanish_end_a_run_in_one_line(own):
     shutil.rmtree(own / "val")
     inputs = keras.Input((16, 16, 3))
     model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))
-    with pytest.raises(RunError, match="no picture of a class can be read any more: .* does not exist"):  # noqa: SIM117
+    with pytest.raises(RunError, match="no more pictures of a class can be read: .* does not exist"):  # noqa: SIM117
         with read.reading():
             model.predict(Batches(read.validation, 4), verbose=0)
 
@@ -156,13 +156,13 @@ def test_pictures_that_vanish_end_a_run_in_one_line(own):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda own: shutil.rmtree(own / "train"), "must have train/<class>/, and has no folder train"),
-        (lambda own: (own / "val/dog").mkdir(), "has classes that train/ lacks: dog"),
+        (lambda own: shutil.rmtree(own / "train"), "must contain train/<class>/, but has no folder train"),
+        (lambda own: (own / "val/dog").mkdir(), "has classes that are missing in train/: dog"),
         (lambda own: (own / "train/dog").mkdir(), "has classes without a picture: dog"),
         (lambda own: [shutil.rmtree(p) for p in (own / "val").iterdir()], "move each picture into val/<class>/"),
-        (lambda own: [p.unlink() for p in (own / "val").glob("*/*")], "has no picture that can be read"),
+        (lambda own: [p.unlink() for p in (own / "val").glob("*/*")], "has no readable picture"),
         (lambda own: shutil.rmtree(own / "val"), "has no test pictures: add test/ or val/, or give"),
-        (lambda own: [shutil.rmtree(own / part / c) for part in ("train", "val") for c in CLASSES[1:]], "it has 1"),
+        (lambda own: [shutil.rmtree(own / part / c) for part in ("train", "val") for c in CLASSES[1:]], "but has 1"),
     ],
 )
 def test_folders_that_cannot_be_used_are_refused_in_one_line(own, change, said):
@@ -187,7 +187,7 @@ def test_two_validation_sets_are_refused(own):
         datasets.load("folder", str(own), size=16)
 
 
-def test_what_is_there_and_not_used_is_named_in_one_line(own, capsys):
+def test_files_that_are_not_used_are_named_in_one_line(own, capsys):
     (own / "val").rename(own / "holdout")
     (own / "notes.txt").touch()
     (own / "train/stray\n.png").touch()
@@ -281,10 +281,10 @@ def test_random_crops_lie_within_the_picture_and_depend_on_seed_epoch_and_positi
     assert 0.7499 < aspect.min() < 0.76 and 1.32 < aspect.max() < 1.3334
     assert draw_crop(rng, 10, 1000) == (495, 0, 505, 10)  # nothing of such an aspect fits
     images = datasets.load("folder", str(root), size=16, random_crops=True).train.images
-    one = images.crops([5, 6], (0, 1))
-    np.testing.assert_array_equal(images.crops([6], (0, 1))[0], one[1])
+    one = images.crop_randomly([5, 6], (0, 1))
+    np.testing.assert_array_equal(images.crop_randomly([6], (0, 1))[0], one[1])
     for other in ((1, 1), (0, 2)):
-        assert not np.array_equal(images.crops([5, 6], other), one)
+        assert not np.array_equal(images.crop_randomly([5, 6], other), one)
 
 
 def test_where_crops_are_random_others_take_the_middle_of_a_larger_picture(own):
@@ -454,12 +454,15 @@ def test_top_5_counts_the_five_best():
     "words, said",
     [
         ("--dataset folders", "dataset: must be one of cifar10, cifar100, digits, folder, shards or tfds:NAME"),
-        ("--augmentation imagenet", "augmentation=imagenet cuts its crops from whole pictures"),
+        ("--augmentation imagenet", "augmentation=imagenet cuts random crops from whole pictures"),
         ("--image-size 64", "image_size is for folder, shards or tfds:NAME, received dataset=cifar10"),
         ("--cache there", "cache is for folder"),
         ("--dataset folder --data-dir x --shards-at-once 2", "shards_at_once is for dataset=shards"),
-        ("--step-at 0.6,0.4", "step_at: must be rising shares between 0 and 1, such as 0.4,0.6, received '0.6,0.4'"),
-        ("--step-at a", "step_at: must be rising shares"),
+        (
+            "--step-at 0.6,0.4",
+            "step_at: must be increasing shares between 0 and 1, such as 0.4,0.6, received '0.6,0.4'",
+        ),
+        ("--step-at a", "step_at: must be increasing shares"),
     ],
 )
 def test_words_that_do_not_fit_are_refused_in_one_line(words, said, capsys):
@@ -571,5 +574,5 @@ def test_a_data_set_of_tensorflow_datasets_is_streamed(tmp_path):
     assert read.classes == CLASSES and [len(part.labels) for part in read[:3]] == [9, 3, 3]
     brightest = read.train.images[:].mean(axis=(1, 2)).argmax(axis=1)
     np.testing.assert_array_equal(brightest, read.train.labels)
-    with pytest.raises(InputError, match="--dataset tfds:no_such_pictures cannot be had"):
+    with pytest.raises(InputError, match="--dataset tfds:no_such_pictures is not available"):
         datasets.load("tfds:no_such_pictures", str(tmp_path), size=16)

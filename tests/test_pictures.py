@@ -162,9 +162,9 @@ def broken_files(folder):
     return {
         "cut.png": "cannot be read: ", "cut.jpg": "cannot be read: image file is truncated", "empty.png": "is empty",
         "text.jpg": "is not a picture", "vector.eps": "EPS is not supported", "two\\nlines.png": "is not a picture",
-        "pipe.png": "must be a regular file, it is a FIFO", "bomb.png": "cannot be read: ",
+        "pipe.png": "must be a regular file, but is a FIFO", "bomb.png": "cannot be read: ",
         "large.png": "more than 90,000,000 pixels",
-        "nothing.png": "does not exist", ".": "it is a directory",
+        "nothing.png": "does not exist", ".": "is a directory",
     }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_broken_pictures_are_named_and_skipped(run, tmp_path, capsys):
     assert err.splitlines() == [
         f"predict.py: classified by {run.folder / 'best.keras'} (last.keras, the weights at the end, without --best)",
         f"predict.py: skipped: {tmp_path / 'a.png'} is empty",
-        f"predict.py: skipped: {tmp_path / 'c.jpg'} is not a picture that can be read",
+        f"predict.py: skipped: {tmp_path / 'c.jpg'} is not a readable picture",
         "predict.py: 2 of 4 pictures could not be read",
     ]
 

@@ -197,7 +197,7 @@ def test_second_process_on_one_folder_is_refused(run, capsys):
 
 
 @pytest.mark.parametrize(
-    "name, said", [("split.json", "it is not a JSON object"), ("lock", "must be a regular file, it is a directory")]
+    "name, said", [("split.json", "it is not a JSON object"), ("lock", "must be a regular file, but is a directory")]
 )
 def test_files_of_a_run_that_cannot_be_used_are_named(run, capsys, name, said):
     (run / name).unlink()

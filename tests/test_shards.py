@@ -93,9 +93,9 @@ def test_a_number_out_of_range_is_refused(own, index, column, value, said):
         ("train_length", lambda a: a.astype("uint64") * 0 + 2**63, "received 9223372036854775808"),
         ("train_label", lambda a: a[:0], "must be some integers"),
         ("train_offset", lambda a: np.array([None] * 12), "Object arrays cannot be loaded"),
-        ("classes", lambda a: np.arange(2), "classes must be a row of texts, received int64"),
-        ("classes", lambda a: a[0], "classes must be a row of texts"),
-        ("classes", lambda a: a.astype("S"), "classes must be a row of texts"),
+        ("classes", lambda a: np.arange(2), "classes must be a vector of strings, received int64"),
+        ("classes", lambda a: a[0], "classes must be a vector of strings"),
+        ("classes", lambda a: a.astype("S"), "classes must be a vector of strings"),
     ],
 )
 def test_a_column_of_another_type_or_shape_is_refused(own, index, column, change, said):
@@ -165,7 +165,7 @@ def test_every_changed_bit_of_a_record_is_found(folder, index, tmp_path):
         changed.write_bytes(damaged)
         assert shards.read_picture(changed, offset, length) == expected
     changed.write_bytes(raw[: offset + 5])
-    with pytest.raises(InputError, match="is truncated: it ends within the picture"):
+    with pytest.raises(InputError, match="is truncated: it ends inside the picture"):
         shards.read_picture(changed, offset, length)
     for wrong in ((offset + 40, length), (offset, length + 200), (5, 20)):  # an index of other shards
         with pytest.raises(InputError, match="checksum"):
@@ -174,7 +174,7 @@ def test_every_changed_bit_of_a_record_is_found(folder, index, tmp_path):
 
 def test_a_damaged_record_is_named_and_the_next_of_its_class_takes_its_place(folder, own, index, capsys):
     np.savez(own / "index.npz", **index)
-    name = shards.shard_name("train", 0, 3)
+    name = shards.name_shard("train", 0, 3)
     raw = bytearray((folder / name).read_bytes())
     raw[int(index["train_offset"][0]) + 60] ^= 1
     (own / name).unlink()

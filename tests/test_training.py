@@ -321,7 +321,7 @@ def test_help_shows_every_choice_without_a_framework(tmp_path):
         ("--data-dir nowhere", "--data-dir nowhere does not exist"),
         ("--dataset digits --samples 2", "2 of 1293 images cannot be split off by class"),
         ("--dataset digits --p 2", "depth must be 54 m + 20 with p=2, t=2"),
-        ("--dataset digits --batch-size 2000", "batch_size=2000 needs as many images to train on, received 1293"),
+        ("--dataset digits --batch-size 2000", "batch_size=2000 needs at least as many training images, received 1293"),
         ("--dataset digits --logs /proc/Logs", "--logs /proc/Logs cannot be written"),
     ],
 )

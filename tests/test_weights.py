@@ -93,7 +93,7 @@ def test_weights_beyond_float16_are_refused(tmp_path):
     layer.kernel.assign(np.full((1, 1, 3, 1), 1e5))
     with pytest.raises(ValueError, match="is beyond the range of float16: 100000"):
         weights.pack_weights(made, tmp_path / "new.weights.h5")
-    with pytest.raises(ValueError, match="must have one Normalization layer as its preprocessing, it has 0"):
+    with pytest.raises(ValueError, match="must have one Normalization layer as its preprocessing, but has 0"):
         weights.pack_weights(keras.Model(images, layer(images)), tmp_path / "new.weights.h5")
 
 
@@ -147,7 +147,7 @@ def test_arguments_that_agree_are_taken(packed):
         (dict(geometry="paper"), "need geometry='compact', received geometry='paper'"),
         (dict(input_shape=(64, 64, 3)), r"need input_shape=\(32, 32, 3\), received input_shape=\(64, 64, 3\)"),
         (dict(r=2), "need r=1, received r=2"),
-        (dict(preprocessing=keras.layers.Rescaling), "bring their own preprocessing"),
+        (dict(preprocessing=keras.layers.Rescaling), "have their own preprocessing"),
         (dict(clases=10), "unexpected keyword argument .clases."),
     ],
 )

@@ -1,1 +1,1 @@
-"""Data sets: read, split, decoded and batched."""
+"""Reads, splits, decodes and batches data sets."""

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the official Python archives, read so that no file can run code or fill the memory."""
+"""Reads CIFAR-10 and CIFAR-100 from the official Python archives. No file can run code or exhaust memory."""
 
 import gzip
 import hashlib
@@ -20,24 +20,24 @@ from Training.errors import InputError, format_path, shorten
 from Training.files import open_file, read_bytes
 
 PIXELS = 32 * 32 * 3
-WAIT_S = 8.0  # for the first answer of the server
-# The instructions of pickle protocol 2 that the official files have, with their nearest kin.
+WAIT_S = 8.0  # seconds to wait for the first answer of the server
+# The instructions of pickle protocol 2 that the official files use, and close relatives.
 OPCODES = frozenset(
     "PROTO STOP MARK EMPTY_DICT EMPTY_LIST APPEND APPENDS SETITEM SETITEMS SHORT_BINSTRING BINSTRING BINPUT "
     "LONG_BINPUT BINGET LONG_BINGET BININT BININT1 BININT2 NONE NEWFALSE NEWTRUE TUPLE TUPLE1 TUPLE2 TUPLE3 "
     "EMPTY_TUPLE GLOBAL REDUCE BUILD".split()
 )
 LARGEST_MEMO = 1_000_000
-MOST_INSTRUCTIONS = 1_000_000  # of a pickle, each of which may make an object; CIFAR-10's files have 20,049
+MOST_INSTRUCTIONS = 1_000_000  # of a pickle, each of which may create an object; CIFAR-10's files have 20,049
 LARGEST_MEMBER = 256 * 2**20  # bytes; the largest official file has 154 MB
 LARGEST_DOWNLOAD = 256 * 2**20  # bytes of an archive; the official ones have 170 MB
 LARGEST_UNPACKED = 256 * 2**20  # bytes of all members of an archive; the official ones have 186 MB
 MOST_MEMBERS = 1000  # of an archive; the official ones have 9
-LARGEST_READ = 2**16  # bytes that are unpacked at a time, and of a member's header
+LARGEST_READ = 2**16  # bytes that are unpacked at a time, and the largest header of a member
 
 
 class Archive(NamedTuple):
-    """What the official archive of a data set holds."""
+    """The contents of a data set's official archive."""
 
     folder: str
     file: str
@@ -86,38 +86,38 @@ ARCHIVES = {
 
 
 class _Array:
-    """Stands for a pickled NumPy array; takes bytes of a uint8 matrix and nothing else."""
+    """Stands in for a pickled NumPy array; accepts the bytes of a uint8 matrix and nothing else."""
 
     value = None
 
     def __setstate__(self, state):
         _version, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _Dtype) or fortran or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("an array that is not a plain uint8 matrix")
+            raise pickle.UnpicklingError("it has an array that is not a plain uint8 matrix")
         self.value = np.frombuffer(raw, np.uint8).reshape(shape)
 
 
 class _Dtype:
-    """Stands for a pickled NumPy dtype; only uint8 passes."""
+    """Stands in for a pickled NumPy dtype; only uint8 is accepted."""
 
     def __setstate__(self, state):
-        pass  # byte order and alignment say nothing of single bytes
+        pass  # byte order and alignment do not matter for single bytes
 
 
 def _new_array(kind, _shape, _code):
     if kind is not _Array:
-        raise pickle.UnpicklingError("an array of an unknown class")
+        raise pickle.UnpicklingError("it has an array of an unknown class")
     return _Array()
 
 
 def _new_dtype(code, _align, _copy):
     if code not in (b"u1", "u1"):
-        raise pickle.UnpicklingError(f"an array of dtype {code!r}")
+        raise pickle.UnpicklingError(f"it has an array of dtype {code!r}")
     return _Dtype()
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the three names that the official batches use, and gives stand-ins of ours even for those."""
+    """Knows only the three names that the official batches use, and replaces even those with stand-ins."""
 
     known = {
         ("numpy.core.multiarray", "_reconstruct"): _new_array,
@@ -129,42 +129,42 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self.known[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file holds") from None
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file contains") from None
 
 
 def _refuse_other_opcodes(raw):
-    """Refuse pickle instructions that no official file has; a huge memo index alone could take all memory."""
+    """Refuse pickle instructions that no official file has. A huge memo index alone could exhaust memory."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
         if count == MOST_INSTRUCTIONS:
             raise pickle.UnpicklingError(f"it has more than {MOST_INSTRUCTIONS:,} instructions")
         if opcode.name not in OPCODES:
-            raise pickle.UnpicklingError(f"it has the instruction {opcode.name}, which no CIFAR file has")
+            raise pickle.UnpicklingError(f"it has the instruction {opcode.name}, which no CIFAR file contains")
         if opcode.name in ("BINPUT", "LONG_BINPUT") and argument > LARGEST_MEMO:
-            raise pickle.UnpicklingError(f"it numbers its objects up to {argument}")
+            raise pickle.UnpicklingError(f"it has the object number {argument}, more than any CIFAR file")
 
 
 def unpickle(raw, name):
-    """The dictionary in the bytes of an official file, with byte-string keys.
+    """Return the dictionary in the bytes of an official file, with byte-string keys.
 
     Raises:
-        InputError: the bytes are not such a pickle, or ask for anything beyond plain data.
+        InputError: the bytes are not such a pickle, or contain anything but plain data.
     """
     try:
         _refuse_other_opcodes(raw)
         content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
-    # A broken pickle can raise nearly anything; none of it may reach the user as a traceback.
+    # A damaged pickle can raise nearly anything; the user must not see a traceback.
     except Exception as error:
         raise InputError(f"{name} is truncated or not a CIFAR file: {shorten(error)}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{name} must hold a dictionary, received {type(content).__name__}")
+        raise InputError(f"{name} must contain a dictionary, received {type(content).__name__}")
     return content
 
 
 def read_batch(raw, name, archive, rows):
-    """Images `(rows, 32, 32, 3)` uint8 and labels `(rows,)` int32 of one official file.
+    """Return the images, uint8 `(rows, 32, 32, 3)`, and labels, int32 `(rows,)`, of one official file.
 
     Raises:
-        InputError: names the file and what is wrong in it.
+        InputError: with the name of the file and what is wrong in it.
     """
     content = unpickle(raw, name)
     images, labels = content.get(b"data"), content.get(archive.labels)
@@ -177,7 +177,7 @@ def read_batch(raw, name, archive, rows):
         raise InputError(f"{name} must have {rows} labels under {archive.labels.decode()!r}, received {received}")
     for label in labels:
         if type(label) is not int or not 0 <= label < archive.classes:
-            received = reprlib.repr(label)  # a list may be nested too deeply for `repr`
+            received = reprlib.repr(label)  # a list could be nested too deeply for `repr`
             raise InputError(f"{name} must have labels from 0 to {archive.classes - 1}, received {received:.80}")
     # Red, green and blue planes to pixels of three channels.
     pixels = images.value.reshape(rows, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -185,7 +185,7 @@ def read_batch(raw, name, archive, rows):
 
 
 def read_names(raw, name, archive):
-    """The class names, in the order of the labels."""
+    """Return the class names, in the order of the labels."""
     names = unpickle(raw, name).get(archive.names)
     if (
         not isinstance(names, list)
@@ -196,7 +196,7 @@ def read_names(raw, name, archive):
     return tuple(n.decode("ascii", "replace") for n in names)
 
 
-def _from_folder(folder, wanted):
+def _read_folder(folder, wanted):
     files = {}
     for name in wanted:
         path = folder / name
@@ -208,7 +208,7 @@ def _from_folder(folder, wanted):
 
 
 class _BoundedReader:
-    """A stream that `tarfile` reads from: no read is large, and all of them together have a limit.
+    """A stream for `tarfile` that limits the size of a single read, and how far a file may reach.
 
     `tarfile` reads the header of a long name or of extended attributes in one piece, whatever size it claims.
     """
@@ -230,7 +230,7 @@ class _BoundedReader:
 
 
 def _read_members(tar, archive, wanted):
-    """The wanted files of an open archive; other members are skipped."""
+    """Return the wanted files of an open archive; other members are skipped."""
     files, total = {}, 0
     for count, member in enumerate(tar, 1):
         total += max(member.size, 0)
@@ -243,8 +243,8 @@ def _read_members(tar, archive, wanted):
     return files
 
 
-def _from_tar(path, archive, wanted):
-    """The wanted files of a .tar.gz or .tar; nothing is written to the disk."""
+def _read_tar(path, archive, wanted):
+    """Return the wanted files of a .tar.gz or .tar; nothing is written to disk."""
     try:
         with open_file(path, LARGEST_DOWNLOAD) as file:
             packed = file.read(2) == b"\x1f\x8b"
@@ -257,7 +257,7 @@ def _from_tar(path, archive, wanted):
         raise InputError(str(error) if named else f"{format_path(path)}: {error}") from None
     except OSError as error:
         raise InputError(f"{format_path(path)} cannot be read: {error.strerror or shorten(error)}") from None
-    except Exception as error:  # tarfile and zlib raise many kinds for broken bytes
+    except Exception as error:  # tarfile and zlib raise many kinds of exceptions for damaged files
         raise InputError(f"{format_path(path)} is truncated or not a .tar.gz: {shorten(error)}") from None
     missing = [name for name in wanted if name not in files]
     if missing:
@@ -269,8 +269,8 @@ def _keras_cache():
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
 
 
-def _candidates(archive, data_dir):
-    """Where the data may lie, the first place first: `--data-dir`, or else Keras' cache."""
+def _list_candidates(archive, data_dir):
+    """Return the paths where the data may be, in order of preference: in `data_dir` or, without it, in Keras' cache."""
     if data_dir:
         root = Path(data_dir)
         return [root / archive.folder, root / archive.file, root]
@@ -283,22 +283,22 @@ def _is_data(path, archive):
 
 
 def find(archive, data_dir, name):
-    """The folder or file with the data, or None if Keras' cache has none.
+    """Return the folder or file with the data, or None if it is not in Keras' cache.
 
     Raises:
-        InputError: a `data_dir` was given and does not hold it.
+        InputError: a `data_dir` is given, and the data is not in it.
     """
-    for path in _candidates(archive, data_dir):
+    for path in _list_candidates(archive, data_dir):
         if _is_data(path, archive):
             return path
     if not data_dir:
         return None
     if not Path(data_dir).exists():
         raise InputError(f"--data-dir {data_dir} does not exist")
-    raise InputError(f"--data-dir {data_dir} holds neither {archive.folder}/ nor {archive.file} for {name}")
+    raise InputError(f"--data-dir {data_dir} contains neither {archive.folder}/ nor {archive.file} for {name}")
 
 
-def _first_answer(url, failures):
+def _ask_server(url, failures):
     try:
         request = urllib.request.Request(url, method="HEAD")
         urllib.request.urlopen(request, timeout=WAIT_S).close()
@@ -307,9 +307,12 @@ def _first_answer(url, failures):
 
 
 def _refuse_without_network(archive, name):
-    """Ask for the first answer in a thread: neither a dead name server nor a silent network may hang us."""
+    """Raise `InputError` if the server does not answer.
+
+    The request is made in a thread, so that neither a dead name server nor a silent network can block the program.
+    """
     failures = []
-    thread = threading.Thread(target=_first_answer, args=(archive.url, failures), daemon=True)
+    thread = threading.Thread(target=_ask_server, args=(archive.url, failures), daemon=True)
     thread.start()
     thread.join(WAIT_S)
     if thread.is_alive():
@@ -317,7 +320,7 @@ def _refuse_without_network(archive, name):
     if failures:
         raise InputError(
             f"no {name} in {_keras_cache()}, and {archive.url} cannot be reached ({failures[0]:.120}): give "
-            f"--data-dir with {archive.file}, or put that file into {_keras_cache()}, or take --dataset digits"
+            f"--data-dir with {archive.file}, or put that file into {_keras_cache()}, or use --dataset digits"
         )
 
 
@@ -325,10 +328,10 @@ def download(archive, name):
     """Fetch the official archive into Keras' cache, with a progress bar, and check its SHA-256.
 
     Raises:
-        InputError: no network, or bytes other than the official ones.
+        InputError: the server cannot be reached, or sends other bytes than the official ones.
     """
     _refuse_without_network(archive, name)
-    import keras  # its downloader; reading local files needs no framework
+    import keras  # for its downloader; reading local files needs no framework
 
     try:
         path = keras.utils.get_file(archive.file, archive.url, cache_dir=_keras_cache().parent, cache_subdir="datasets")
@@ -338,27 +341,29 @@ def download(archive, name):
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != archive.sha256:
         os.replace(path, f"{path}.broken")
-        raise InputError(f"{archive.url} gave other bytes than the official ones; they were kept as {path}.broken")
+        raise InputError(f"{archive.url} sent other bytes than the official ones; they are kept in {path}.broken")
     return Path(path)
 
 
 def read(name, data_dir=""):
-    """The official data set: `(train_images, train_labels, test_images, test_labels, class_names)`.
+    """Read an official data set.
 
     Args:
         name: "cifar10" or "cifar100".
-        data_dir: folder with the unpacked folder or the `.tar.gz`; else Keras' cache, else a download into it.
+        data_dir: folder with the unpacked folder, or folder or path of the `.tar.gz` or `.tar` file. With "", the data
+            is read from Keras' cache, and downloaded into it if it is not there.
 
     Returns:
-        Images uint8 `(n, 32, 32, 3)`, labels int32 `(n,)`, names of the classes.
+        `(train_images, train_labels, test_images, test_labels, class_names)`, images uint8 `(n, 32, 32, 3)`, labels
+        int32 `(n,)`.
 
     Raises:
-        InputError: the data is missing, cannot be downloaded, or one of its files is not what it should be.
+        InputError: the data is missing, cannot be downloaded, or one of its files is invalid.
     """
     archive = ARCHIVES[name]
     path = find(archive, data_dir, name) or download(archive, name)
     wanted = (*archive.train, *archive.test, archive.meta)
-    files = _from_tar(path, archive, wanted) if path.is_file() else _from_folder(path, wanted)
+    files = _read_tar(path, archive, wanted) if path.is_file() else _read_folder(path, wanted)
     where = f"{path}:" if path.is_file() else f"{path}/"
     train = [read_batch(files[f], where + f, archive, archive.rows[0]) for f in archive.train]
     test = [read_batch(files[f], where + f, archive, archive.rows[1]) for f in archive.test]

@@ -1,4 +1,4 @@
-"""What a training step is sent: batches of raw images, in an order that a seed and an epoch decide."""
+"""Batches of raw images for training and evaluation, in an order given by the seed and the epoch."""
 
 import math
 
@@ -12,27 +12,27 @@ LARGEST_PREDICTED_BATCH = 256
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of raw images, in an order that is a function of the seed and the epoch alone.
+    """Batches of raw images, in an order that depends only on the seed and the epoch.
 
-    A batch is a tuple: images, uint8 `(batch, height, width, channels)`, or their positions on the device, int32
-    `(batch,)`; labels, int `(batch,)`; and where a last batch had to be filled, float32 weights `(batch,)`.
+    A batch is a tuple of images, uint8 `(batch, height, width, channels)`, or their positions on the device, int32
+    `(batch,)`; labels, int `(batch,)`; and, if a last batch is padded, float32 weights `(batch,)`.
 
     Args:
         examples: `datasets.Examples`.
-        batch_size: int, images a batch.
-        seed: int, or None for the given order with a shorter last batch. With a seed each epoch is shuffled, and
-            what does not fill a batch is left out of that epoch, so that every step has one shape.
-        stored_from: int, or None. With a number the batches hold no images but their positions on the device, where
-            these examples begin at this one.
-        random_crops: bool, whether a stream gives random parts of its pictures, a function of seed and epoch too.
-        shards_at_once: int, see `stream.shuffle_locally`; 0 is one order over all.
-        devices: `devices.Devices`. Of each batch this process reads its part alone. Without a seed, the last batch is
-            filled with further images of weight 0 until the devices can share it; the weights of the others are then
-            a little over 1, so that means over all batches are those over the examples.
-        alternate: bool. Mirrors each image in every second epoch, half of them, drawn from the seed, in the even ones
-            (Jordan 2024, https://arxiv.org/abs/2404.00498, "alternating flip"). A position on the device is then
-            sent as its complement, `-1 - position`.
-        mirrored: bool, whether every image is mirrored.
+        batch_size: int, images per batch.
+        seed: int, or None for the given order with a shorter last batch. With a seed, each epoch is shuffled, and the
+            images that do not fill a batch are left out of that epoch, so that all steps have the same shape.
+        stored_from: int, or None. With a number, batches contain the positions of the images on the device instead of
+            the images. The first example is stored at this position.
+        random_crops: bool, whether a stream returns random crops of its pictures, drawn from the seed and the epoch.
+        shards_at_once: int, see `stream.shuffle_locally`; 0 shuffles over all shards.
+        devices: `devices.Devices`. This process reads only its part of each batch. Without a seed, the last batch is
+            padded with images of weight 0 until the devices can share it. The weights of the other images are then
+            slightly above 1, so that means over all batches equal means over the examples.
+        alternate: bool, whether to mirror each image in every second epoch. Half of the images, drawn from the seed,
+            are mirrored in even epochs, the others in odd ones (Jordan 2024, https://arxiv.org/abs/2404.00498,
+            "alternating flip"). A mirrored image on the device is sent as the complement `-1 - position`.
+        mirrored: bool, whether to mirror every image.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Batches(keras.utils.PyDataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch, first_step=0):
-        """Take the order of this epoch, from its step `first_step` on."""
+        """Use the order of this epoch, starting at step `first_step`."""
         self.ahead.clear()
         self.first_step = first_step
         self.epoch = epoch
@@ -87,7 +87,7 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         index += self.first_step
-        chosen = self._chosen(index)
+        chosen = self._choose(index)
         count = len(self.examples.labels)
         weights = () if len(self.order) <= count else ((chosen < count).astype("float32") * len(self.order) / count,)
         labels = self.examples.labels[chosen % count]
@@ -96,21 +96,21 @@ class Batches(keras.utils.PyDataset):
             return np.where(self._mirror(chosen % count), -1 - position, position), labels, *weights
         return self.ahead.get(index, self.steps_per_epoch), labels, *weights
 
-    def _chosen(self, index):
-        """Positions of the images of a step that this process reads; what fills up lies behind the last of them."""
+    def _choose(self, index):
+        """Return the positions of the images that this process reads in a step; those of padding are past the end."""
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         return chosen[self.devices.part(len(chosen))]
 
     def _mirror(self, chosen):
-        """Which of these examples are mirrored in this epoch."""
+        """Return whether each of these examples is mirrored in this epoch, bool `(n,)`."""
         return self.mirrored[chosen] ^ (self.alternate and self.epoch % 2 == 1)
 
     def _read(self, index):
-        """The images of a step."""
-        chosen = self._chosen(index) % len(self.examples.labels)
+        """Return the images of a step."""
+        chosen = self._choose(index) % len(self.examples.labels)
         images = self.examples.images
         if self.random_crops:
-            return images.crops(chosen, (self.seed, self.epoch))
+            return images.crop_randomly(chosen, (self.seed, self.epoch))
         read = images[chosen]
         mirror = self._mirror(chosen)
         read[mirror] = read[mirror, :, ::-1]
@@ -118,10 +118,10 @@ class Batches(keras.utils.PyDataset):
 
 
 def find_even_batch(count, devices=1):
-    """The largest batch up to 256 that divides `count`, so that a compiled function sees one shape.
+    """Return the largest batch size up to 256 that divides `count`, so that a compiled function sees only one shape.
 
-    Where the largest divisor is under 32, 256, with a shorter last batch. With several devices all of this holds for
-    the images of one device, of 256 for all of them together.
+    If the largest divisor is below 32, the batch size is 256, and the last batch is shorter. With several devices, the
+    divisor is that of the images on one device, and all devices together process up to 256 images.
     """
     count, largest = -(-count // devices), max(LARGEST_PREDICTED_BATCH // devices, 1)
     divisor = max(d for d in range(1, largest + 1) if count % d == 0)

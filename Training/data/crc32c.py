@@ -1,8 +1,8 @@
-"""CRC-32C, the checksum of TFRecord files, in NumPy.
+"""Computes CRC-32C, the checksum of TFRecord files, in NumPy.
 
-The CRC is linear over GF(2): with a zero start, the checksum of a message is the XOR of what each byte contributes,
-which depends only on the byte and its distance from the end. Rows of `ROW` bytes are looked up in one table for all
-distances; the checksums of the rows are then combined in pairs.
+The CRC is linear over GF(2): with a start value of zero, the checksum of a message is the XOR of the contributions of
+its bytes. Each depends only on the byte and its distance from the end. Rows of `ROW` bytes are looked up in one table
+for all distances; then the checksums of the rows are combined in pairs.
 
 Source: RFC 3720, appendix B.4 (polynomial and test values);
 https://www.tensorflow.org/tutorials/load_data/tfrecord (the mask).
@@ -17,13 +17,13 @@ ROW = 256
 
 
 def _advance(states, table):
-    """The states after one further byte of zero."""
+    """Return the states after one more zero byte."""
     return table[states & 255] ^ (states >> 8)
 
 
 @functools.cache
 def _make_tables():
-    """Contribution of each byte at each place in a row, uint32 `(ROW, 256)`, the last place last."""
+    """Return the contribution of each byte at each place in a row, uint32 `(ROW, 256)`."""
     table = np.arange(256, dtype="uint32")
     for _ in range(8):
         table = (table >> 1) ^ np.where(table & 1, POLYNOMIAL, 0).astype("uint32")
@@ -34,13 +34,13 @@ def _make_tables():
 
 
 def _lookup(states, tables):
-    """A linear map of 32 bits, given as its values for each of four bytes, uint32 `(4, 256)`."""
+    """Apply a linear map of 32 bits, given by its values for each of the four bytes, uint32 `(4, 256)`."""
     return functools.reduce(np.bitwise_xor, (tables[i][(states >> 8 * i) & 255] for i in range(4)))
 
 
 @functools.cache
 def _make_shift(power):
-    """The map of a state over `ROW * 2**power` bytes of zero, uint32 `(4, 256)`."""
+    """Return the linear map that advances a state by `ROW * 2**power` zero bytes, uint32 `(4, 256)`."""
     if power:
         before = _make_shift(power - 1)
         return _lookup(before, before)
@@ -58,7 +58,7 @@ def compute_crc32c(raw):
         for byte in raw:
             state = int(table[(state ^ byte) & 255]) ^ (state >> 8)
         return state ^ 0xFFFFFFFF
-    # Zeros before the message change nothing; a start of all ones is the same as its first four bytes inverted.
+    # Leading zeros change nothing; a start value of all ones is the same as inverting the first four bytes.
     padding = -len(raw) % ROW
     message = np.zeros(padding + len(raw), "uint8")
     message[padding:] = np.frombuffer(raw, "uint8")

@@ -1,4 +1,4 @@
-"""Data sets, and their fixed split into examples to train on, to validate with and to test with."""
+"""Reads data sets and splits them into training, validation and test examples."""
 
 import contextlib
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from Training.errors import InputError, RunError, format_path
 from Training.recipe import find_dataset, is_streamed
 from Training.recipe.choices import load_object
 
-SPLIT_SEED = 0  # of the held-out images: the same for every run, so that runs compare
+SPLIT_SEED = 0  # draws the validation images: the same ones for every run, so that runs can be compared
 NOISE_SEED = 1
-LONGEST_NAME = 60  # letters of a class name in a message
-MEASURED = 256  # training images over which the mean of a channel is taken
-# ImageNet's mean and standard deviation of red, green and blue, as everyone takes them.
+LONGEST_NAME = 60  # characters of a class name in a message
+MEASURED = 256  # training images over which channel statistics are computed
+# ImageNet's usual mean and standard deviation of red, green and blue.
 IMAGENET = (np.float32([0.485, 0.456, 0.406]) * 255, np.float32([0.229, 0.224, 0.225]) * 255)
-CROP_MARGIN = 256 / 224  # where training crops at random: size that a picture is scaled to over the size of its middle
+CROP_MARGIN = 256 / 224  # with random crops in training, other pictures are scaled to this multiple of the center crop
 
 
 class Examples(NamedTuple):
@@ -27,30 +27,30 @@ class Examples(NamedTuple):
 
 
 class Data(NamedTuple):
-    """A data set, split: what is trained on, held out, and tested once at the end."""
+    """A data set, split into training, validation and test examples."""
 
     train: Examples
     validation: Examples
     test: Examples
     classes: tuple[str, ...]
     held_out: np.ndarray  # positions of the validation images in the official training set
-    identity: str = ""  # of streamed pictures: changes when a file is added, removed or changes its size
+    identity: str = ""  # for streamed pictures: changes if a file is added, removed or resized
 
     @property
     def mean(self):
-        """Per-pixel mean of the training images, float32 `(height, width, channels)`."""
+        """The mean of each pixel over the training images, float32 `(height, width, channels)`."""
         return self.mean_and_std("pixel")[0]
 
     def mean_and_std(self, kind):
-        """What is subtracted from raw images, and what they are divided by.
+        """Return the mean that is subtracted from raw images, and the number or deviation that divides them.
 
         Args:
-            kind: "pixel" is the mean of each pixel and channel over all training images, and 255; "channel" the mean
-                and the standard deviation of each channel over at most 256 training images, spread evenly;
-                "imagenet" ImageNet's own; "auto" "pixel" for images in memory and "channel" for streamed ones.
+            kind: str. "pixel": the mean of each pixel and channel over all training images, and 255. "channel": the
+                mean and standard deviation of each channel over at most 256 evenly spaced training images.
+                "imagenet": those of ImageNet. "auto": "pixel" for images in memory, "channel" for streamed ones.
 
         Returns:
-            Mean float32 `(height, width, channels)` or `(channels,)`; 255.0, or the deviation `(channels,)`.
+            The mean, float32 `(height, width, channels)` or `(channels,)`, and 255.0 or the deviation `(channels,)`.
         """
         from Training.data.stream import compute_channel_statistics, compute_mean_image
 
@@ -64,7 +64,7 @@ class Data(NamedTuple):
 
     @contextlib.contextmanager
     def reading(self):
-        """Tell in one line, as a `RunError`, when streamed pictures vanish: frameworks bury what a reader raises."""
+        """Raise a one-line `RunError` if streamed pictures vanish: frameworks hide the exceptions of a reader."""
         try:
             yield
         except Exception:
@@ -75,19 +75,19 @@ class Data(NamedTuple):
 
     @property
     def broken(self):
-        """How many streamed pictures could not be decoded so far; the next of its class took the place of each."""
+        """The number of streamed pictures that could not be decoded so far, and were replaced by others."""
         found = [getattr(part.images, "broken", set()) for part in self[:3]]
         return sum(len(each) for each in {id(each): each for each in found}.values())
 
     def refuse_batch(self, batch_size):
-        """Raise `InputError` where the training images do not fill one batch."""
+        """Raise `InputError` if the training images do not fill one batch."""
         count = len(self.train.labels)
         if batch_size > count:
-            raise InputError(f"batch_size={batch_size} needs as many images to train on, received {count}")
+            raise InputError(f"batch_size={batch_size} needs at least as many training images, received {count}")
 
 
 def read_digits(name="digits", data_dir=""):
-    """scikit-learn's handwritten digits: 1,797 real images of 8x8, enlarged to 32x32 in three channels."""
+    """Read scikit-learn's handwritten digits: 1,797 images of 8x8 pixels, enlarged to 32x32 with three channels."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -99,9 +99,9 @@ def read_digits(name="digits", data_dir=""):
 
 
 def load_photographs(size=32):
-    """Four squares of the two photographs that come with scikit-learn, to show where a data set's images may not be.
+    """Return four squares of the two photographs that come with scikit-learn, which may be published.
 
-    By danielbuechele (a temple) and vultilion (a flower), both CC BY 2.0.
+    The photographs are by danielbuechele (a temple) and vultilion (a flower), both CC BY 2.0.
 
     Returns:
         uint8 `(4, size, size, 3)`.
@@ -116,7 +116,7 @@ def load_photographs(size=32):
 
 
 def _split_stratified(labels, count):
-    """Positions of the others and of `count` examples, with the same share of each class, both sorted."""
+    """Split off `count` examples with the same share of each class; return sorted positions of the rest and of them."""
     from sklearn.model_selection import train_test_split
 
     positions = np.arange(len(labels))
@@ -130,14 +130,14 @@ def _split_stratified(labels, count):
 
 
 def add_label_noise(labels, classes, share):
-    """Labels of which a `share`, drawn at random, is replaced by one of the other classes, each as likely.
+    """Return labels of which a random `share` is replaced by one of the other classes, each with equal probability.
 
-    The confusion matrix of Wang et al. 2017, section 4.1: r = 1 - share on its diagonal, (1 - r) / (classes - 1)
-    beside it. Every run draws the same, so that networks compare.
+    This is the confusion matrix of Wang et al. 2017, section 4.1: r = 1 - share on the diagonal, and
+    (1 - r) / (classes - 1) elsewhere. All runs draw the same labels, so that networks can be compared.
 
     Args:
         labels: int32 `(n,)`.
-        classes: int.
+        classes: int, number of classes.
         share: float in [0, 1].
     """
     if not share:
@@ -149,7 +149,7 @@ def add_label_noise(labels, classes, share):
 
 
 def spread_evenly(count, limit):
-    """Positions of all of `count` examples, or of `limit` spread evenly over them."""
+    """Return the positions of all of `count` examples, or of `limit` evenly spaced ones."""
     return np.linspace(0, count - 1, min(count, limit)).astype("int64")
 
 
@@ -159,13 +159,14 @@ def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, **
     Args:
         name: "cifar10", "cifar100", "digits"; "folder", "shards" or "tfds:NAME", whose pictures are streamed.
         data_dir: see `archives.read`, `folder.read`, `shards.read` and `tfds.read`; not used for the digits.
-        validation_split: share of the training set that is held out; 0 holds out nothing.
-        samples: limit of images trained on, the same share of each class; 0 is no limit.
-        label_noise: share of the labels trained on that `add_label_noise` replaces; those held out and tested stay.
-        reading: of streamed pictures alone, see `load_streamed`.
+        validation_split: float, share of the training set that is held out; 0 for none.
+        samples: int, limit of training images, with the same share of each class; 0 for no limit.
+        label_noise: float, share of the training labels that `add_label_noise` replaces; validation and test labels
+            are kept.
+        reading: arguments for streamed pictures only, see `load_streamed`.
 
     Raises:
-        InputError: the data cannot be had or is not what it should be, or the split leaves a class empty.
+        InputError: the data cannot be read or is invalid, or the split leaves a class empty.
     """
     row = find_dataset(name)
     if row.streamed:
@@ -182,7 +183,7 @@ def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, **
 
 
 def load_for_recipe(recipe):
-    """The data of a run, as its recipe reads it.
+    """Read the data of a run as its recipe says.
 
     Raises:
         InputError: see `load`.
@@ -201,10 +202,10 @@ def load_for_recipe(recipe):
 
 
 def _split(labels, validation_split, samples):
-    """Positions of what is trained on and of what is held out."""
+    """Return the positions of the training and of the validation images."""
     kept, held_out = _split_stratified(labels, round(validation_split * len(labels)))
     if samples and samples < len(kept):
-        if len(kept) - samples < len(np.unique(labels)):  # left out are too few for one of each class: any will do
+        if len(kept) - samples < len(np.unique(labels)):  # too few are left out to have one of each class
             chosen = np.sort(np.random.default_rng(SPLIT_SEED).permutation(len(kept))[:samples])
         else:
             _, chosen = _split_stratified(labels[kept], samples)
@@ -225,17 +226,17 @@ def load_streamed(
     cache="",
     workers=0,
 ):
-    """A data set whose pictures are decoded when they are asked for.
+    """Read a data set whose pictures are decoded on demand.
 
-    The validation set is the source's own, or else held out of its training set. Where there is no test set, the
-    validation set plays it.
+    The validation set is the one of the source, or else is held out of its training set. Without a test set, the
+    validation set is also used for testing.
 
     Args:
-        size: int, height and width to which pictures are scaled and cut.
-        random_crops: bool, whether training cuts random parts (`Stream.crops`); others are then scaled to 256 / 224
-            of the size first.
-        broken: see `folder.listing`.
-        cache: folder that keeps what is decoded (see `Stream.cache_in`), but for random crops; "" keeps nothing.
+        size: int, height and width in pixels to which pictures are scaled and cropped.
+        random_crops: bool, whether training uses random crops (see `Stream.crop_randomly`). All other pictures are then
+            scaled to 256 / 224 of the size before their center is cropped.
+        broken: see `folder.list_part`.
+        cache: folder in which decoded pictures are kept (see `Stream.cache_in`), except random crops; "" for none.
         workers: see `Stream`.
 
     Raises:
@@ -246,7 +247,7 @@ def load_streamed(
 
     parts, classes = load_object(find_dataset(name).reader)(name, data_dir, broken)
     if len(classes) < 2:
-        raise InputError(f"dataset={name} must have two classes or more, it has {len(classes)}")
+        raise InputError(f"dataset={name} must have two classes or more, but has {len(classes)}")
     streams = {
         part: Stream(listing, size, CROP_MARGIN if random_crops else 1.0, workers) for part, listing in parts.items()
     }
@@ -271,7 +272,7 @@ def _shorten_name(name):
 
 
 def describe_streams(data):
-    """What a person should know of streamed data, in a line or two: sizes, balance, and which set plays which."""
+    """Return one or two lines about streamed data: number of classes, balance, and a missing test set."""
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
     few, many = counts.argmin(), counts.argmax()
     smallest, largest = (_shorten_name(data.classes[i]) for i in (few, many))
@@ -280,5 +281,5 @@ def describe_streams(data):
         f"largest {largest} with {counts[many]:,} ({counts[many] / counts[few]:.1f} times as many)"
     ]
     if data.test.images is data.validation.images:
-        lines.append(f"no test set: the validation set, {len(data.test.labels):,} pictures, plays it")
+        lines.append(f"no test set: the validation set ({len(data.test.labels):,} pictures) is also used for testing")
     return lines

@@ -1,7 +1,7 @@
-"""Picture files of every format that Pillow decodes, as RGB pixels; may be called from several threads.
+"""Decodes picture files to RGB pixels, in every format that Pillow supports. Threads may call it concurrently.
 
-Decoding takes up to `BYTES_A_PIXEL` of memory for each pixel of the file. All threads together decode at most
-`LARGEST_PIXELS` at a time, so that the whole process takes no more than 2.2 GB for it, whatever the pictures are.
+Decoding takes up to `BYTES_A_PIXEL` bytes of memory for each pixel of the file. All threads together decode at most
+`LARGEST_PIXELS` pixels at a time, which limits the memory to 2.2 GB for any pictures.
 """
 
 import contextlib
@@ -17,19 +17,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from Training.errors import InputError, format_path, shorten
 from Training.files import LARGEST_PICTURE, open_file
 
-LARGEST_PIXELS = 90_000_000  # of a picture, and of all pictures that are decoded at a time
+LARGEST_PIXELS = 90_000_000  # of a picture, and of all pictures that are decoded at the same time
 BYTES_A_PIXEL = 24  # measured: 6 to 14 for most formats, 19 for JPEG 2000, 22 for WebP
-DRAFT = 2  # a JPEG is decoded to at least this multiple of the size that is asked for
-NOT_READ = ("EPS",)  # Pillow would run Ghostscript, a program, on the file
-BLOCK = 2**20  # pixels of a picture whose numbers are stretched at a time
+DRAFT = 2  # a JPEG is decoded to at least this multiple of the requested size
+NOT_READ = ("EPS",)  # Pillow would run Ghostscript on the file
+BLOCK = 2**20  # pixels whose values are stretched at a time
 LARGEST_NUMBER = float(np.finfo("float32").max)
 
-# Once for the process, since `catch_warnings` is not made for threads: what Pillow only warns of, it reads.
+# Pillow's warnings are about files that it can read. The filter is set globally: `catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Budget:
-    """An amount that threads share: `with budget.take(n)` waits until `n` of it are free."""
+    """An amount that threads share: `with budget.take(n)` waits until `n` are free."""
 
     def __init__(self, total):
         self.total = total
@@ -53,23 +53,23 @@ _PIXELS = Budget(LARGEST_PIXELS)
 
 
 def read(path, size=None, raw=None):
-    """The first frame of a picture file, upright (EXIF), as RGB.
+    """Decode the first frame of a picture file as RGB, rotated as its EXIF data says.
 
-    Grey, palette and CMYK are converted; transparency lies over white. 16 bits a channel are scaled to 8; numbers
-    without a fixed range (32-bit, floating point) are stretched between their lowest and highest.
+    Grey, palette and CMYK pictures are converted; transparent ones are blended over white. Channels of 16 bits are
+    scaled to 8. Values without a fixed range (32-bit integers, floats) are stretched from their lowest to their
+    highest.
 
     Args:
         path: a file of any format that Pillow decodes, except EPS.
-        size: `(height, width)` in pixels, or None for the picture's own. A picture of another size is scaled until it
-            just covers this one (bicubic, antialiased), and its middle is taken; one of this size stays bit for bit.
-        raw: the file's bytes where they lie in another file; `path` then only names them.
+        size: `(height, width)` in pixels, or None to keep the size. A picture of another size is scaled until it just
+            covers this one (bicubic, antialiased), and its center is cropped. One of this size is not changed.
+        raw: bytes of the file if it is part of another file; `path` is then only its name.
 
     Returns:
         uint8 `(height, width, 3)`.
 
     Raises:
-        InputError: in one line that names the file: it is not there, no picture, truncated, or has more than
-            `LARGEST_PIXELS`.
+        InputError: the file does not exist, is not a picture, is truncated, or has more than `LARGEST_PIXELS` pixels.
     """
     try:
         with open_file(path, LARGEST_PICTURE) if raw is None else io.BytesIO(raw) as file:
@@ -83,21 +83,21 @@ def read(path, size=None, raw=None):
     except FileNotFoundError:
         raise InputError(f"{format_path(path)} does not exist") from None
     except UnidentifiedImageError:
-        raise InputError(f"{format_path(path)} is not a picture that can be read") from None
-    # A broken file can raise nearly anything; none of it may reach the user as a traceback.
+        raise InputError(f"{format_path(path)} is not a readable picture") from None
+    # A damaged file can raise nearly anything; the user must not see a traceback.
     except Exception as error:
         reason = getattr(error, "strerror", None) or shorten(error)
         raise InputError(f"{format_path(path)} cannot be read: {reason}") from None
 
 
 def _count_pixels(image, size):
-    """The pixels that decoding to a size takes memory for; the picture is set to be decoded small where it can.
+    """Return the number of pixels to reserve memory for, and ask for decoding at a reduced size if possible.
 
-    A progressive JPEG that is decoded small still has all its coefficients in memory, a quarter of the bytes.
+    A progressive JPEG decoded at a reduced size still has all its coefficients in memory, a quarter of the bytes.
     """
     pixels, before = image.width * image.height, image.size
     if pixels > LARGEST_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} are more than {LARGEST_PIXELS:,} pixels")
+        raise ValueError(f"{image.width}x{image.height} is more than {LARGEST_PIXELS:,} pixels")
     if image.format in NOT_READ:
         raise ValueError(f"{image.format} is not supported")
     if size:
@@ -108,7 +108,7 @@ def _count_pixels(image, size):
 
 def _decode(image, size):
     image.load()
-    # PPM, whose 16 bits Pillow gives as 32
+    # Pillow returns the 16 bits of a PPM as 32.
     sixteen = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")
     image = _convert_to_eight_bits(_orient(image), sixteen)
     if size:
@@ -117,13 +117,13 @@ def _decode(image, size):
 
 
 def _orient(image):
-    with contextlib.suppress(Exception):  # broken EXIF says nothing of the pixels
+    with contextlib.suppress(Exception):  # the pixels are fine even if the EXIF data is damaged
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
 def _convert_to_eight_bits(image, sixteen):
-    """As mode RGB or RGBA; `sixteen` says that the numbers of a grey picture are of 16 bits."""
+    """Return a picture of mode RGB or RGBA; `sixteen` is True if the values of a grey picture have 16 bits."""
     if image.mode[0] in "IF":  # I, F, I;16, I;16B
         values = np.asarray(image)
         grey = (values >> 8).astype("uint8") if sixteen else _stretch(values)
@@ -133,7 +133,7 @@ def _convert_to_eight_bits(image, sixteen):
 
 
 def _stretch(values):
-    """Grey values as uint8: 0 the lowest, 255 the highest; in blocks, since the arithmetic takes 8 bytes a number."""
+    """Return grey values stretched to uint8, computed in blocks to save memory."""
 
     def finite(block):
         return np.nan_to_num(block.astype("float64"), posinf=LARGEST_NUMBER, neginf=-LARGEST_NUMBER)
@@ -154,9 +154,9 @@ def _blend_over_white(image):
 
 
 def find_pictures(folder):
-    """Picture files in a folder and below it, sorted: those whose ending is one of Pillow's.
+    """Return the sorted picture files in and below a folder: those with a file extension that Pillow knows.
 
-    Hidden files, and all that lies in hidden folders below this one, are left out.
+    Hidden files and folders are left out.
 
     Raises:
         InputError: a folder cannot be read.

@@ -1,4 +1,4 @@
-"""Own pictures in folders, one a class."""
+"""Reads your own pictures from one folder per class."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +16,11 @@ from Training.files import LARGEST_PICTURE, open_file
 
 # How whole files of the two common formats begin and end.
 WHOLE = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
-MOST_NAMED = 10  # of the files that are not used
+MOST_NAMED = 10  # unused files named in a warning
 
 
 class Scanned(NamedTuple):
-    """The files of one class: names, sizes, times of those that can be read, and a line for each of the others."""
+    """The pictures of one class, and a message for each file that cannot be read."""
 
     names: list[str]
     sizes: list[int]
@@ -29,7 +29,7 @@ class Scanned(NamedTuple):
 
 
 def looks_whole(path):
-    """Whether a file begins and ends as a whole JPEG or PNG file does; False says nothing."""
+    """Return whether a file begins and ends like a complete JPEG or PNG file; other pictures give False."""
     try:
         with open_file(path, LARGEST_PICTURE) as file:
             head = file.read(8)
@@ -41,10 +41,9 @@ def looks_whole(path):
 
 
 def scan(folder, decode):
-    """The pictures right in a folder, sorted by name, hidden files left out.
+    """Return the pictures directly in a folder, sorted by name, without hidden files.
 
-    What looks like a whole JPEG or PNG file is taken for one, unless `decode` asks to decode every file; all others
-    are decoded once.
+    Files that look like complete JPEG or PNG files are accepted, unless `decode` is True. All others are decoded once.
     """
     found = Scanned([], [], [], [])
     with os.scandir(folder) as entries:
@@ -63,7 +62,7 @@ def scan(folder, decode):
 
 
 def _list(folder):
-    """Names of the directories and of the other files in a directory, both sorted; hidden ones are left out."""
+    """Return the names of the directories and of the other files in a directory, both sorted, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
@@ -72,39 +71,40 @@ def _list(folder):
     return [name for name, is_folder in found if is_folder], [name for name, is_folder in found if not is_folder]
 
 
-def class_folders(folder):
-    """Names of the directories in a directory, sorted; hidden ones are left out.
+def list_classes(folder):
+    """Return the sorted names of the directories in a directory, without hidden ones.
 
     Raises:
-        InputError: there is none.
+        InputError: there are none.
     """
     names, _ = _list(folder)
     if not names:
         raise InputError(
-            f"{format_path(folder)} must have a folder for each class, and has none: move each picture into "
+            f"{format_path(folder)} must contain a folder for each class, but has none: move each picture into "
             f"{Path(folder).name}/<class>/ (for ImageNet's flat val, by the labels of its development kit)"
         )
     return names
 
 
-def listing(folder, classes, broken="skip"):
-    """The pictures of one part, in the order of classes and names.
+def list_part(folder, classes, broken="skip"):
+    """Return the pictures of one part, in the order of classes and names.
 
     Args:
-        folder: path, with a folder for each class.
+        folder: path with a folder for each class.
         classes: names of all classes, whose positions are the labels.
-        broken: "skip" names on the standard error what cannot be read; "refuse" decodes every file at once.
+        broken: "skip" warns about files that cannot be read; "refuse" decodes every file now, and raises an error.
 
     Returns:
         `listing.Listing`.
 
     Raises:
-        InputError: a class that is not in `classes` or cannot be read, no picture at all, or a broken one to refuse.
+        InputError: a class is not in `classes` or cannot be read, there is no picture at all, or `broken="refuse"`
+            and a file cannot be read.
     """
-    names = class_folders(folder)
+    names = list_classes(folder)
     unknown = sorted(set(names) - set(classes))
     if unknown:
-        raise InputError(f"{format_path(folder)} has classes that train/ lacks: {', '.join(unknown):.200}")
+        raise InputError(f"{format_path(folder)} has classes that are missing in train/: {', '.join(unknown):.200}")
     with ThreadPoolExecutor(2 * count_cores()) as pool:
         try:
             found = list(pool.map(lambda name: scan(Path(folder) / name, broken == "refuse"), names))
@@ -113,7 +113,7 @@ def listing(folder, classes, broken="skip"):
     report_broken(folder, [line for each in found for line in each.broken], broken)
     paths = [f"{folder}/{name}/{file}" for name, each in zip(names, found) for file in each.names]
     if not paths:
-        raise InputError(f"{format_path(folder)} has no picture that can be read")
+        raise InputError(f"{format_path(folder)} has no readable picture")
     labels = np.repeat([classes.index(name) for name in names], [len(each.names) for each in found]).astype("int32")
     identity = repr([(name, each.names, each.sizes) for name, each in zip(names, found)])
     place = repr((os.path.realpath(folder), [each.times for each in found]))
@@ -121,7 +121,7 @@ def listing(folder, classes, broken="skip"):
 
 
 def report_broken(folder, lines, broken):
-    """Name each picture that cannot be read, or refuse them."""
+    """Warn about each file that cannot be read or, if `broken` is "refuse", raise `InputError`."""
     if lines and broken == "refuse":
         raise InputError(
             f"{len(lines)} files in {format_path(folder)} cannot be read: {lines[0]}; repair or remove them, or give "
@@ -130,11 +130,11 @@ def report_broken(folder, lines, broken):
     for line in lines:
         warn(f"skipped: {line}")
     if lines:
-        warn(f"{len(lines)} files in {format_path(folder)} are not pictures that can be read, and were skipped")
+        warn(f"{len(lines)} files in {format_path(folder)} cannot be read as pictures, and were skipped")
 
 
 def report_unused(root, parts):
-    """Name in one line what is in a folder of pictures but not in a class of a part; hidden files are left out."""
+    """Warn in one line about files and folders that belong to no class of a part; hidden ones are left out."""
     folders, unused = _list(root)
     unused += [f"{name}/" for name in folders if name not in parts]
     unused += [f"{name}/{file}" for name in parts for file in _list(root / name)[1]]
@@ -145,16 +145,16 @@ def report_unused(root, parts):
 
 
 def read(name, data_dir, broken="skip"):
-    """The parts of a folder with `train/<class>/*` and, if they are there, `val/<class>/*` and `test/<class>/*`.
+    """Read the parts of a folder with `train/<class>/*` and, optionally, `val/<class>/*` and `test/<class>/*`.
 
-    The validation set may also be called `valid`, `validation` or `dev`. What is there and not used is named on the
-    standard error.
+    The validation set may also be called `valid`, `validation` or `dev`. A warning names files that are not used.
 
     Returns:
         `({"train": Listing, ...}, classes)`; the classes are the folders of train/, sorted.
 
     Raises:
-        InputError: see `listing`; or no train/, two validation sets, or a class without a picture to train on.
+        InputError: see `list_part`; or there is no train/, there are two validation sets, or a class has no training
+            picture.
     """
     refuse_missing(name, data_dir)
     root = Path(data_dir)
@@ -162,10 +162,10 @@ def read(name, data_dir, broken="skip"):
         raise InputError(f"--data-dir {format_path(root)}: not a directory")
     folders = find_parts(_list(root)[0])
     if "train" not in folders:
-        raise InputError(f"--data-dir {format_path(root)} must have train/<class>/, and has no folder train")
+        raise InputError(f"--data-dir {format_path(root)} must contain train/<class>/, but has no folder train")
     report_unused(root, folders.values())
-    classes = class_folders(root / "train")
-    parts = {part: listing(root / folder, classes, broken) for part, folder in folders.items()}
+    classes = list_classes(root / "train")
+    parts = {part: list_part(root / folder, classes, broken) for part, folder in folders.items()}
     empty = [classes[i] for i in np.flatnonzero(np.bincount(parts["train"].labels, minlength=len(classes)) == 0)]
     if empty:
         raise InputError(f"{format_path(root / 'train')} has classes without a picture: {', '.join(empty):.200}")

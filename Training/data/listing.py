@@ -1,4 +1,4 @@
-"""What is known of a set of pictures before any is decoded."""
+"""Listings of pictures: what is known about them before any is decoded."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import numpy as np
 from Training.errors import InputError
 
 PARTS = ("train", "val", "test")
-VALIDATION = ("val", "valid", "validation", "dev")  # usual names of the part "val"
+VALIDATION = ("val", "valid", "validation", "dev")  # common names of the part "val"
 
 
 def find_parts(names):
-    """Which of the names of folders or splits are the parts of a data set, `{part: name}`.
+    """Return which names of folders or splits are the parts of a data set, as `{part: name}`.
 
     Raises:
-        InputError: two of them are usual names of the same part.
+        InputError: two of them are names of the validation set.
     """
     held_out = [name for name in VALIDATION if name in names]
     if len(held_out) > 1:
@@ -26,21 +26,21 @@ def find_parts(names):
 
 
 class Listing(NamedTuple):
-    """What is known of a set of pictures before any is decoded."""
+    """What is known about a set of pictures before any is decoded."""
 
-    fetch: Callable  # from a position to `(name, raw)`; raw is None where the name is a file's path
+    fetch: Callable  # from a position to `(name, raw)`; raw is None if the name is the path of a file
     labels: np.ndarray  # int32 (n,)
     identity: str  # a digest that changes when pictures are added, removed or resized
-    shard: np.ndarray | None = None  # (n,), the file that holds each picture, where one holds many
-    place: str = ""  # where the pictures lie, and since when: a cache of them is for these alone
+    shard: np.ndarray | None = None  # (n,), the number of each picture's shard, or None for single files
+    place: str = ""  # the pictures' location and times of change, which identify a cache of them
 
 
 def digest(raw):
-    """SHA-256 of bytes, in hexadecimal digits."""
+    """Return the SHA-256 of bytes in hexadecimal digits."""
     return hashlib.sha256(raw).hexdigest()
 
 
 def refuse_missing(name, data_dir):
-    """Raise `InputError` if a data set that lies in a folder was given none."""
+    """Raise `InputError` if no folder is given for a data set that needs one."""
     if not data_dir:
         raise InputError(f"dataset={name} needs its folder: give --data-dir")

@@ -1,11 +1,11 @@
-"""Thousands of pictures in one file: TFRecord files that `python -m Training.tools.shards` writes.
+"""Reads shards: TFRecord files with thousands of pictures each, written by `python -m Training.tools.shards`.
 
-A record is a `tf.train.Example` with the picture file as it was (`image/encoded`) and its class (`image/class/label`),
-so that TensorFlow's own readers take the shards too. Next to them `index.npz` says where each picture's bytes are: any
-picture can be read at once, without TensorFlow, and an epoch's order is a permutation as for other data sets.
+A record is a `tf.train.Example` with the unchanged picture file (`image/encoded`) and its class (`image/class/label`),
+which TensorFlow's own readers can read too. The file `index.npz` next to the shards contains the position of each
+picture, so any picture can be read directly, without TensorFlow, and epochs are shuffled as for other data sets.
 
-Nothing in the index is trusted: types and ranges are checked before it is used, and the checksums of a record each time
-that its picture is read.
+The index is not trusted: its types and ranges are checked before it is used. The checksums of a record are checked each
+time its picture is read.
 """
 
 import io
@@ -27,19 +27,22 @@ LARGEST_INDEX = 256 * 2**20  # bytes, packed and unpacked: 8 million pictures
 LARGEST_SHARD = 2**40  # bytes
 # A record is its length (8 bytes), the checksum of that (4), the Example, and the checksum of that (4).
 HEADER, CHECKSUM = struct.Struct("<QI"), struct.Struct("<I")
-AROUND = 128  # bytes of a record before and after its picture, at most; there are about 40 and 40
+AROUND = 128  # most bytes of a record before and after its picture; usually about 40 each
 
 
-def shard_name(part, number, count):
-    """The name of one of `count` shards."""
+def name_shard(part, number, count):
+    """Return the file name of one of `count` shards."""
     return f"{part}-{number:05d}-of-{count:05d}.tfrecord"
 
 
 def read(name, data_dir, broken="skip"):
-    """The parts of a folder of shards, as `folder.read` gives them.
+    """Read the parts of a folder of shards.
+
+    Returns:
+        `({"train": Listing, ...}, classes)`, as `folder.read`.
 
     Raises:
-        InputError: no index, a broken one, or a shard that is missing or too short.
+        InputError: the index is missing or invalid, or a shard is missing or too short.
     """
     refuse_missing(name, data_dir)
     path = Path(data_dir) / INDEX
@@ -47,7 +50,9 @@ def read(name, data_dir, broken="skip"):
         raw = read_bytes(path, LARGEST_INDEX)
         index = load_index(raw, path)
         place = f"{os.path.realpath(path)} {path.stat().st_mtime_ns}"
-        parts = {part: _listing(path, part, index, digest(raw), place) for part in PARTS if f"{part}_label" in index}
+        parts = {
+            part: _make_listing(path, part, index, digest(raw), place) for part in PARTS if f"{part}_label" in index
+        }
     except OSError as error:
         raise InputError(
             f"{format_path(error.filename or path)} cannot be read ({error.strerror or error}): --data-dir must be a "
@@ -59,14 +64,15 @@ def read(name, data_dir, broken="skip"):
 
 
 def load_index(raw, path):
-    """The columns of an index, int64 `(n,)` by `<part>_<column>`, and the list of class names as "classes".
+    """Return the columns of an index, `{"<part>_<column>": int64 (n,)}`, and the list of class names as "classes".
 
     Args:
         raw: the bytes of `index.npz`.
-        path: names the file in messages.
+        path: path of the file, for messages.
 
     Raises:
-        InputError: not an index, more than `LARGEST_INDEX` bytes unpacked, or a value of a wrong type or out of range.
+        InputError: the bytes are not an index, unpack to more than `LARGEST_INDEX` bytes, or contain a value of a wrong
+            type or out of range.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as file:
@@ -81,24 +87,24 @@ def load_index(raw, path):
                 if f"{part}_label" in file
             }
         if names.ndim != 1 or names.dtype.kind != "U":
-            raise ValueError(f"classes must be a row of texts, received {names.dtype} {names.shape}")
+            raise ValueError(f"classes must be a vector of strings, received {names.dtype} {names.shape}")
         index = {"classes": names.tolist()}
         for part, columns in arrays.items():
             index.update(_check_part(part, columns, len(names)))
-    # A broken archive or array can raise nearly anything.
+    # A damaged archive or array can raise nearly anything.
     except Exception as error:
         raise InputError(f"{format_path(path)} is not an index of shards: {shorten(error)}") from None
     return index
 
 
 def _check_part(part, columns, classes):
-    """The columns of one part as int64.
+    """Return the columns of one part as int64.
 
     Raises:
-        ValueError: a wrong type, shape or value.
+        ValueError: a column has a wrong type, shape or value.
     """
     count = columns["label"].size
-    limits = {"shard": count, "offset": 2**62, "length": LARGEST_PICTURE, "label": classes}  # below which they are
+    limits = {"shard": count, "offset": 2**62, "length": LARGEST_PICTURE, "label": classes}  # exclusive
     checked = {}
     for name, values in columns.items():
         column = f"{part}_{name}"
@@ -111,10 +117,10 @@ def _check_part(part, columns, classes):
     return checked
 
 
-def _listing(path, part, index, identity, place):
+def _make_listing(path, part, index, identity, place):
     shard, offset, length, label = (index[f"{part}_{name}"] for name in COLUMNS)
     count = int(shard.max()) + 1
-    paths = [path.with_name(shard_name(part, number, count)) for number in range(count)]
+    paths = [path.with_name(name_shard(part, number, count)) for number in range(count)]
     ends = np.zeros(count, "int64")
     np.maximum.at(ends, shard, offset + length)
     for file, end in zip(paths, ends):
@@ -131,15 +137,15 @@ def _listing(path, part, index, identity, place):
 
 
 def read_picture(path, offset, length):
-    """The bytes of a picture in a shard, from a record whose checksums are right.
+    """Return the bytes of a picture in a shard, after checking the checksums of its record.
 
-    The index says where the picture is, not where its record starts: that is the one place before it from which a
-    length with its checksum leads to an end behind the picture.
+    The index contains the position of the picture, not of its record. The record starts at the one place before the
+    picture where a length with a correct checksum reaches beyond the picture.
 
     Args:
-        path: of the shard.
+        path: path of the shard.
         offset: int, position of the picture in bytes.
-        length: int, bytes of the picture.
+        length: int, length of the picture in bytes.
 
     Raises:
         InputError: there is no such record, or its checksum is wrong.
@@ -149,7 +155,7 @@ def read_picture(path, offset, length):
         file.seek(offset - before)
         raw = file.read(before + length + AROUND + CHECKSUM.size)
     if len(raw) < before + length:
-        raise InputError(f"{format_path(path)} is truncated: it ends within the picture at byte {offset}")
+        raise InputError(f"{format_path(path)} is truncated: it ends inside the picture at byte {offset}")
     for start in range(before - HEADER.size, -1, -1):
         size, checksum = HEADER.unpack_from(raw, start)
         end = start + HEADER.size + size
@@ -159,4 +165,4 @@ def read_picture(path, offset, length):
             if CHECKSUM.unpack_from(raw, end)[0] == compute_masked_crc32c(raw[start + HEADER.size : end]):
                 return raw[before : before + length]
             raise InputError(f"{format_path(path)}, byte {offset}: the record's checksum is wrong")
-    raise InputError(f"{format_path(path)}, byte {offset}: no record with a right checksum is around the picture")
+    raise InputError(f"{format_path(path)}, byte {offset}: the picture is not in a record with correct checksums")

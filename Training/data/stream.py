@@ -1,4 +1,4 @@
-"""Pictures that are decoded when they are asked for, in place of an array that holds them all."""
+"""Streams of pictures that are decoded on demand, instead of an array of all pictures."""
 
 import errno
 import os
@@ -16,17 +16,17 @@ from Training.devices import count_cores
 from Training.errors import InputError
 from Training.files import open_own
 
-TRIES = 10  # pictures of a class that are tried in the place of a broken one
-AREA = (0.08, 1.0)  # of a picture that a random crop takes
-ASPECT = (3 / 4, 4 / 3)  # width to height of a random crop
+TRIES = 10  # other pictures of the class that are tried in place of a broken one
+AREA = (0.08, 1.0)  # share of a picture's area in a random crop
+ASPECT = (3 / 4, 4 / 3)  # ratio of width to height of a random crop
 
 
 def draw_crop(rng, height, width):
-    """A random part of a picture, as `(left, top, right, bottom)` in pixels.
+    """Draw a random crop of a picture, `(left, top, right, bottom)` in pixels.
 
-    Its area is uniform in 8 to 100 % of the picture, its aspect ratio log-uniform in 3:4 to 4:3; where ten draws do
-    not fit into the picture, it is the middle square. Source: Szegedy et al. 2015, https://arxiv.org/abs/1409.4842,
-    section 6, the scale and aspect ratio augmentation that Wang et al. 2017 name.
+    Its area is uniform between 8 and 100 % of the picture, its aspect ratio log-uniform between 3:4 and 4:3. If ten
+    draws do not fit into the picture, the crop is the center square. Source: Szegedy et al. 2015,
+    https://arxiv.org/abs/1409.4842, section 6, the scale and aspect ratio augmentation that Wang et al. 2017 use.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*AREA)
@@ -41,19 +41,19 @@ def draw_crop(rng, height, width):
 
 
 class Stream:
-    """Pictures behind the face of an array: `stream[positions]` decodes them to uint8 `(n, size, size, 3)`.
+    """Pictures with the interface of an array: `stream[positions]` decodes them to uint8 `(n, size, size, 3)`.
 
-    A picture is scaled until it just covers the square, and its middle is taken. One that cannot be decoded is named
-    once, and the next of its class takes its place: the same one in every epoch and in a resumed run. It may be read
-    from several threads.
+    A picture is scaled until it just covers the square, and its center is cropped. If a picture cannot be decoded, a
+    warning is printed once, and the next one of its class is used instead: the same one in every epoch and in a resumed
+    run. A stream is thread-safe.
 
     Args:
         listing: `Listing`.
         size: int, height and width in pixels.
-        margin: float, size of the square that a picture covers over the size of the middle that is taken.
-        workers: int, threads that should read batches; 0 is one a core, but at least 2.
-        positions: those of the listing that belong to this stream; None is all.
-        broken: set that gets the listing's positions of pictures that cannot be decoded, or None for one of its own.
+        margin: float, pictures are scaled to cover `margin * size` pixels before their center is cropped.
+        workers: int, number of threads that should read batches; 0 for one per core, but at least 2.
+        positions: positions in the listing that belong to this stream; None for all.
+        broken: set to which the listing's positions of undecodable pictures are added; None for a new one.
     """
 
     dtype = np.dtype("uint8")
@@ -75,12 +75,12 @@ class Stream:
         return len(self.positions)
 
     def take(self, positions, axis=0):
-        """A part of the stream, itself a stream, as `ndarray.take` gives a part of an array."""
+        """Return a part of the stream as a stream, like `ndarray.take`."""
         return Stream(self.listing, self.size, self.margin, self.workers, self.positions[positions], self.broken)
 
     @property
     def shard(self):
-        """The file that holds each picture, or None where each has its own."""
+        """The number of each picture's shard, or None if each picture is a file of its own."""
         return None if self.listing.shard is None else self.listing.shard[self.positions]
 
     def __getitem__(self, index):
@@ -88,57 +88,60 @@ class Stream:
         if positions.ndim == 0:
             return self[positions[None]][0]
         if self.pixels is None:
-            return self._stacked([self._middle(i) for i in positions])
+            return self._stack([self._crop_center(i) for i in positions])
         missing = positions[~self.done[positions].astype(bool)]
         for i in missing:
-            self.pixels[i] = self._middle(i)
-            self.done[i] = self.positions[i] not in self.broken  # a broken one is to be named in the next run too
+            self.pixels[i] = self._crop_center(i)
+            self.done[i] = self.positions[i] not in self.broken  # the next run must warn about a broken one too
         return np.array(self.pixels[positions])
 
-    def crops(self, positions, key):
-        """The same pictures, but of each a random part (see `draw_crop`), a function of `key` and position alone.
+    def crop_randomly(self, positions, key):
+        """Return random crops of pictures (see `draw_crop`), which depend only on `key` and the position.
 
         Args:
             positions: ints.
             key: tuple of ints, the seed and the epoch.
-        """
-        return self._stacked([self._crop(i, np.random.default_rng((*key, i))) for i in positions])
 
-    def _stacked(self, images):
+        Returns:
+            uint8 `(n, size, size, 3)`.
+        """
+        return self._stack([self._crop(i, np.random.default_rng((*key, i))) for i in positions])
+
+    def _stack(self, images):
         return np.stack(images) if images else np.zeros((0, *self.shape[1:]), self.dtype)
 
-    def _middle(self, i):
+    def _crop_center(self, i):
         side = round(self.size * self.margin)
-        image = self._decoded(i, (side, side))
+        image = self._decode(i, (side, side))
         start = (side - self.size) // 2
         return image[start : start + self.size, start : start + self.size]
 
     def _crop(self, i, rng):
-        image = self._decoded(i, None)
+        image = self._decode(i, None)
         box = draw_crop(rng, *image.shape[:2])
         part = Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR, box, reducing_gap=3.0)
         return np.asarray(part)
 
-    def _decoded(self, i, size):
+    def _decode(self, i, size):
         reason = None
-        for j in self._candidates(i):
+        for j in self._list_candidates(i):
             try:
                 name, raw = self.listing.fetch(self.positions[j])
                 return decoding.read(name, size, raw)
             except (InputError, OSError) as error:
                 reason = str(error)
-                self._name(j, reason)
+                self._report_broken(j, reason)
         with self.lock:
-            self.failure = self.failure or f"no picture of a class can be read any more: {reason}"
+            self.failure = self.failure or f"no more pictures of a class can be read: {reason}"
         raise InputError(self.failure)
 
-    def _candidates(self, i):
-        """The picture itself and then the next ones of its class, round the end."""
+    def _list_candidates(self, i):
+        """Yield the position of the picture, then those of the next ones of its class, cyclically."""
         yield i
         same = np.flatnonzero(self.labels == self.labels[i])
         yield from np.roll(same, -np.searchsorted(same, i))[1 : TRIES + 1]
 
-    def _name(self, i, reason):
+    def _report_broken(self, i, reason):
         with self.lock:
             new = self.positions[i] not in self.broken
             self.broken.add(self.positions[i])
@@ -146,18 +149,18 @@ class Stream:
             warn(f"skipped: {reason}")
 
     def cache_in(self, folder):
-        """Keep what is decoded in a file of this folder from now on, `len * size * size * 3` bytes, mapped to memory.
+        """Keep decoded pictures in a memory-mapped file of `len * size * size * 3` bytes in this folder.
 
-        The file is named after the pictures, their place and the size: a later run uses it again; another set,
-        or one that was written again, gets another file.
-        A killed process leaves it usable; after a power cut it should be deleted.
+        The name of the file depends on the pictures, their location and the size, so later runs use it again, and a set
+        of pictures that was changed gets a new file. The file stays usable if the process is killed; delete it after a
+        power failure.
 
         Raises:
             InputError: the folder cannot be written, or the disk is too full.
         """
         positions = digest(self.positions.tobytes())
-        what = (self.listing.identity, self.listing.place, self.size, self.margin, len(self), positions)
-        path = Path(folder) / f"{digest(repr(what).encode())[:16]}.pixels"
+        key = (self.listing.identity, self.listing.place, self.size, self.margin, len(self), positions)
+        path = Path(folder) / f"{digest(repr(key).encode())[:16]}.pixels"
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.pixels = _map_file(path, self.shape)
@@ -167,12 +170,12 @@ class Stream:
 
 
 def _map_file(path, shape):
-    """A uint8 array in a file, zeros if it is new; its space is reserved at once: the disk cannot be full later."""
+    """Map a file to a uint8 array, zeros if it is new. Its space is reserved now, so the disk cannot fill up later."""
     with open_own(path) as file:
         size = int(np.prod(shape))
         try:
             os.posix_fallocate(file.fileno(), 0, size)
-        except (AttributeError, OSError) as error:  # not on this system, or not on this file system
+        except (AttributeError, OSError) as error:  # not supported by this system or this file system
             if getattr(error, "errno", errno.EINVAL) not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
             file.truncate(size)
@@ -180,14 +183,14 @@ def _map_file(path, shape):
 
 
 class ReadAhead:
-    """Gives `read(index)` for rising indices, which threads make before they are asked for.
+    """Returns `read(index)` for increasing indices, computed ahead of time in threads.
 
-    Keras' own threads are not used: what they have ready when a pass is left early, as its trainer on JAX leaves the
-    pass by which it sees what the data looks like, they give first in the next one, and the order is lost.
+    Keras' own threads are not used. If a pass over the data is left early, as by its JAX trainer when it looks at the
+    first batch, they return the batches that were ready at the start of the next pass, and the order is lost.
 
     Args:
         read: function of an index.
-        workers: int, threads; 0 reads when it is asked for.
+        workers: int, number of threads; 0 to read on demand.
     """
 
     def __init__(self, read, workers):
@@ -198,14 +201,14 @@ class ReadAhead:
         self.lock = threading.Lock()
 
     def clear(self):
-        """Forget what was read for another order."""
+        """Discard values that were read ahead for another order."""
         with self.lock:
             for future in self.pending.values():
                 future.cancel()
             self.pending = {}
 
     def get(self, index, end):
-        """The value at `index`, while those behind it, up to `end`, are being read."""
+        """Return the value at `index`, and start reading the following ones, up to `end`."""
         if self.pool is None:
             return self.read(index)
         with self.lock:
@@ -218,26 +221,29 @@ class ReadAhead:
 
 
 def shuffle_locally(rng, shard, at_once):
-    """A random order that keeps reads together: shards in random order, and so many at a time read in random order.
+    """Draw an order that reads few shards at a time: shards in random order, and pictures mixed over groups of shards.
 
     Args:
         rng: `np.random.Generator`.
         shard: ints `(n,)`, the shard of each picture.
-        at_once: int, shards whose pictures are mixed.
+        at_once: int, number of shards in a group.
+
+    Returns:
+        ints `(n,)`, a permutation of the pictures.
     """
     groups = np.array_split(rng.permutation(shard.max() + 1), -(-(shard.max() + 1) // at_once))
     return np.concatenate([rng.permutation(np.flatnonzero(np.isin(shard, group))) for group in groups])
 
 
 def sum_over_chunks(function, images, positions):
-    """The sum of `function(pixels)` over images in chunks of 32; a stream's chunks are decoded in parallel."""
+    """Return the sum of `function(pixels)` over images in chunks of 32; a stream's chunks are decoded in parallel."""
     chunks = np.array_split(positions, max(len(positions) // 32, 1))
     with ThreadPoolExecutor(getattr(images, "workers", 1)) as pool:
         return sum(pool.map(lambda chosen: function(images[chosen]), chunks))
 
 
 def compute_mean_image(images):
-    """Mean of each pixel and channel over all images, float32 `(height, width, channels)`, from exact sums.
+    """Return the mean of each pixel and channel over all images, float32 `(height, width, channels)`, from exact sums.
 
     Args:
         images: array or `Stream`, uint8 `(n, height, width, channels)`.
@@ -247,7 +253,7 @@ def compute_mean_image(images):
 
 
 def compute_channel_statistics(images, positions):
-    """Mean and standard deviation of each channel over some images, float32 `(channels,)`, from exact counts."""
+    """Return mean and standard deviation of each channel over images, float32 `(channels,)`, from exact counts."""
 
     def histograms(pixels):
         return np.stack([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(pixels.shape[-1])])

@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets by their name (`--dataset tfds:NAME`), an optional package."""
+"""Reads data sets of TensorFlow Datasets (`--dataset tfds:NAME`), an optional package."""
 
 import contextlib
 import io
@@ -11,23 +11,24 @@ from Training.data.listing import Listing, digest, find_parts
 from Training.errors import InputError, shorten
 from Training.files import read_bytes, replace_file
 
-LARGEST_LABELS = 2**30  # bytes of a file of labels, four each
+LARGEST_LABELS = 2**30  # bytes of a file of labels, four bytes per label
 
 
 def read(name, data_dir="", broken="skip"):
-    """The parts of a data set for classification, prepared (and downloaded) where it is not yet.
+    """Read the parts of a data set for classification; download and prepare it if necessary.
 
-    It is kept as ArrayRecord files, which give any example at once; pictures stay encoded until they are asked for.
+    It is prepared as ArrayRecord files, which allow random access. Pictures are decoded on demand.
 
     Args:
         name: "tfds:" and a name as `tensorflow_datasets.builder` takes it, such as "tfds:imagenette/160px-v2".
-        data_dir: folder with the prepared data; "" is the package's own, `~/tensorflow_datasets`.
+        data_dir: folder with the prepared data; "" for the default of the package, `~/tensorflow_datasets`.
 
     Returns:
-        `({"train": Listing, ...}, classes)`, as `folder.read` gives them.
+        `({"train": Listing, ...}, classes)`, as `folder.read`.
 
     Raises:
-        InputError: the package is not there, the data set cannot be had, or has no pictures with one class each.
+        InputError: the package is not installed, or the data set is not available or has no pictures with one class
+            each.
     """
     name = name.removeprefix("tfds:")
     try:
@@ -40,11 +41,11 @@ def read(name, data_dir="", broken="skip"):
             builder.download_and_prepare()
         sources = builder.as_data_source(decoders={"image": tfds.decode.SkipDecoding()})
         classes = tuple(builder.info.features["label"].names)
-    # The package raises many kinds of errors, some of them pages long.
+    # The package raises many kinds of exceptions, some with pages of text.
     except Exception as error:
-        raise InputError(f"--dataset tfds:{name} cannot be had: {shorten(error)}") from None
+        raise InputError(f"--dataset tfds:{name} is not available: {shorten(error)}") from None
     chosen = find_parts(sources)
-    parts = {part: _listing(name, split, sources[split], builder.data_dir) for part, split in chosen.items()}
+    parts = {part: _make_listing(name, split, sources[split], builder.data_dir) for part, split in chosen.items()}
     parts = {part: listing for part, listing in parts.items() if listing}
     unused = [split for split in sources if split not in [chosen[part] for part in parts]]
     if unused:
@@ -57,14 +58,14 @@ def read(name, data_dir="", broken="skip"):
 
 
 def read_labels(source, path):
-    """The labels of a split, int32 `(n,)`; kept in a file, since reading them means reading every record.
+    """Return the labels of a split, int32 `(n,)`, and keep them in a file: reading them means reading every record.
 
     Args:
         source: a sequence of examples.
-        path: of the file, which is in the folder of this version of the data set. If it cannot be used, the records are
-            read; if it cannot be written, they are read in the next run too.
+        path: path of the file, in the folder of this version of the data set. If it cannot be used, the records are
+            read; if it cannot be written, the next run reads them again.
     """
-    with contextlib.suppress(Exception):  # a broken file can raise nearly anything
+    with contextlib.suppress(Exception):  # a damaged file can raise nearly anything
         labels = np.load(io.BytesIO(read_bytes(path, LARGEST_LABELS)), allow_pickle=False)
         if labels.dtype == np.int32 and labels.shape == (len(source),):
             return labels
@@ -76,8 +77,8 @@ def read_labels(source, path):
     return labels
 
 
-def _listing(name, split, source, folder):
-    """The pictures of a split, or None if it is empty or, as ImageNet's test set, without labels."""
+def _make_listing(name, split, source, folder):
+    """Return the pictures of a split, or None if it is empty or, like ImageNet's test set, has no labels."""
     labels = read_labels(source, Path(folder) / f"labels-{split}.npy")
     if not len(labels) or labels.min() < 0:
         return None

@@ -1,4 +1,4 @@
-"""The recipe of a run: every hyper-parameter, what it can be, and the named recipes."""
+"""The recipe of a run: all hyper-parameters, their choices, and the named recipes."""
 
 from Training.recipe.choices import AUGMENTATIONS, DATASETS, OPTIMIZERS, dataset_names, find_dataset, is_streamed
 from Training.recipe.label import label_run

@@ -1,6 +1,6 @@
-"""What a recipe can choose from: data sets, augmentations and optimizers, one row each.
+"""The choices of a recipe: data sets, augmentations and optimizers, one row each.
 
-A row names the code that does the work, as `module:name`, so that reading a recipe starts no framework. To add an
+A row names the code that does the work as `module:name`, so that reading a recipe does not start a framework. To add an
 entry, add a row here and the code that it names (see CONTRIBUTING.md).
 """
 
@@ -18,7 +18,7 @@ class Dataset(NamedTuple):
     """
 
     reader: str
-    streamed: bool = False  # pictures are decoded when they are needed, not held in memory
+    streamed: bool = False  # pictures are decoded on demand, not held in memory
     mirrored: bool = True  # the mirror image of an image belongs to the same class
     named: bool = False  # the name continues after a colon, as in tfds:NAME
 
@@ -37,9 +37,9 @@ class Augmentation(NamedTuple):
     """An augmentation: its help text, its layer, and the recipe's fields that are the layer's arguments."""
 
     help: str
-    layer: str = ""  # "" is no change
+    layer: str = ""  # "" for no augmentation
     fields: tuple[str, ...] = ()
-    random_crops: bool = False  # decoding cuts random parts out of whole pictures, which must be streamed
+    random_crops: bool = False  # random crops are cut from whole pictures during decoding, so they must be streamed
 
 
 AUGMENTATIONS = {
@@ -50,12 +50,12 @@ AUGMENTATIONS = {
     ),
     "crop": Augmentation("pad 4, crop, flip (the paper's)", "Training.engine.augmentation:RandomCrop", ("flip",)),
     "imagenet": Augmentation(
-        "crops of random scale and aspect, flip, colour (the paper's), for streamed pictures",
+        "crops of random scale and aspect ratio, flip, colour (the paper's), for streamed pictures",
         "Training.engine.augmentation:RandomLighting",
         ("flip",),
         random_crops=True,
     ),
-    "none": Augmentation("no change"),
+    "none": Augmentation("no augmentation"),
 }
 
 
@@ -63,14 +63,14 @@ class Optimizer(NamedTuple):
     """An optimizer: its class, its default learning rate, and the recipe's fields that are its arguments."""
 
     kind: str
-    rate: float  # learning rate if none is given
+    rate: float  # default learning rate
     fields: tuple[str, ...] = ()
     l2: bool = True  # L2 may be added to the gradient; False for optimizers that are defined with decoupled decay
 
 
-# Default rates are Keras' own or, where those suit other tasks, the paper's or PyTorch's. Not here: Ftrl, which is made
-# for sparse linear models, and ScheduleFreeAdamW, which replaces the schedule and evaluates other weights than it
-# trains.
+# Default rates are those of Keras or, if they are meant for other tasks, of the optimizer's paper or of PyTorch. Not
+# included: Ftrl, which is made for sparse linear models, and ScheduleFreeAdamW, which replaces the schedule and
+# evaluates other weights than those it trains.
 OPTIMIZERS = {
     "sgd": Optimizer("Training.engine.optimizers:SGD", 0.1, ("momentum",)),
     "adam": Optimizer("keras.optimizers:Adam", 1e-3),
@@ -123,7 +123,7 @@ def dataset_names():
 
 
 def is_streamed(dataset):
-    """Return whether the pictures of a data set are decoded when they are needed.
+    """Return whether the pictures of a data set are decoded on demand.
 
     Raises:
         ValueError: no data set has this name.

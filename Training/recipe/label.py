@@ -1,21 +1,21 @@
-"""Short names of runs: the network, how it learns, the data, and what differs from the nearest named recipe."""
+"""Makes short names of runs: network, learning, data set, and differences from the nearest named recipe."""
 
 import re
 
 from Training.recipe.named import RECIPES
 from Training.recipe.recipe import Recipe, compared_fields
 
-ALWAYS = ("model", "learning", "dataset")  # part of every label
-MOST_NAMED = 4  # differences in a label
+ALWAYS = ("model", "learning", "dataset")  # fields in every label
+MOST_NAMED = 4  # differences shown in a label
 LONGEST = 100  # characters
 
 
 def find_differences(recipe):
-    """Return the named recipe that is nearest to a recipe, and what differs from it.
+    """Return the named recipe that is nearest to a recipe, and the differences from it.
 
     Returns:
-        `(name, {field: value})`, the name "" for the defaults; only fields that say what is trained are compared, and
-        network, learning and data set are not.
+        `(name, {field: value})`, the name "" for the defaults. Only fields that determine what is trained are compared,
+        without network, learning and data set.
     """
     fields = [name for name in compared_fields() if name not in ALWAYS]
     found = {}
@@ -30,7 +30,7 @@ def find_differences(recipe):
 def label_run(recipe):
     """Return a short name for a run of a recipe, such as "attention_56-arl-digits-quick-epochs=3".
 
-    It is part of a folder's name, which TensorBoard shows: letters, digits and `._=,-` only.
+    It is part of the name of the run's folder: only letters, digits and `._=,-`.
     """
     name, different = find_differences(recipe)
     shown = [f"{field}={_format(value)}" for field, value in different.items()]

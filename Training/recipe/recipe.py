@@ -1,4 +1,4 @@
-"""The recipe of a run: every hyper-parameter once, with its help text and its range."""
+"""The recipe of a run: all hyper-parameters, with their help texts and ranges."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from Training.recipe.choices import (
 )
 
 _WARMUP_FIELDS = ("warmup_epochs", "epochs", "schedule")
-SCHEDULES_WITHOUT_WARMUP = ("step", "constant", "plateau")  # schedules
+SCHEDULES_WITHOUT_WARMUP = ("step", "constant", "plateau")
 
 
 def option(
@@ -38,16 +38,16 @@ def option(
 
     Args:
         default: the default value.
-        text: help text, or a function that returns it, for texts made from tables that others may extend.
-        choices: values that are allowed.
-        low, high: smallest and largest value.
-        check: function that raises `ValueError` for a bad value.
-        compared: bool, whether runs with different values were trained differently. False for fields that only say
-            where and how a run was computed or written.
-        streamed_only: bool, whether only streamed pictures have a use for it.
+        text: help text, or a function that returns it if it depends on a table that can be extended.
+        choices: valid values.
+        low, high: smallest and largest valid value.
+        check: function that raises `ValueError` for an invalid value.
+        compared: bool, whether a different value means different training. False for fields that only say where and
+            how a run is computed or written.
+        streamed_only: bool, whether the field is only for streamed pictures.
         movable: bool, whether a resumed run may change it.
-        before: value in recipes that were written before the field existed, so that such runs resume as they began;
-            None is the default value.
+        before: value for recipes that were written before the field existed, so that such runs resume as they began;
+            None for the default value.
     """
     limits = {"choices": choices, "low": low, "high": high, "check": check}
     roles = {"compared": compared, "streamed_only": streamed_only, "movable": movable}
@@ -59,14 +59,14 @@ def parse_shares(text):
     """Return the numbers in a text such as "0.4,0.6".
 
     Raises:
-        ValueError: they are not numbers between 0 and 1 that rise.
+        ValueError: they are not increasing numbers between 0 and 1.
     """
     try:
-        values = [float(word) for word in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
         values = [math.nan]
     if not all(a < b for a, b in zip([0, *values], [*values, 1])):
-        raise ValueError(f"must be rising shares between 0 and 1, such as 0.4,0.6, received {text!r:.80}")
+        raise ValueError(f"must be increasing shares between 0 and 1, such as 0.4,0.6, received {text!r:.80}")
     return values
 
 
@@ -74,7 +74,7 @@ def parse_steps(text):
     """Return the first and the last step in a text such as "10-20", or None for "".
 
     Raises:
-        ValueError: they are not two whole numbers from 1 on that do not fall.
+        ValueError: they are not two whole numbers, the first at least 1, the second not below the first.
     """
     if not text:
         return None
@@ -87,17 +87,18 @@ def parse_steps(text):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every hyper-parameter of a training run. Flags, `--help` and `recipe.json` are made from this class.
+    """All hyper-parameters of a training run. Flags, `--help` and `recipe.json` are generated from this class.
 
     Raises:
-        InputError: a value outside its choices or range, or two values that exclude each other.
+        InputError: a value is outside its choices or range, or two values exclude each other.
     """
 
     # What is trained
     dataset: str = option("cifar10", describe_datasets, check=find_dataset)
     data_dir: str = option(
         "",
-        "folder with the official archive or its unpacked folder; with train/<class>/; of shards",
+        "cifar10, cifar100: folder with the official archive or its unpacked folder; folder: folder with "
+        "train/<class>/; shards: folder with the shards; tfds: folder of prepared data sets",
         compared=False,
         movable=True,
     )
@@ -113,14 +114,14 @@ class Recipe:
     )
     cache: str = option(
         "",
-        "streamed pictures: folder that keeps them decoded, as size * size * 3 bytes each",
+        "streamed pictures: folder in which decoded pictures are kept, size * size * 3 bytes each",
         compared=False,
         streamed_only=True,
         movable=True,
     )
     workers: int = option(
         0,
-        "streamed pictures: threads that decode; 0 is one per core",
+        "streamed pictures: number of decoding threads; 0 is one per core, but at least 2",
         low=0,
         high=1024,
         compared=False,
@@ -128,16 +129,18 @@ class Recipe:
         movable=True,
     )
     shards_at_once: int = option(
-        0, "shards: number that is shuffled together, so that reading stays sequential; 0 is all", low=0
+        0, "shards: number of shards that are shuffled together, so that reading stays sequential; 0 is all", low=0
     )
     mean: str = option(
         "auto",
-        "mean to subtract: pixel, the mean image; channel, mean and deviation of 256 images; imagenet, ImageNet's; "
-        "auto is channel for streamed pictures, otherwise pixel",
+        "mean to subtract: pixel, the mean image; channel, mean and deviation of each channel over 256 images; "
+        "imagenet, those of ImageNet; auto is channel for streamed pictures, otherwise pixel",
         choices=("auto", "pixel", "channel", "imagenet"),
     )
-    samples: int = option(0, "limit of training images, the same share of each class; 0 is no limit", low=0)
-    validation_split: float = option(0.1, "share of the training set held out, stratified", low=0.0, high=0.9)
+    samples: int = option(0, "limit of training images, with the same share of each class; 0 is no limit", low=0)
+    validation_split: float = option(
+        0.1, "share of the training set held out for validation, stratified", low=0.0, high=0.9
+    )
     model: str = option("attention_56", f"network: {', '.join(NETWORKS)}, or another depth 36 m + 20", check=parse_name)
     geometry: str = option(
         "compact", "parts around the attention blocks: stem, widths, last units", choices=tuple(GEOMETRIES)
@@ -153,27 +156,27 @@ class Recipe:
     weights: str = option(
         "",
         "weights to start from: those that come with the project (cifar10), a run's folder or a .keras file; the "
-        "classifier starts over if the classes are others",
+        "classifier is new if the number of classes differs",
     )
-    freeze: str = option("", "stem, stage_1, ... or a layer's name: the network up to it keeps its weights")
+    freeze: str = option("", "stem, stage_1, ... or the name of a layer: the layers up to it keep their weights")
     # How it is trained
     epochs: int = option(200, "passes over the training set", low=1, high=100_000)
     minutes: float = option(
         0.0,
-        "train as many epochs as fit into these minutes, decided after the first epoch; the learning rate then runs "
-        "through the schedule of --epochs in that many; 0 is no limit",
+        "train as many epochs as fit into these minutes, decided after the first epoch; the schedule of the learning "
+        "rate is then stretched or shortened to them; 0 is no limit",
         low=0.0,
         high=1e6,
     )
     batch_size: int = option(64, "images per step", low=1, high=65_536)
     optimizer: str = option("sgd", "optimizer; sgd has Nesterov momentum", choices=OPTIMIZERS)
     learning_rate: float = option(0.0, describe_optimizers, low=0.0, high=100.0)
-    momentum: float = option(0.9, "momentum of sgd", low=0.0, high=0.9999)
+    momentum: float = option(0.9, "sgd: momentum", low=0.0, high=0.9999)
     accumulate: int = option(
-        1, "steps over which gradients are averaged before each update of the weights", low=1, high=10_000
+        1, "number of steps over which gradients are averaged before each update", low=1, high=10_000
     )
     clip_norm: float = option(
-        0.0, "largest global norm of the gradients, which are scaled down to it; 0 is no limit", low=0.0, high=1e6
+        0.0, "global norm to which larger gradients are scaled down; 0 is no clipping", low=0.0, high=1e6
     )
     schedule: str = option(
         "cosine",
@@ -181,9 +184,9 @@ class Recipe:
         "divides by 10 after 10 epochs without a lower validation loss",
         choices=("step", "cosine", "linear", "constant", "plateau"),
     )
-    step_at: str = option("0.4,0.6", "schedule step: shares of the run, rising, between 0 and 1", check=parse_shares)
+    step_at: str = option("0.4,0.6", "schedule step: increasing shares of the run, between 0 and 1", check=parse_shares)
     warmup_epochs: float = option(
-        5.0, "epochs of linear warm-up from 0; with cosine and linear only", low=0.0, high=1000.0
+        5.0, "epochs of linear warm-up from 0; only with cosine and linear", low=0.0, high=1000.0
     )
     weight_decay: float = option(1e-4, "weight decay", low=0.0, high=10.0)
     weight_decay_kind: str = option(
@@ -192,19 +195,21 @@ class Recipe:
         f"is decoupled for {', '.join(name for name, row in OPTIMIZERS.items() if not row.l2)}, otherwise l2",
         choices=("auto", "l2", "decoupled"),
     )
-    decay_all: bool = option(True, "decay batch normalization and biases too (the paper's way)")
+    decay_all: bool = option(True, "also decay batch normalization and biases, as in the paper")
     class_weights: str = option(
         "none",
-        "balanced weighs the loss of each image by the inverse frequency of its class, with a mean of 1",
+        "balanced weights the loss of each image by the inverse frequency of its class, with a mean of 1",
         choices=("none", "balanced"),
     )
-    label_smoothing: float = option(0.0, "share of each label spread evenly over all classes", low=0.0, high=0.99)
+    label_smoothing: float = option(
+        0.0, "share of each label that is spread evenly over all classes", low=0.0, high=0.99
+    )
     label_noise: float = option(
         0.0, "share of the training labels replaced by another class, as in the paper's table 5", low=0.0, high=1.0
     )
     ema: float = option(
         0.0,
-        "decay per step of an average of the weights, kept at the end of the run; 0 is none",
+        "decay per step of an exponential moving average of the weights, which the run keeps at its end; 0 is none",
         low=0.0,
         high=0.99999,
     )
@@ -213,21 +218,23 @@ class Recipe:
     shift: float = option(0.1, "affine: largest shift, as a share of height and width", low=0.0, high=1.0)
     flip: bool = option(True, "flip half of the images left to right; never done to digits")
     alternate_flip: bool = option(
-        False, "flip each image in every second epoch, starting with half of them, instead of at random"
+        False, "flip each image in every second epoch, half of them in each, instead of at random"
     )
-    cutout: int = option(0, "side of a square that is blanked in each image, in pixels; 0 is none", low=0, high=1024)
+    cutout: int = option(0, "side in pixels of a square that is blanked in each image; 0 is none", low=0, high=1024)
     mix: str = option(
-        "none", "mix each image and its label with another: whole (mixup) or a window (cutmix), in a uniform share",
-        choices=("none", "mixup", "cutmix"),
+        "none", "mix each image and its label with another: whole images (mixup) or windows (cutmix), with a uniform "
+        "share", choices=("none", "mixup", "cutmix"),
     )  # fmt: skip
     mix_until: float = option(1.0, "share of the epochs after which images are no longer mixed", low=0.0, high=1.0)
     test_flip: bool = option(
-        False, "also test with each image and its mirror image averaged; reported in addition", compared=False
-    )
+        False, "also report the test error with each image's and its mirror image's probabilities averaged",
+        compared=False,
+    )  # fmt: skip
     statistics_share: float = option(
         0.05,
-        "share of the training images (a batch to 10,000) over which normalization statistics are recomputed before "
-        "each validation and at the end; with --ema, the averaged weights are validated; 0 keeps moving statistics",
+        "share of the training images (between one batch and 10,000) over which normalization statistics are "
+        "recomputed before each validation and at the end; with --ema, the averaged weights are then validated; 0 "
+        "keeps the moving statistics",
         low=0.0,
         high=1.0,
         before=0.0,
@@ -235,23 +242,23 @@ class Recipe:
     patience: int = option(
         0, "stop after this many epochs without a lower validation loss; 0 is never", low=0, high=100_000
     )
-    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1, compared=False)
+    seed: int = option(0, "seed of weights, order of images and augmentation", low=0, high=2**31 - 1, compared=False)
     # How it is computed
     precision: str = option(
         "float32",
-        "arithmetic; auto is mixed_bfloat16 where the GPU or, on TensorFlow, the processor multiplies in it, otherwise "
-        "float32, and is recorded as what it was",
+        "arithmetic; auto is mixed_bfloat16 if the GPU or, on TensorFlow, the processor has instructions for it, "
+        "otherwise float32; recipe.json records the choice",
         choices=("float32", "mixed_bfloat16", "mixed_float16", "auto"),
     )
-    jit: bool = option(False, "compile the step with XLA (JAX always does)", compared=False)
+    jit: bool = option(False, "compile the training step with XLA (JAX always does)", compared=False)
     compile_cache: str = option(
         "",
-        "folder that keeps what XLA compiles for later runs: on JAX, and on TensorFlow with --jit",
+        "folder in which XLA's compiled code is kept for later runs: on JAX, and on TensorFlow with --jit",
         compared=False,
         movable=True,
     )
     steps_per_execution: int = option(
-        1, "steps in one call of the compiled function", low=1, high=10_000, compared=False
+        1, "training steps in one call of the compiled function", low=1, high=10_000, compared=False
     )
     distribute: str = option(
         "none",
@@ -260,12 +267,12 @@ class Recipe:
         compared=False,
     )
     data_on_device: bool = option(
-        False, "keep all images on the device, as bytes; only indices are sent in each step", compared=False
+        False, "keep all images on the device as bytes, and send only indices in each step", compared=False
     )
     # What is written
     logs: str = option("Logs", "folder in which the run's folder is created", compared=False, movable=True)
     checkpoint_steps: int = option(
-        0, "steps between checkpoints within an epoch; 0 saves only at its end", low=0, compared=False
+        0, "steps between checkpoints within an epoch; 0 saves only at the end of epochs", low=0, compared=False
     )
     checkpoint_epochs: int = option(
         1, "epochs between checkpoints; the last epoch is always saved", low=1, compared=False
@@ -273,16 +280,16 @@ class Recipe:
     masks_every: int = option(
         5, "epochs between pictures of the soft masks in TensorBoard; 0 is never", low=0, compared=False
     )
-    histograms: bool = option(False, "histograms of the weights in TensorBoard, each epoch", compared=False)
+    histograms: bool = option(False, "write histograms of the weights for TensorBoard in each epoch", compared=False)
     projector: bool = option(
         False,
-        "features of up to 2,000 test images on TensorBoard's page PROJECTOR, at the end",
+        "write the features of up to 2,000 test images for TensorBoard's PROJECTOR page at the end",
         compared=False,
         movable=True,
     )
     mistakes: int = option(
         0,
-        "most confidently wrong test images that TensorBoard shows at the end; 0 is none",
+        "number of most confidently wrong test images that TensorBoard shows at the end; 0 is none",
         low=0,
         high=100,
         compared=False,
@@ -290,7 +297,7 @@ class Recipe:
     )
     profile: str = option(
         "",
-        "N-M: trace these training steps, counted from 1, for TensorBoard's page PROFILE (which needs the package "
+        "N-M: trace these training steps, counted from 1, for TensorBoard's PROFILE page (which needs the package "
         "tensorboard-plugin-profile)",
         check=parse_steps,
         compared=False,
@@ -306,17 +313,17 @@ class Recipe:
         self._check_pictures()
 
     def _resolve_defaults(self):
-        """Replace the values that stand for the optimizer's defaults."""
+        """Replace the values that mean the optimizer's defaults."""
         row = OPTIMIZERS[self.optimizer]
         if not self.learning_rate:
-            object.__setattr__(self, "learning_rate", row.rate)  # the class is frozen for all others
+            object.__setattr__(self, "learning_rate", row.rate)  # the class is frozen
         if self.weight_decay_kind == "auto":
             object.__setattr__(self, "weight_decay_kind", "l2" if row.l2 else "decoupled")
 
     def _check_optimizer(self):
         if not OPTIMIZERS[self.optimizer].l2 and self.weight_decay_kind == "l2":
             raise InputError(
-                f"optimizer={self.optimizer} decouples its weight decay: give --weight-decay-kind decoupled"
+                f"optimizer={self.optimizer} is defined with decoupled weight decay: give --weight-decay-kind decoupled"
             )
         if self.accumulate > 1 and self.distribute == "mirrored":
             raise InputError(
@@ -327,7 +334,7 @@ class Recipe:
             raise InputError(f"mix_until={self.mix_until:g} needs --mix mixup or cutmix, received mix=none")
 
     def _check_length(self):
-        """Refuse schedules, limits and validation that exclude each other."""
+        """Refuse combinations of schedule, epochs and validation that are impossible."""
         if self.warmup_epochs and self.schedule not in ("cosine", "linear"):
             raise InputError(
                 f"warmup_epochs={self.warmup_epochs:g} needs schedule=cosine or linear, received "
@@ -336,21 +343,21 @@ class Recipe:
         if self.schedule in ("cosine", "linear") and self.warmup_epochs >= self.epochs:
             raise InputError(f"warmup_epochs must be less than epochs={self.epochs}, received {self.warmup_epochs:g}")
         if self.freeze and not self.weights:
-            raise InputError("freeze keeps weights that are already trained: give --weights, too")
+            raise InputError("freeze keeps weights that are already trained: also give --weights")
         if not self.validation_split and (self.schedule == "plateau" or self.patience):
             raise InputError(
                 "schedule=plateau and patience watch the validation loss: give a --validation-split above 0"
             )
 
     def _check_pictures(self):
-        """Refuse options that this kind of data set does not have."""
+        """Refuse options that do not apply to this kind of data set."""
         if not is_streamed(self.dataset):
             for item in dataclasses.fields(self):
                 if item.metadata["streamed_only"] and getattr(self, item.name) != item.default:
                     raise InputError(f"{item.name} is for folder, shards or tfds:NAME, received dataset={self.dataset}")
             if AUGMENTATIONS[self.augmentation].random_crops:
                 raise InputError(
-                    f"augmentation={self.augmentation} cuts its crops from whole pictures: give --dataset folder, "
+                    f"augmentation={self.augmentation} cuts random crops from whole pictures: give --dataset folder, "
                     f"shards or tfds:NAME, received dataset={self.dataset}"
                 )
         elif self.data_on_device or self.alternate_flip:
@@ -371,7 +378,7 @@ class Recipe:
 
     @property
     def random_crops(self):
-        """Whether decoding cuts random parts out of the training pictures."""
+        """Whether random crops are cut from the training pictures during decoding."""
         return AUGMENTATIONS[self.augmentation].random_crops
 
     def to_json(self):
@@ -383,7 +390,7 @@ class Recipe:
         """Return the recipe that `to_json` wrote.
 
         Raises:
-            InputError: not a JSON object, an unknown field, or a value out of its range.
+            InputError: the text is not a JSON object, or has an unknown field or a value out of its range.
         """
         try:
             values = json.loads(text)
@@ -398,7 +405,7 @@ class Recipe:
 
 
 def _check(item, value):
-    """Refuse a value of the wrong type, outside its choices or outside its range."""
+    """Raise `InputError` if a value has the wrong type, or is outside its choices or its range."""
     expected, limits = item.type, item.metadata
     shown = f"{value!r:.80}"
     if expected is float and type(value) is int:
@@ -421,17 +428,17 @@ def _check(item, value):
 
 
 def make_recipe(base, given):
-    """Return a recipe of common values and of those that the user gave, which take precedence.
+    """Return a recipe with the values of a base and with those that the user gave, which take precedence.
 
     A warm-up that the user did not give is left out if the schedule has none, and shortened to half of the run if the
-    run is not longer than it. One that the user gave is never changed.
+    run is not longer than the warm-up. One that the user gave is never changed.
 
     Args:
         base: dictionary of fields, such as a named recipe; other fields have their defaults.
         given: dictionary of fields that the user gave.
 
     Raises:
-        InputError: a value outside its choices or range, or values that exclude each other.
+        InputError: a value is outside its choices or range, or two values exclude each other.
     """
     values = {**base, **given}
     if "warmup_epochs" not in given:
@@ -450,10 +457,10 @@ def values_before():
 
 
 def compared_fields():
-    """Return the names of the fields that determine what was trained, not only where and how it was computed."""
+    """Return the names of the fields that determine what is trained, not only where and how it is computed."""
     return [item.name for item in dataclasses.fields(Recipe) if item.metadata["compared"]]
 
 
 def movable_fields():
-    """Return the names of the fields that a resumed run may change: places and threads, not the training."""
+    """Return the names of the fields that a resumed run may change, such as folders and numbers of threads."""
     return [item.name for item in dataclasses.fields(Recipe) if item.metadata["movable"]]

@@ -115,7 +115,7 @@ def read_result(path):
     except (ValueError, RecursionError) as error:
         raise InputError(f"{format_path(path)} is not JSON: {shorten(error)}") from None
     if not isinstance(result, dict):
-        raise InputError(f"{format_path(path)} must be a JSON object, it is {type(result).__name__}")
+        raise InputError(f"{format_path(path)} must be a JSON object, not {type(result).__name__}")
     for name, number in NUMBERS.items():
         if name not in result and number.needed:
             raise InputError(f"{format_path(path)} has no {name}")

@@ -6,7 +6,7 @@ import numpy as np
 
 from Training.console import entry_point, report_errors, run_program, start_keras
 from Training.data import folder
-from Training.data.shards import COLUMNS, INDEX, shard_name
+from Training.data.shards import COLUMNS, INDEX, name_shard
 from Training.errors import InputError, shorten
 from Training.files import LARGEST_PICTURE, read_bytes
 from Training.flags import Parser
@@ -22,7 +22,7 @@ def write_part(part, listing, out, per_shard):
     count = -(-len(order) // per_shard)
     rows = []
     for number in range(count):
-        path, end = str(Path(out) / shard_name(part, number, count)), 0
+        path, end = str(Path(out) / name_shard(part, number, count)), 0
         with tf.io.TFRecordWriter(path) as writer:
             for i in order[number * per_shard : (number + 1) * per_shard]:
                 raw, label = read_bytes(listing.fetch(i)[0], LARGEST_PICTURE), int(listing.labels[i])

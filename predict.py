@@ -1,4 +1,4 @@
-"""Classify pictures: print the most probable classes of each, by trained weights or a network that a run saved."""
+"""Classify pictures: print the most probable classes of each, with trained weights or the network of a run."""
 
 import contextlib
 import csv
@@ -31,22 +31,24 @@ PROGRAM = "predict.py"
 DEFAULT_MODEL = "cifar10"  # weights in weights/
 BATCH = 64  # pictures in memory at a time
 WIDEST = 60  # characters of the column of paths
-LONGEST_NAME = 255  # bytes of a file's name, unless the file system says otherwise
+LONGEST_NAME = 255  # bytes of a file name, unless the file system has another limit
 MASKS = ".masks.png"
 
 
 def parse(arguments):
     parser = Parser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder with pictures at any depth")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a picture, or a folder that is searched for pictures"
+    )
     parser.add_argument(
         "--model",
         metavar="NAME|RUN|FILE",
         help=f"weights such as cifar10-nal, a run's folder or a .keras file (default: {DEFAULT_MODEL})",
     )
     parser.add_argument("--best", action="store_true", help="best.keras (by validation accuracy), not last.keras")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes shown (default: 5)")
-    parser.add_argument("--csv", metavar="FILE", help="write a table to this file; - is the console")
-    parser.add_argument("--masks", metavar="DIR", help="write each picture with its soft masks to this folder")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="number of classes to print (default: 5)")
+    parser.add_argument("--csv", metavar="FILE", help="write a CSV table to this file; - is the standard output")
+    parser.add_argument("--masks", metavar="DIR", help="draw each picture with its soft masks to this folder")
     options = parser.parse_args(arguments)
     if options.top < 1:
         parser.error(f"--top must be 1 or more, received {options.top}")
@@ -54,26 +56,26 @@ def parse(arguments):
 
 
 def expand_paths(images):
-    """Return the pictures that files and folders name, as pairs: the path, and its name below what was given.
+    """Return the pictures in these files and folders as pairs: the path, and the path relative to the folder.
 
     Raises:
         InputError: a path does not exist, or a folder has no pictures.
     """
     found = []
-    if "" in images:  # a shell makes this of "$PICTURE" if it is not set; it does not mean the current folder
+    if "" in images:  # "$PICTURE" with an unset variable must not mean the current folder
         raise InputError("a picture or a folder is needed, received ''")
     for path in map(Path, images):
         if not os.path.exists(path):
             raise InputError(f"{format_path(path)} does not exist")
         inside = decoding.find_pictures(path) if path.is_dir() else None
         if inside == []:
-            raise InputError(f"{format_path(path)} holds no pictures")
+            raise InputError(f"{format_path(path)} contains no pictures")
         found += [(path, Path(path.name))] if inside is None else [(each, each.relative_to(path)) for each in inside]
     return found
 
 
 def read_batches(found, size):
-    """Yield pictures as `(numbers, images)`: positions in `found`, and uint8 `(n, *size, 3)`; broken ones are named."""
+    """Yield batches of positions in `found` and images, uint8 `(n, *size, 3)`; warn about broken pictures."""
 
     def attempt(pair):
         try:
@@ -83,7 +85,7 @@ def read_batches(found, size):
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(found), BATCH):
-            with silence_stderr():  # libtiff reports broken files there
+            with silence_stderr():  # libtiff writes warnings about damaged files there
                 results = list(pool.map(attempt, found[start : start + BATCH]))
             for error in results:
                 if isinstance(error, InputError):
@@ -94,7 +96,7 @@ def read_batches(found, size):
 
 
 def predict_batch(model, images, rows):
-    """Return the output of a model for a batch, which is filled up to `rows` images: it is compiled for one shape."""
+    """Return the output of a model for a batch, which is padded to `rows` images so that only one shape is compiled."""
     filled = np.concatenate([images, np.repeat(images[-1:], rows - len(images), axis=0)])
     outputs = model.predict_on_batch(filled)
     if isinstance(outputs, dict):
@@ -110,7 +112,7 @@ def rank(probabilities, names, count):
 
 @contextlib.contextmanager
 def open_table(target, found, top):
-    """Give a function of a path and its classes that writes a row: for a person, or as CSV to the file `target`."""
+    """Yield a function of a path and its classes that prints them or, if `target` is given, writes a row of CSV."""
     if not target:
         width = min(max(len(escape_console(path)) for path, _ in found), WIDEST) if len(found) > 1 else 0
         yield lambda path, rows: print_classes(path, rows, width)
@@ -126,7 +128,7 @@ def open_table(target, found, top):
 
 
 def print_classes(path, rows, width):
-    """Print the classes of one picture: as a list, or as a line with the path in `width` characters."""
+    """Print the classes of one picture: as a list or, if `width` is not 0, as a line that begins with the path."""
     shown = [(shorten_name(escape_console(name), LONGEST_CELL), 100 * share) for name, share in rows]
     if width:
         print(f"{escape_console(path):<{width}}  {', '.join(f'{name} {share:.1f} %' for name, share in shown)}")
@@ -136,10 +138,10 @@ def print_classes(path, rows, width):
 
 
 def make_mask_folder(target, found):
-    """Make the folder for mask pictures and return its path.
+    """Create the folder for mask pictures and return its path.
 
     Raises:
-        InputError: two pictures would have the same name in it, or it cannot be made.
+        InputError: two pictures would have the same name in it, or it cannot be created.
     """
     names = [name for _, name in found]
     twice = next((name for name, number in Counter(names).items() if number > 1), None)
@@ -155,7 +157,7 @@ def make_mask_folder(target, found):
 
 
 def write_masks(path, image, masks):
-    """Write a picture and the heat of each block's mask as a PNG file; returns whether its path is short enough."""
+    """Write a picture with a heat map of each block's mask as a PNG file; return whether its path is short enough."""
     from Training.visual import plots
 
     figure = plots.draw_masks(image[None], {block: mask[None] for block, mask in masks.items()}, [path.name])
@@ -171,10 +173,10 @@ def write_masks(path, image, masks):
 
 
 def name_mask_picture(path):
-    """Return the name `<picture>.masks.png`; one that is too long for the file system is cut, with a digest of it."""
+    """Return the name `<picture>.masks.png`; if it is too long for the file system, its end is replaced by a digest."""
     try:
         limit = os.pathconf(path.parent, "PC_NAME_MAX")
-    except (OSError, ValueError, AttributeError):  # AttributeError: Windows has no such function
+    except (OSError, ValueError, AttributeError):  # AttributeError: on Windows
         limit = LONGEST_NAME
     raw = os.fsencode(path.name)
     if len(raw) + len(MASKS) <= limit:
@@ -184,7 +186,7 @@ def name_mask_picture(path):
 
 
 def read_class_names(path, count):
-    """Return the class names that the run has written next to its network, or numbers, with a note."""
+    """Return the class names next to the network or, with a warning, numbers."""
     from Training.runs import saved
 
     names = saved.read_classes(path, count)
@@ -194,21 +196,21 @@ def read_class_names(path, count):
 
 
 def report_network(path, options):
-    """Print which network is used, if the run's folder has two."""
+    """Print which network is used if the run's folder has two."""
     if (
         options.model
         and Path(options.model).is_dir()
         and all(path.with_name(f"{name}.keras").is_file() for name in ("last", "best"))
     ):
-        other = "last.keras, the weights at the end, without --best" if options.best else "best.keras with --best"
+        other = "without --best: last.keras, the final weights" if options.best else "with --best: best.keras"
         warn(f"{PROGRAM}: classified by {format_path(path)} ({other})")
 
 
 def find_model(model, best):
-    """Return the file of the network; by default that of the weights of the project.
+    """Return the file of the network; by default, of the weights that come with the project.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such file.
     """
     from Model.weights import find_weights
     from Training.runs import saved
@@ -223,7 +225,7 @@ def find_model(model, best):
 
 
 def predict(options):
-    """Predict all pictures.
+    """Classify all pictures.
 
     Returns:
         `(broken, unwritten, total)`: the numbers of pictures that could not be read, of mask pictures that could not be

@@ -39,12 +39,12 @@ def build(recipe, data):
             classifier_l2=recipe.classifier_l2,
             preprocessing=mean_subtraction(*data.mean_and_std(recipe.mean)),
         )
-    except ValueError as error:  # a depth that these p and t cannot give, or images too small for the masks
+    except ValueError as error:  # a depth that is impossible with p and t, or images too small for the masks
         raise InputError(str(error)) from None
 
 
 def read(recipe):
-    """Return the recipe's data; notes on streamed pictures are printed."""
+    """Return the recipe's data, and print notes about streamed pictures."""
     from Training.data.datasets import describe_streams, load_for_recipe
 
     data = load_for_recipe(recipe)
@@ -68,7 +68,7 @@ def train(recipe, resume=None, build=build):
     data = read(recipe)
     data.refuse_batch(recipe.batch_size)
 
-    # Only now: wrong flags and missing data are reported without waiting for a framework to start.
+    # The framework is started only now, so that wrong flags and missing data are reported without a wait.
     devices.use_compile_cache(recipe.compile_cache, os.environ.get("KERAS_BACKEND") or "tensorflow")
     keras = start_keras(recipe.distribute)
     with (
@@ -80,7 +80,7 @@ def train(recipe, resume=None, build=build):
 
 
 def train_on(hardware, keras, data, recipe, resume, build):
-    """Train and test on these devices; only the first of several processes writes and prints."""
+    """Train and test on these devices. With several processes, only the first writes and prints."""
     from Training.engine import evaluation, event_callbacks, final_events
     from Training.engine.fine_tuning import freeze, load_weights
     from Training.engine.fit import fit
@@ -97,7 +97,7 @@ def train_on(hardware, keras, data, recipe, resume, build):
     if recipe.freeze:
         say(freeze(network, recipe.freeze))
 
-    folder, held = open_folder(hardware, data, recipe, resume)  # the lock is held until the end
+    folder, held = open_folder(hardware, data, recipe, resume)  # `held` keeps the lock until the end
     say(f"{recipe.model} on {recipe.dataset}: {len(data.train.labels)} images to train on, {folder}", flush=True)
     where = f"{hardware} ({devices.device_name()})"
     say(f"{recipe.batch_size} images a step on {where}, {describe_rate(recipe)}", flush=True)
@@ -118,10 +118,10 @@ def train_on(hardware, keras, data, recipe, resume, build):
         run_folder.write(folder, "predictions.csv", predictions)
         final_events.write_final_events(folder, network, data, recipe, result, logits)
         run_folder.sync_event_files(folder)
-        run_folder.write_json(folder, "result.json", result)  # the last: a run with it is finished
+        run_folder.write_json(folder, "result.json", result)  # written last: it marks the run as finished
     print(evaluation.format_result(result))
     if data.broken:
-        print(f"  broken pictures   {data.broken}, the next of its class took the place of each")
+        print(f"  broken pictures   {data.broken}, replaced by others of the same class")
     print(f"  everything in     {folder}")
     return folder, result
 
@@ -134,13 +134,13 @@ def describe_rate(recipe):
 
 
 def open_folder(hardware, data, recipe, resume):
-    """Return the run's folder and its lock; the first process makes and locks it, all get its path."""
+    """Return the run's folder and its lock. The first process creates and locks the folder; all get its path."""
     from Training.runs import run_folder
     from Training.runs.environment import describe_environment, record_environment
 
     held = []
 
-    def opened():
+    def open_and_lock():
         folder = run_folder.reopen(resume) if resume else run_folder.create(recipe.logs, label_run(recipe))
         held.append(run_folder.lock(folder))
         if resume:
@@ -155,7 +155,7 @@ def open_folder(hardware, data, recipe, resume):
         return str(folder)
 
     try:
-        return Path(devices.ask_first_process(hardware, opened)), held
+        return Path(devices.ask_first_process(hardware, open_and_lock)), held
     except OSError as error:
         raise InputError(format_os_error(error, resume or recipe.logs)) from None
 

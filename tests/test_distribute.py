@@ -77,7 +77,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_same_end(jax
     run = distribute.start_processes(*WORDS, f"--logs={logs}", script=small.MAIN, **cache)
     codes, said, waited = distribute.end_one(run, which=1)
     assert codes[0] not in (0, None) and waited < 60
-    assert "a step of the 2 processes failed, as when one of them is lost" in said[0]
+    assert "a step of the 2 processes failed, as it does if one of them is lost" in said[0]
     for each in distribute.resume_processes(kill.find_run(logs), script=small.MAIN, **cache):
         kill.finish(each)
     assert distribute.furthest(jax_logs / "one", logs) < distribute.TOLERANCE

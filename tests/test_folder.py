@@ -526,7 +526,7 @@ def test_shards_that_cannot_be_used_are_refused_in_one_line(root, tmp_path, caps
     shards_tool.write(root, out, per_shard=20)
     with pytest.raises(SystemExit) as stop:
         shards_tool.main([str(root), str(out)])
-    assert stop.value.code == 2 and f"{out} is already there" in capsys.readouterr().err
+    assert stop.value.code == 2 and f"{out} already exists" in capsys.readouterr().err
     first = out / "train-00000-of-00002.tfrecord"
     first.write_bytes(first.read_bytes()[:-500])
     with pytest.raises(InputError, match="train-00000-of-00002.tfrecord is truncated"):

@@ -196,7 +196,7 @@ def test_minutes_are_as_many_epochs_as_fit():
     budget.on_epoch_end(0, logs)
     assert budget.length == 1 + (600 - 90) // 60 == 9
     budget.on_epoch_end(1, {**logs, "seconds": 900.0})
-    assert budget.length == 9 and said == ["--minutes 10: epochs in all 9, 60 s each"]
+    assert budget.length == 9 and said == ["--minutes 10: 9 epochs in total, 60 s each"]
     late = TimeBudget(dataclasses.replace(recipe, minutes=1.0), devices.ONE, said.append)
     late.on_epoch_end(0, {**logs, "images_per_second": float("nan")})
     assert late.length == 1, "one epoch is trained in any case"

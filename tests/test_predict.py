@@ -23,7 +23,7 @@ from Training.visual.inspection import make_mask_model
 
 pytestmark = pytest.mark.backends
 
-SAID = "predict.py: classified by {} (best.keras with --best)\n"
+SAID = "predict.py: classified by {} (with --best: best.keras)\n"
 NAMES = [f"class {letter}" for letter in "abcdefghij"]
 
 
@@ -95,7 +95,7 @@ def test_broken_pictures_are_named_and_skipped(run, tmp_path, capsys):
     shares = ", ".join(f"{NAMES[i]} {100 * run.best[7, i]:.1f} %" for i in order)
     assert out.splitlines() == [f"{tmp_path / name}  {shares}" for name in ("b.png", "d.bmp")]
     assert err.splitlines() == [
-        f"predict.py: classified by {run.folder / 'best.keras'} (last.keras, the weights at the end, without --best)",
+        f"predict.py: classified by {run.folder / 'best.keras'} (without --best: last.keras, the final weights)",
         f"predict.py: skipped: {tmp_path / 'a.png'} is empty",
         f"predict.py: skipped: {tmp_path / 'c.jpg'} is not a readable picture",
         "predict.py: 2 of 4 pictures could not be read",
@@ -222,7 +222,7 @@ def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys):
         ([picture, "--model", model, "--top", "0"], "--top must be 1 or more, received 0"),
         (["nothing.png", "--model", model], "nothing.png does not exist"),
         (["", "--model", model], "a picture or a folder is needed, received ''"),
-        ([str(tmp_path / "empty"), "--model", model], "empty holds no pictures"),
+        ([str(tmp_path / "empty"), "--model", model], "empty contains no pictures"),
         ([picture, "--model", "nowhere"], "nowhere does not exist: a run's folder, a .keras file or the name"),
         ([picture, "--model", str(tmp_path / "empty")], "empty has no last.keras; it has no .keras file"),
         ([picture, "--model", f"{model}/last.keras", "--best"], "--best needs a run's folder"),

@@ -266,7 +266,7 @@ def test_early_stopping_stays_stopped(tmp_path, capsys):
     assert epochs < 40
     tiny_main("--resume", str(folder))
     assert len(kill.read_history(folder)) == epochs
-    assert f"stopped by --patience 1 after {epochs} epochs, and stays so" in capsys.readouterr().out
+    assert f"--patience 1 stopped the run after {epochs} epochs" in capsys.readouterr().out
 
 
 def test_checkpoint_bytes_round_trip_and_show_any_change():
@@ -326,7 +326,7 @@ def test_other_network_s_checkpoint_is_refused():
         ({name: arrays[name] for name in list(arrays)[1:]}, "it lacks line/dense/kernel"),
         ({}, "it lacks"),
     ):
-        with pytest.raises(RunError, match=f"another network's: {said}"):
+        with pytest.raises(RunError, match=f"belongs to another network: {said}"):
             checkpointing.restore(model, changed)
 
 
@@ -550,7 +550,7 @@ def test_fewer_epochs_in_an_edited_recipe_are_refused(run, capsys):
 def test_a_checkpoint_beyond_the_run_s_end_is_refused():
     fit.refuse_impossible_position({"epoch": 3, "step": 0}, epochs=3, steps_per_epoch=4)
     for state in ({"epoch": 4, "step": 0}, {"epoch": 3, "step": 1}, {"epoch": 0, "step": 4}):
-        with pytest.raises(RunError, match="it is not this run's"):
+        with pytest.raises(RunError, match="it belongs to another run"):
             fit.refuse_impossible_position(state, epochs=3, steps_per_epoch=4)
 
 

@@ -1,7 +1,7 @@
-"""Random changes of training images, made in the compiled step, on the device that trains.
+"""Augmentation layers that run inside the compiled training step.
 
-Keras' own random layers cannot be compiled by XLA on TensorFlow, or are slow on JAX. These layers compile on both. They
-take raw images of any dtype, and only change their dtype outside training.
+Keras' own random layers cannot be compiled by XLA on TensorFlow, or are slow on JAX. These layers can be compiled on
+both. They take raw images of any dtype; outside training, they only change the dtype.
 """
 
 import math
@@ -21,10 +21,10 @@ COLOUR_COMPONENTS = np.float32(
 
 
 class Augmentation(layers.Layer):
-    """Base of all augmentation layers: `augment` changes images in training; otherwise only the dtype changes.
+    """Base class of augmentation layers: `augment` changes images in training; otherwise only the dtype changes.
 
     Random numbers come from a seed generator whose state is saved with the weights, so that a resumed run draws the
-    same numbers. Whatever the output's dtype, `augment` computes in float32.
+    same numbers. `augment` always computes in float32.
 
     Args:
         seed: int.
@@ -43,7 +43,7 @@ class Augmentation(layers.Layer):
         return ops.cast(self.augment(ops.cast(images, "float32")), self.compute_dtype)
 
     def augment(self, images):
-        """Return changed images of the same shape; `images` is float32 `(batch, height, width, channels)`."""
+        """Return augmented images of the same shape; `images` is float32 `(batch, height, width, channels)`."""
         raise NotImplementedError(f"{type(self).__name__} must implement augment(images)")
 
     def compute_output_shape(self, input_shape):
@@ -66,9 +66,9 @@ def _draw_mirrors(drawn, flip):
 class RandomAffine(Augmentation):
     """Rotation about the centre, shift, and horizontal flip, as one bilinear resampling.
 
-    Output pixel `o` has the value at `c + F R(a) (o - c) + s`: centre `c`, angle `a` uniform in +-`rotation`
-    degrees, `s` uniform in +-`shift` of height and width, `F` mirrors half of the images. Pixels at the border are
-    repeated outwards. Source: the augmentation of the reference re-implementation.
+    Output pixel `o` has the value of the image at `c + F R(a) (o - c) + s`: centre `c`, angle `a` uniform in
+    +-`rotation` degrees, `s` uniform in +-`shift` of height and width; `F` mirrors half of the images. Pixels at the
+    border are repeated outwards. Source: the augmentation of the reference re-implementation.
 
     Args:
         rotation: float, degrees.
@@ -171,9 +171,9 @@ class RandomCrop(Augmentation):
 class RandomLighting(Augmentation):
     """Adds `255 P (a * l)` to all pixels of an image, and flips half of the images.
 
-    `P` and `l` are eigenvectors and eigenvalues of ImageNet's colours, `a` is normal with deviation 0.1, three numbers
-    an image. Source: Krizhevsky et al. 2012, section 4.1; Wang et al. 2017, section 4.2, name the standard colour
-    augmentation. Crops of random scale and aspect are made when the pictures are decoded.
+    `P` and `l` are eigenvectors and eigenvalues of ImageNet's colours; `a` are three normal numbers per image with
+    standard deviation 0.1. Source: Krizhevsky et al. 2012, section 4.1; Wang et al. 2017, section 4.2, mention the
+    standard colour augmentation. Crops of random scale and aspect ratio are cut when the pictures are decoded.
 
     Args:
         flip: bool.
@@ -198,7 +198,7 @@ class RandomLighting(Augmentation):
 
 
 def _windows(images, down, right, height, width):
-    """Return 1 inside a window of each image and 0 outside, `(batch, h, w, 1)`; windows are clipped at the border.
+    """Return masks with 1 inside a window of each image and 0 outside, `(batch, h, w, 1)`, clipped at the border.
 
     Args:
         images: `(batch, h, w, channels)`.
@@ -217,13 +217,13 @@ def _windows(images, down, right, height, width):
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class Cutout(Augmentation):
-    """One square of each image replaced by a constant, its centre anywhere in the image.
+    """Replaces a square in each image by a constant; its centre is anywhere in the image.
 
     Source: DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552, section 3.
 
     Args:
         size: int, side of the square in pixels.
-        fill: float, value of the pixels in the square, such as the mean of the data, which the subtraction makes 0.
+        fill: float, value of the pixels in the square, such as the mean of the data.
         seed: int.
 
     Input shape:  `(batch, height, width, channels)`, pixels 0 to 255.
@@ -247,22 +247,22 @@ class Cutout(Augmentation):
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class Mix(Augmentation):
-    """Each image mixed with the one before it in the batch, and the share of itself that is left.
+    """Mixes each image with the previous one in the batch; returns the images and the share of each in its mixture.
 
     - mixup: `s x + (1 - s) x'`, Zhang et al. 2018, https://arxiv.org/abs/1710.09412, equation 1;
     - cutmix: a window of about `1 - s` of the area is copied from `x'`, Yun et al. 2019,
       https://arxiv.org/abs/1905.04899, section 3.1; `s` is then the share of the area that is left of `x`.
 
-    `s` is uniform in [0, 1), drawn for each image: both papers' Beta(1, 1) on CIFAR.
+    `s` is uniform in [0, 1) and drawn for each image, like the Beta(1, 1) of both papers on CIFAR.
 
     Args:
         kind: "mixup" or "cutmix".
         seed: int.
-        until: float, share of the epochs in which images are mixed. Below 1, the layer counts its training steps and
-            mixes in the first `last` of them, which `set_last` sets.
+        until: float, share of the epochs in which images are mixed. If it is below 1, the layer counts its training
+            steps and mixes in the first `last` of them, see `set_last`.
 
     Input shape:  `(batch, height, width, channels)`, pixels 0 to 255.
-    Output shape: a pair: the same; the shares, float32 `(batch,)`, 1 outside training.
+    Output shape: a pair: images of the same shape; shares, float32 `(batch,)`, 1 outside training.
     """
 
     def __init__(self, kind, seed=0, until=1.0, **kwargs):
@@ -275,7 +275,7 @@ class Mix(Augmentation):
             self.last = self.add_weight(shape=(), initializer="zeros", name="last", **how)
 
     def set_last(self, epochs, steps_per_epoch):
-        """Mix in the first `until * epochs` epochs, rounded to whole ones."""
+        """Mix images in the first `until * epochs` epochs, rounded to a whole number."""
         if self.until < 1:
             self.last.assign(round(self.until * epochs) * steps_per_epoch)
 
@@ -309,7 +309,7 @@ class Mix(Augmentation):
         return own * images + (1 - own) * other, share
 
     def _end(self, own):
-        """Return `own`, or ones after the last step that mixes."""
+        """Return `own`, or ones after the last step in which images are mixed."""
         if self.until == 1:
             return own
         mixes = self.step < self.last
@@ -321,11 +321,11 @@ class Mix(Augmentation):
 
 
 def make_augmentations(kind, recipe, flip, fill):
-    """Make the layers of a recipe's augmentation; `Mix`, whose output is a pair, is the last.
+    """Make the layers of a recipe's augmentation; `Mix`, which returns a pair, is the last one.
 
     Args:
-        kind: a name in `choices.AUGMENTATIONS`.
-        recipe: `recipe.Recipe`, whose fields are the layers' arguments.
+        kind: str, a name in `choices.AUGMENTATIONS`.
+        recipe: `recipe.Recipe`, whose fields are the arguments of the layers.
         flip: bool, whether the layer mirrors images at random.
         fill: float, value of the pixels that cutout replaces.
 

@@ -1,4 +1,4 @@
-"""Callbacks of a run: meter, progress, best network, length; and the order in which they see an epoch's logs."""
+"""Callbacks of a run, and the order in which they see the logs of an epoch."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ import time
 
 import keras
 
-from Training.console import format_duration
+from Training.console import format_count, format_duration
 from Training.devices import ask_first_process, find_accelerator
 from Training.engine.checkpointing import Checkpoints
 from Training.engine.optimizers import copy_values, finish_average, restore_values
@@ -17,13 +17,13 @@ PLATEAU_EPOCHS = 10
 
 
 class EpochMeter(keras.callbacks.Callback):
-    """Adds learning rate, seconds and images/s to each epoch's logs, and the seconds of a process' first step.
+    """Adds learning rate, seconds, images/s and the seconds of a process' first step to the logs of each epoch.
 
-    The seconds of an epoch are counted from the end of the previous one, and include what is written in between.
+    The seconds of an epoch are counted from the end of the previous one, and include the time for writing files.
     Images/s counts only training steps: from the start of an epoch, or from the end of the process' first step (which
     compiles), to the end of the last step. If Keras runs several steps in a call, the first step is the first call.
-    `spent` and `compiling`, the seconds of an epoch so far and those of the first step of a process among them, are
-    part of a checkpoint, so that the time of a resumed run adds up.
+    `spent`, the seconds of an epoch so far, and `compiling`, those of the first step of a process among them, are part
+    of a checkpoint, so that the times of a resumed run add up.
     """
 
     def __init__(self, batches):
@@ -64,7 +64,7 @@ class EpochMeter(keras.callbacks.Callback):
 
 
 class EpochOrder(keras.callbacks.Callback):
-    """Sets the order of images of each epoch."""
+    """Sets the order of the images in each epoch."""
 
     def __init__(self, batches):
         super().__init__()
@@ -78,17 +78,17 @@ class EpochOrder(keras.callbacks.Callback):
 
 
 class RunProgress(keras.callbacks.Callback):
-    """Prints one line an epoch: number, errors, losses, images/s, and the time left of the whole run.
+    """Prints one line per epoch: number, errors, losses, images/s, and the time left for the whole run.
 
-    In a terminal the line is also updated within the epoch, with the share of the epoch that is done.
+    In a terminal, the line is also updated during the epoch, with the share of the epoch that is done.
 
     Args:
         run_epochs: int, epochs of the run.
         run_steps: int, steps of a whole epoch.
-        live: bool, whether the line is updated within an epoch; by default in a terminal.
+        live: bool, whether to update the line during an epoch; by default, only in a terminal.
     """
 
-    REFRESH = 0.5  # seconds, at least, between two updates of the line
+    REFRESH = 0.5  # least number of seconds between two updates of the line
 
     def __init__(self, run_epochs, run_steps, live=None):
         super().__init__()
@@ -106,7 +106,7 @@ class RunProgress(keras.callbacks.Callback):
         now = time.perf_counter()
         steps = self.params["steps"]
         done = self.epoch * self.run_steps + self.run_steps - steps + min(batch + 1, steps)
-        self.first_end = self.first_end or (now, done)  # the first step compiles: it says nothing of the others
+        self.first_end = self.first_end or (now, done)  # the first step compiles, so it is not counted
         spent, counted = now - self.first_end[0], done - self.first_end[1]
         if counted:
             self.left = spent / counted * (self.run_epochs * self.run_steps - done)
@@ -126,14 +126,14 @@ CLEAR_LINE = "\x1b[K"  # from the cursor to the end of the line
 
 
 def format_progress(epoch, epochs, logs, left, share=None):
-    """Return what a person reads of an epoch, as one line without the fields that have no value.
+    """Return the progress of a run as one line, without fields that have no value.
 
     Args:
         epoch: int, counted from 0.
-        epochs: int, of the run.
-        logs: dictionary, those of Keras: accuracies in [0, 1] and losses.
-        left: float, seconds left of the run, or None.
-        share: float, how much of the epoch is done, or None at its end.
+        epochs: int, number of epochs of the run.
+        logs: dictionary of Keras' logs: accuracies in [0, 1] and losses.
+        left: float, seconds that the run has left, or None.
+        share: float, share of the epoch that is done, or None at its end.
     """
     parts = [f"epoch {epoch + 1:>{len(str(epochs))}} of {epochs}"]
     if share is not None:
@@ -151,13 +151,13 @@ def format_progress(epoch, epochs, logs, left, share=None):
 
 
 class TimeBudget(keras.callbacks.Callback):
-    """Decides after the first epoch how many epochs fit into the minutes of a run; part of checkpoints.
+    """Decides after the first epoch how many epochs fit into the minutes of a run. Checkpoints contain the decision.
 
-    All later epochs are assumed to take the time of the first without compilation. The seconds from the start of
-    training count, not those before (reading data) and after (the final test).
+    All later epochs are assumed to take as long as the first without compilation. Only training and validation count,
+    not reading the data before and the final evaluation afterwards.
 
     Args:
-        recipe: `recipe.Recipe`; without `minutes` the run has `recipe.epochs`, and nothing is left to decide.
+        recipe: `recipe.Recipe`; without `minutes`, the run has `recipe.epochs`.
         devices: `devices.Devices`; the first process decides for all.
         say: function that reports a line to the user.
     """
@@ -172,11 +172,11 @@ class TimeBudget(keras.callbacks.Callback):
 
     @property
     def length(self):
-        """Epochs of the run, as an int: a checkpoint restores numbers as floats."""
+        """Number of epochs of the run, as an int (checkpoints restore numbers as floats)."""
         return int(self.epochs)
 
     def restore(self, state):
-        """Take the decision from the state of a checkpoint, if it has one."""
+        """Restore the decision from the state of a checkpoint, if there is one."""
         kept = state["callbacks"].get("budget", {})
         if kept.get("decided"):
             self.decided, self.epochs = True, kept["epochs"]
@@ -188,24 +188,25 @@ class TimeBudget(keras.callbacks.Callback):
         fitting = 1 + max(0, int((60 * self.recipe.minutes - logs["seconds"]) // each))
         self.epochs = int(ask_first_process(self.devices, lambda: str(fitting)))
         self.decided = True
-        self.say(f"--minutes {self.recipe.minutes:g}: epochs in all {self.epochs}, {format_duration(each)} each")
+        total = format_count(self.epochs, "epoch")
+        self.say(f"--minutes {self.recipe.minutes:g}: {total} in total, {format_duration(each)} each")
 
     def _estimate_epoch(self, logs):
-        """Return the seconds of an epoch without compilation, from the logs of the first."""
+        """Return the seconds of an epoch without compilation, from the logs of the first epoch."""
         first_call = self.recipe.steps_per_execution * self.recipe.batch_size / logs["images_per_second"]
-        if not math.isfinite(first_call):  # the whole epoch was one call: how long it compiled is not known
+        if not math.isfinite(first_call):  # the whole epoch was one call: the time of compilation is unknown
             return logs["seconds"]
         return logs["seconds"] - logs["first_step_seconds"] + first_call
 
 
 class EstimateDuration(keras.callbacks.Callback):
-    """Says once how long a run will take, if that is more than an hour; for runs on a processor.
+    """Prints once how long a run on a processor will take, if that is more than an hour.
 
     The estimate is made after the first `MEASURED` seconds of training, without the first step, which compiles.
 
     Args:
-        steps: int, steps of the whole run that are left.
-        say: function that gets the line.
+        steps: int, steps that the run has left.
+        say: function that prints a line.
     """
 
     MEASURED = 20.0
@@ -228,17 +229,17 @@ class EstimateDuration(keras.callbacks.Callback):
             self.said = True
             if left > self.WORTH_SAYING:
                 self.say(
-                    f"\nabout {format_duration(left)} for this run on this processor, without validation: a GPU, fewer "
-                    "--epochs or fewer --samples take less",
+                    f"\nthis run will take about {format_duration(left)} on this processor, without validation: "
+                    "use a GPU, fewer --epochs or fewer --samples to save time",
                     flush=True,
                 )
         self.done += 1
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Saves the network, not the training model around it, at each better validation accuracy.
+    """Saves the network, not the training model around it, whenever the validation accuracy improves.
 
-    Keras' `ModelCheckpoint` overwrites its file in place: a kill within a save would lose the best network.
+    Keras' `ModelCheckpoint` overwrites its file in place: a kill during a save would lose the best network.
     """
 
     def __init__(self, path, network):
@@ -254,15 +255,15 @@ class KeepBest(keras.callbacks.Callback):
 
 
 class EvaluatedNetwork(keras.callbacks.Callback):
-    """Validates the network that a finished run would keep, and gives training its own back.
+    """Validates the network as a finished run would save it, and then restores the network for training.
 
-    Before each validation the weights become their average, if there is one, and the statistics of the normalizations
-    are recomputed. At the epoch's end, after `KeepBest`, weights and statistics are again those of training, bit for
-    bit.
+    Before each validation, the weights are replaced by their average, if there is one, and the statistics of the
+    normalizations are recomputed. At the end of the epoch, after `KeepBest`, weights and statistics are restored bit
+    for bit.
 
     Args:
         network: the network that is trained.
-        statistics: `statistics.Statistics` of it.
+        statistics: `statistics.Statistics` of the network.
         averaged: bool, whether the optimizer keeps an average of the weights.
     """
 
@@ -291,15 +292,15 @@ WRITERS = (KeepBest, RunProgress, EstimateDuration, keras.callbacks.CSVLogger)
 def make_callbacks(recipe, folder, network, batches, events, state, validated, budget, statistics=None):
     """Make the callbacks of a run, in the order in which they must see the logs; the checkpoints are last.
 
-    Of several processes only the first writes. Callbacks that change the training are in each.
+    With several processes, only the first gets callbacks that write. All get those that affect training.
 
     Args:
         recipe: `recipe.Recipe`.
         folder: path of the run's folder.
-        network: the model whose best weights are saved, without the layers around it in training.
+        network: the network whose best weights are saved, without the training model around it.
         batches: `batches.Batches`.
-        events: callbacks that see each epoch's complete logs.
-        state: of the checkpoint to resume from, or None.
+        events: callbacks that see the complete logs of each epoch.
+        state: state of the checkpoint to resume from, or None.
         validated: bool, whether there is a validation set.
         budget: `TimeBudget`.
         statistics: `statistics.Statistics` to recompute before each validation, or None.

@@ -1,4 +1,4 @@
-"""The callback that saves the whole state of a run, and the functions that give it back to a model."""
+"""Saves the whole state of a run in a callback, and restores it into a model."""
 
 import os
 import re
@@ -18,16 +18,16 @@ from Training.runs.run_folder import sync_event_files
 class Checkpoints(keras.callbacks.Callback):
     """Saves the whole state of a run at the end of epochs, every `every` steps, and when a signal asks to stop.
 
-    It is the last of the callbacks, so that it saves what all the others did.
+    It must be the last callback, so that the state includes the work of all others.
 
     Args:
         folder: path of the run's folder.
-        recipe: dictionary of the recipe, to compare with on resuming.
+        recipe: dictionary, the recipe, which is compared on resuming.
         steps_per_epoch: int, steps of a whole epoch.
-        remembered: dictionary of `{name: (object, attributes)}` whose numbers are part of the state.
+        remembered: `{name: (object, attributes)}`, objects with numeric attributes that are part of the state.
         every: int, steps between checkpoints within an epoch; 0 saves only at the end of epochs.
         due: numbers of finished epochs at which to save, or None for all.
-        state: state of the checkpoint to resume from, or None; later that of the newest one saved.
+        state: state of the checkpoint to resume from, or None; later that of the newest saved checkpoint.
         devices: `devices.Devices`; every process stops at the same step, and only the first writes.
     """
 
@@ -54,7 +54,7 @@ class Checkpoints(keras.callbacks.Callback):
                     raise RunError(f"the checkpoint has a value {name}.{attribute}, which this run does not know")
                 setattr(owner, attribute, value)
         numbers, handler = SIGNALS, self._ask
-        if self.devices.processes > 1:  # JAX handles SIGTERM in each process, and agrees with the others on a step
+        if self.devices.processes > 1:  # JAX handles SIGTERM in each process, and all agree on a step
             numbers = [number for number in SIGNALS if number != signal.SIGTERM]
             handler = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
         caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as by nohup
@@ -62,10 +62,10 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.release_signals()
-        self._stop_if_asked()  # by a signal after the last epoch was saved
+        self._stop_if_asked()  # a signal may have come after the last epoch was saved
 
     def release_signals(self):
-        """Restore the handlers of signals; also called if training ended with an error."""
+        """Restore the handlers of signals; also called if training ends with an exception."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
@@ -80,7 +80,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.seen_before = self.state["metrics"] if self.first_step else []
 
     def on_train_batch_end(self, batch, logs=None):
-        # If a call has several steps, Keras counts as many in the last of an epoch, which may have fewer.
+        # If a call has several steps, Keras counts the full number for the last call of an epoch, which may have fewer.
         before, self.seen = self.seen, min(self.first_step + batch + 1, self.steps_per_epoch)
         self._refuse_non_finite(logs["loss"])
         self._complete_metrics()
@@ -92,9 +92,9 @@ class Checkpoints(keras.callbacks.Callback):
             self._stop_if_asked()
 
     def _complete_metrics(self):
-        """Add the sums and counts of the epoch's metrics before the run was resumed.
+        """Add the sums and counts of the metrics from the part of the epoch before the run was resumed.
 
-        After the first step, since Keras makes their variables in it.
+        This is done after the first step, in which Keras creates their variables.
         """
         if not self.seen_before:
             return
@@ -102,14 +102,14 @@ class Checkpoints(keras.callbacks.Callback):
         own = self.model.metrics_variables
         values = [np.asarray(value, variable.dtype) for variable, value in zip(own, self.seen_before)]
         if [value.shape for value in values] != [tuple(v.shape) for v in own] or len(own) != len(self.seen_before):
-            raise RunError("the checkpoint's metrics are not those of this run")
+            raise RunError("the metrics of the checkpoint do not match those of this run")
         for variable, value in zip(own, values):
             variable.assign(variable + value)
         self.seen_before = []
 
     def _sync(self):
         if keras.backend.backend() == "jax":
-            self.model.jax_state_sync()  # on JAX the state lives outside the model within an epoch
+            self.model.jax_state_sync()  # on JAX, the state is outside the model during an epoch
 
     def on_epoch_end(self, epoch, logs=None):
         self.first_step = self.seen = 0
@@ -146,7 +146,7 @@ class Checkpoints(keras.callbacks.Callback):
             "step": step,
             "stopped": bool(self.model.stop_training),
             "recipe": self.recipe,
-            "callbacks": {name: _numbers(*each) for name, each in self.remembered.items()},
+            "callbacks": {name: _read_numbers(*each) for name, each in self.remembered.items()},
             "metrics": [keras.ops.convert_to_numpy(v).tolist() for v in self.model.metrics_variables] if step else [],
         }
         if self.devices.first:
@@ -163,34 +163,34 @@ class Checkpoints(keras.callbacks.Callback):
             raise RunError(f"no checkpoint can be written ({reason}): {self._name_last()}") from None
 
 
-def _numbers(owner, attributes):
-    """Return the named attributes as plain numbers, without those that are not set yet."""
+def _read_numbers(owner, attributes):
+    """Return the values of attributes as plain numbers, without those that are None."""
     values = {name: getattr(owner, name, None) for name in attributes}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def variables(model):
-    """Return all variables of a training model that a step changes, but no metrics: weights, random states, optimizer.
+def list_variables(model):
+    """Return the variables of a training model that a step changes, except metrics: weights, random states, optimizer.
 
-    Images kept on the device are variables too, of bytes, which no weight has; they are data and left out.
+    Images on the device, the only variables of bytes, are left out: they are data.
     """
     return [v for v in (*model.variables, *model.optimizer.variables) if v.dtype != "uint8"]
 
 
 def name_variables(model):
-    """Return the names of `variables` in a form that is the same in every process and for every Keras model.
+    """Return the names of `list_variables` in a form that is the same in every process and for every Keras model.
 
-    Keras numbers objects without a name of their own in the order in which a process makes them, as in `sgd_1` or
-    `seed_generator_2`. Those numbers are removed. Variables that are then called the same get #2, #3 and so on.
+    Keras numbers objects without an explicit name in the order in which a process creates them, as in `sgd_1` or
+    `seed_generator_2`. Those numbers are removed. Variables that then have the same name get #2, #3 and so on.
     """
-    kinds = {_snake_case(type(each).__name__) for each in (*_flatten(model), *_optimizers(model.optimizer))}
+    kinds = {_snake_case(type(each).__name__) for each in (*_flatten(model), *_list_optimizers(model.optimizer))}
     numbered = re.compile(rf"(?:^|(?<=/))({'|'.join(sorted(kinds | {'seed_generator'}))})_\d+(?=[/_]|$)")
-    # In the name of an optimizer's variable, the path of a weight is one word: adam/dense_1_kernel_momentum.
+    # In the name of an optimizer's variable, the path of a weight is joined: adam/dense_1_kernel_momentum.
     joined = {
         v.path.replace("/", "_"): numbered.sub(r"\1", v.path).replace("/", "_") for v in model.trainable_variables
     }
     names, counts = [], {}
-    for variable in variables(model):
+    for variable in list_variables(model):
         name = _replace_start(numbered.sub(r"\1", variable.path), joined)
         counts[name] = counts.get(name, 0) + 1
         names.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
@@ -198,10 +198,10 @@ def name_variables(model):
 
 
 def _replace_start(name, joined):
-    """Return an optimizer variable's name with the joined path of its weight replaced; other names as they are."""
+    """Return an optimizer variable's name with the joined path of its weight replaced; other names are not changed."""
     owner, _, slot = name.rpartition("/")
-    for words in range(1, 4):  # of which the kind of the slot may consist
-        path, *kind = slot.rsplit("_", words)
+    for parts in range(1, 4):  # the name of a slot has up to three parts
+        path, *kind = slot.rsplit("_", parts)
         if path in joined:
             return "/".join([owner, "_".join([joined[path], *kind])])
     return name
@@ -212,37 +212,37 @@ def _flatten(model):
     return [model, *(inner for layer in getattr(model, "layers", ()) for inner in _flatten(layer))]
 
 
-def _optimizers(optimizer):
-    """Return an optimizer and the one inside it, if it scales the loss."""
+def _list_optimizers(optimizer):
+    """Return an optimizer and, if it scales the loss, the one inside it."""
     inner = getattr(optimizer, "inner_optimizer", None)
     return [optimizer] if inner is None else [optimizer, inner]
 
 
 def _snake_case(name):
-    """Return a class' name as Keras writes it in the names of its objects: BatchNormalization, batch_normalization."""
+    """Return the name of a class as in Keras' names of objects: `BatchNormalization` becomes `batch_normalization`."""
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def name_arrays(model):
-    """Return the values of `variables` as a dictionary by name."""
-    values = [keras.ops.convert_to_numpy(variable) for variable in variables(model)]
+    """Return the values of `list_variables` as a dictionary by name."""
+    values = [keras.ops.convert_to_numpy(variable) for variable in list_variables(model)]
     return dict(zip(name_variables(model), values, strict=True))
 
 
 def restore(model, arrays):
     """Assign the arrays of a checkpoint to a compiled training model.
 
-    They are assigned by name, in whatever order; those of earlier versions, which have no names, by position.
+    They are assigned by name; those of earlier versions, which have no names, by position.
 
     Args:
         model: a compiled training model.
         arrays: dictionary of arrays by name or by position, see `checkpoint.unpack`.
 
     Raises:
-        RunError: they are another model's; names the first difference.
+        RunError: they belong to another model; the message names the first difference.
     """
-    own = variables(model)
+    own = list_variables(model)
     positional = all(isinstance(name, int) for name in arrays)
     names = list(range(len(own))) if positional else name_variables(model)
     _refuse_other_variables(dict(zip(names, own)), arrays)
@@ -251,12 +251,12 @@ def restore(model, arrays):
 
 
 def _refuse_other_variables(own, arrays):
-    """Raise `RunError` unless the arrays have the names and the shapes of a model's variables."""
+    """Raise `RunError` unless the names and shapes of the arrays are those of a model's variables."""
     for name in [*own, *arrays]:
         if name not in arrays:
-            raise RunError(f"the checkpoint is another network's: it lacks {name}")
+            raise RunError(f"the checkpoint belongs to another network: it lacks {name}")
         if name not in own:
-            raise RunError(f"the checkpoint is another network's: it has {name}, which this network lacks")
+            raise RunError(f"the checkpoint belongs to another network: it has {name}, which this network lacks")
         there, here = arrays[name].shape, tuple(own[name].shape)
         if there != here:
-            raise RunError(f"the checkpoint is another network's: {name} has the shape {there}, here {here}")
+            raise RunError(f"the checkpoint belongs to another network: {name} has the shape {there}, here {here}")

@@ -1,4 +1,4 @@
-"""What a run came to: its errors on the parts of the data and its cost, as `result.json` and as a table."""
+"""Evaluates a trained network: errors on all parts of the data and cost, as `result.json` and as a table."""
 
 import keras
 import numpy as np
@@ -9,21 +9,21 @@ from Training.data.datasets import Examples, spread_evenly
 from Training.devices import ONE
 from Training.engine.training_model import cross_entropy, make_logits_model
 
-MOST_TRAIN_IMAGES = 50_000  # over which the error on the training set is taken
-TOP_5_ABOVE = 10  # classes above which the error of the five best is given too
+MOST_TRAIN_IMAGES = 50_000  # largest number of images for the training error
+TOP_5_ABOVE = 10  # with more classes, the top-5 error is reported too
 
 
 def score(model, examples, devices=ONE, mirrored=False):
-    """Cross-entropy, accuracy and logits of a model on examples, or on their mirror images.
+    """Compute cross-entropy, accuracy and logits of a model on examples, or on their mirror images.
 
     Args:
-        model: from raw images to logits, see `training_model.make_logits_model`.
+        model: a model from raw images to logits, see `training_model.make_logits_model`.
         examples: `datasets.Examples`.
         devices: `devices.Devices`.
-        mirrored: bool.
+        mirrored: bool, whether to use the mirror images.
 
     Returns:
-        `(loss, accuracy, logits)`, the loss in nats without penalties, or Nones where there are no examples.
+        `(loss, accuracy, logits)`, the loss in nats without penalties, or three times None if there are no examples.
     """
     count = len(examples.labels)
     if not count:
@@ -35,19 +35,19 @@ def score(model, examples, devices=ONE, mirrored=False):
 
 
 def accuracy(logits, labels):
-    """The share of images whose highest logit is their label's."""
+    """Return the share of images whose label has the highest logit."""
     return float(np.mean(np.argmax(logits, axis=-1) == labels))
 
 
 def top_5(logits, labels):
-    """The share of images whose label is among the five highest logits; None for 10 classes and fewer."""
+    """Return the share of images whose label is among the five highest logits, or None for up to 10 classes."""
     if logits.shape[1] <= TOP_5_ABOVE:
         return None
     return float(np.mean(keras.ops.convert_to_numpy(keras.ops.in_top_k(labels, logits, 5))))
 
 
 def limit_examples(examples, limit):
-    """The examples, or `limit` of them, spread evenly."""
+    """Return the examples or, if there are more than `limit`, that many evenly spaced ones."""
     if len(examples.labels) <= limit:
         return examples
     chosen = spread_evenly(len(examples.labels), limit)
@@ -59,15 +59,15 @@ def _percent(accuracy):
 
 
 def evaluate(network, data, flip=False, devices=ONE):
-    """Errors of the last weights on all three parts of the data; the test set is predicted once, here.
+    """Compute the errors of the last weights on all three parts of the data. Only here is the test set used.
 
-    The error on the training set is that of at most 50,000 images, spread evenly.
+    The training error is that of at most 50,000 evenly spaced images.
 
     Args:
-        network: the functional model of `Model`.
+        network: a functional model of `Model`.
         data: `datasets.Data`.
-        flip: bool, whether the test set is predicted a second time, with the probabilities of each image and its
-            mirror image averaged. Reported beside the plain error, never in its place.
+        flip: bool, whether to report also the test error with the probabilities of each image and its mirror image
+            averaged.
         devices: `devices.Devices`.
 
     Returns:
@@ -95,12 +95,12 @@ def evaluate(network, data, flip=False, devices=ONE):
 
 
 def summarize(figures, recipe, history, network, environment):
-    """Everything that `result.json` holds.
+    """Return the content of `result.json`.
 
-    `running_time_s` is the time in epochs, validation included, start and evaluation not; `first_step_s` is the part
-    of it that the first step took, compilation included (the first call, where a call has several steps);
-    `images_per_s` is the median epoch's rate of training alone. `training_time_s` is the running time without
-    compilation: the steps of first calls at that rate. All are over all epochs in `history.csv`.
+    `running_time_s` is the time of all epochs with validation, but without start and final evaluation. `first_step_s`
+    is the part of it that the first step took, with compilation (the first call, if a call has several steps).
+    `images_per_s` is the median over the epochs of the rate of training alone. `training_time_s` is the running time
+    without compilation: the steps of first calls are counted at that rate. All are over the epochs in `history.csv`.
     """
     rates = [rate for rate in history["images_per_second"] if np.isfinite(rate)]
     rate = float(np.median(rates)) if rates else None
@@ -125,33 +125,33 @@ def summarize(figures, recipe, history, network, environment):
 
 
 def format_predictions(labels, predictions):
-    """The test set's images in their official order as CSV: number, label and predicted class, counted from 0."""
+    """Return the predictions as CSV: number, label and predicted class of each test image in order, counted from 0."""
     rows = [f"{i},{label},{predicted}" for i, (label, predicted) in enumerate(zip(labels, predictions))]
     return "\n".join(["index,label,predicted", *rows]) + "\n"
 
 
 def format_result(values):
-    """The result as a table for the console."""
+    """Return the result as a table for the console."""
 
-    def shown(key, text="{}", scale=1):
+    def format_value(key, text="{}", scale=1):
         value = values.get(key)
         return "-" if value is None else text.format(value * scale if scale != 1 else value)
 
     rows = [
         ("network", f"{values['model']}, {values['learning']}, {values['parameters']:,} parameters"),
         ("data set", f"{values['dataset']}, {format_count(values['epochs'], 'epoch')}, seed {values['seed']}"),
-        ("test accuracy", shown("test_accuracy", "{:.2f} %", 100)),
-        ("test error", shown("test_error_percent", "{:.2f} %")),
-        ("top-5 error", shown("test_top_5_error_percent", "{:.2f} %")),
-        ("with mirror image", shown("test_error_flip_percent", "{:.2f} %")),
-        ("test loss", shown("test_loss", "{:.4f}")),
-        ("validation error", shown("validation_error_percent", "{:.2f} %")),
-        ("train error", shown("train_error_percent", "{:.2f} %")),
+        ("test accuracy", format_value("test_accuracy", "{:.2f} %", 100)),
+        ("test error", format_value("test_error_percent", "{:.2f} %")),
+        ("top-5 error", format_value("test_top_5_error_percent", "{:.2f} %")),
+        ("with mirror image", format_value("test_error_flip_percent", "{:.2f} %")),
+        ("test loss", format_value("test_loss", "{:.4f}")),
+        ("validation error", format_value("validation_error_percent", "{:.2f} %")),
+        ("train error", format_value("train_error_percent", "{:.2f} %")),
         (
             "running time",
             f"{format_duration(values['running_time_s'])}, {values['first_step_s']:.0f} s of it the first step",
         ),
-        ("training speed", shown("images_per_s", "{:.0f} images/s")),
+        ("training speed", format_value("images_per_s", "{:.0f} images/s")),
         ("on", f"{values['device']}, {values['backend']}"),
     ]
     return "\n".join(f"  {name:<17} {value}" for name, value in rows if value != "-")

@@ -1,10 +1,11 @@
-"""TensorBoard's event files of a run: curves, graph, histograms, pictures, the recipe and traces.
+"""Callbacks that write TensorBoard event files: curves, graph, histograms, pictures, the recipe and traces.
 
-They are written through the `tensorboard` package. Keras' TensorBoard callback needs TensorFlow, which a run on JAX
-does without, does not flush at the end of an epoch, and writes again what a resumed run has already written. The tags
-of losses and metrics are those of Keras.
+They use the `tensorboard` package. Keras' TensorBoard callback needs TensorFlow, even on JAX, does not flush at the end
+of an epoch, and writes events again that a resumed run has already written. The tags of losses and metrics are those of
+Keras.
 
-TensorBoard shows a run's folder as two runs, `train` and `validation`. What belongs to neither is in `train`.
+TensorBoard shows a run's folder as two runs, `train` and `validation`. Everything that belongs to neither is in
+`train`.
 """
 
 import dataclasses
@@ -28,14 +29,14 @@ NO_CHARTS = ("first_step_seconds",)  # zero in every epoch but the first
 
 
 def make_event_callbacks(folder, network, examples, recipe, resumed):
-    """Return the callbacks that write a run's event files; none, with a warning, without the `tensorboard` package.
+    """Return the callbacks that write a run's event files. Without the `tensorboard` package, warn and return none.
 
     Args:
         folder: path of the run's folder.
         network: the network whose masks are shown.
         examples: `datasets.Examples`, whose first images are shown.
         recipe: `recipe.Recipe`.
-        resumed: bool, whether what a run writes at its start is already there.
+        resumed: bool, whether the events from the start of the run already exist.
     """
     if not is_available():
         warnings.warn("tensorboard is not installed: no event files are written", stacklevel=2)
@@ -46,7 +47,7 @@ def make_event_callbacks(folder, network, examples, recipe, resumed):
 
 
 class EpochEvents(keras.callbacks.Callback):
-    """Writes each epoch's logs under train/ and validation/, the graph, and by option histograms of the weights."""
+    """Writes the logs of each epoch to train/ and validation/, the graph, and optionally histograms of the weights."""
 
     def __init__(self, folder, network, histograms, resumed):
         super().__init__()
@@ -60,7 +61,7 @@ class EpochEvents(keras.callbacks.Callback):
         if not self.resumed:
             self.files["train"].graph(self.network)
             self.files["train"].layout()
-            self.files["train"].flush()  # a checkpoint within the first epoch must find it
+            self.files["train"].flush()  # a checkpoint in the first epoch must include it
 
     def on_epoch_end(self, epoch, logs=None):
         errors = {key.replace("accuracy", "error_percent"): 100 * (1 - logs[key]) for key in logs if "accuracy" in key}
@@ -85,11 +86,11 @@ class Pictures(keras.callbacks.Callback):
     The images are the same in every epoch, so TensorBoard's slider shows how the masks change.
 
     Args:
-        events: `EpochEvents`, whose file of the training this writes to.
+        events: `EpochEvents`; this callback writes to its file for training.
         network: the network whose masks are shown.
         images: uint8 `(n, height, width, 3)`.
         recipe: `recipe.Recipe`.
-        resumed: bool, whether what a run writes at its start is already there.
+        resumed: bool, whether the events from the start of the run already exist.
     """
 
     def __init__(self, events, network, images, recipe, resumed):
@@ -112,9 +113,9 @@ class Pictures(keras.callbacks.Callback):
             file.flush()
 
     def _augment(self):
-        """Return the images above their augmented versions.
+        """Return a picture of the images above their augmented versions.
 
-        Copies of the augmentation layers draw, so that the training's own random state does not move.
+        Copies of the augmentation layers are used, so that the random state of training does not change.
         """
         changed = self.images
         with on_one_device():
@@ -122,7 +123,7 @@ class Pictures(keras.callbacks.Callback):
                 if isinstance(layer, Augmentation):
                     changed = type(layer).from_config(layer.get_config())(changed, training=True)
                     changed = changed[0] if isinstance(changed, tuple) else changed
-        changed = keras.ops.convert_to_numpy(changed).round().clip(0, 255).astype("uint8")  # colours may go beyond
+        changed = keras.ops.convert_to_numpy(changed).round().clip(0, 255).astype("uint8")  # may be out of range
         rows = (plots.enlarge_enough(self.images), plots.enlarge_enough(changed))
         return np.concatenate([plots.arrange_in_row(batch) for batch in rows])
 
@@ -140,14 +141,14 @@ class Pictures(keras.callbacks.Callback):
 
 
 class Trace(keras.callbacks.Callback):
-    """Writes a trace of some training steps, for the PROFILE page of TensorBoard.
+    """Writes a trace of training steps for the PROFILE page of TensorBoard.
 
-    Steps are counted from 1 at the start of this process; the first one compiles. Where Keras runs several steps in a
-    call, the trace starts and ends with the calls that hold `first` and `last`.
+    Steps are counted from 1 at the start of this process; the first one compiles. If Keras runs several steps in a
+    call, the trace starts and ends with the calls that contain `first` and `last`.
 
     Args:
-        folder: path of a folder with event files; the trace is in its plugins/profile/.
-        first, last: int, the steps, both included.
+        folder: path of a folder with event files; the trace is written to its plugins/profile/.
+        first, last: ints, the first and the last step.
     """
 
     def __init__(self, folder, first, last):
@@ -155,8 +156,8 @@ class Trace(keras.callbacks.Callback):
         self.folder = str(folder)
         self.first = first
         self.last = last
-        self.done = 0  # steps of this process
-        self.before = 0  # those of earlier epochs
+        self.done = 0  # steps done in this process
+        self.before = 0  # steps done in earlier epochs
         self.running = False
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -179,13 +180,13 @@ class Trace(keras.callbacks.Callback):
     def _stop(self):
         stop_trace()
         self.running, self.last = False, 0
-        below = "\n" if sys.stdout.isatty() else ""  # there the line of the progress has no end yet
+        below = "\n" if sys.stdout.isatty() else ""  # in a terminal, the line of progress is not finished yet
         steps = format_count(self.done - self.first + 1, "step")
         print(f"{below}trace of {steps} in {self.folder}; TensorBoard shows it after: {INSTALL}", flush=True)
 
 
 def start_trace(folder):
-    """Start the backend's profiler, which writes into `<folder>/plugins/profile/`."""
+    """Start the backend's profiler, which writes to `<folder>/plugins/profile/`."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -209,7 +210,7 @@ def stop_trace():
 
 
 def describe_recipe(recipe):
-    """Return the recipe as two Markdown tables, `{tag: text}`: what differs from the defaults, and the defaults."""
+    """Return the recipe as two Markdown tables, `{tag: text}`: changed values, and values equal to the defaults."""
     different, same, defaults = [], [], Recipe()
     for item in dataclasses.fields(Recipe):
         value = getattr(recipe, item.name)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a finished run: final errors, confusion, precision and recall, mistakes, features."""
+"""Writes TensorBoard events at the end of a run: final errors, confusion matrix, precision-recall curves, mistakes."""
 
 import keras
 import numpy as np

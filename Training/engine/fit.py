@@ -1,4 +1,4 @@
-"""Drives `keras.Model.fit`: compiles the training model of a network, and trains it from the start or a checkpoint."""
+"""Compiles the training model of a network, and runs `keras.Model.fit` from the start or from a checkpoint."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def compile_model(network, recipe, steps_per_epoch, fill=0.0, stored=None, class
         jit_compile=recipe.jit or keras.backend.backend() == "jax",
         steps_per_execution=recipe.steps_per_execution,
     )
-    # If the variables of optimizer and metrics were created in the traced step, TensorFlow would trace it twice.
+    # TensorFlow would trace the step twice if it created the variables of optimizer and metrics.
     model.optimizer.build(model.trainable_variables)
     model.compute_metrics(None, np.zeros(1, "int32"), np.zeros((1, network.output_shape[-1]), "float32"))
     model.reset_metrics()
@@ -61,9 +61,9 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
         network: the functional model of `Model` with its weights.
         data: `datasets.Data`.
         recipe: `recipe.Recipe`.
-        folder: path of the run's folder; gets history.csv, best.keras, last.keras, backup/ and event files.
-        make_events: function that takes whether the run is resumed, and returns callbacks that see each epoch's
-            complete logs.
+        folder: path of the run's folder, for history.csv, best.keras, last.keras, backup/ and event files.
+        make_events: function that is called with a bool, whether the run is resumed, and returns callbacks that see
+            the complete logs of each epoch.
         say: function that reports a line to the user.
         devices: `devices.Devices`, over which each batch is split.
 
@@ -71,7 +71,7 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
         The training model.
 
     Raises:
-        InputError: fewer training images than one batch, or a checkpoint of another recipe.
+        InputError: there are fewer training images than in one batch, or the checkpoint has another recipe.
         Interrupted: after SIGINT, SIGTERM or SIGHUP, with the state saved.
         RunError: the loss or a weight is not finite, or no checkpoint can be written.
     """
@@ -85,8 +85,8 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
     epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
     statistics = make_statistics(network, data.train, recipe, devices)
     while epoch < budget.length and not model.stop_training:
-        # Keras' fit has one number of steps for all epochs, and of epochs. An epoch that was interrupted, and the one
-        # that decides how many follow, is a fit of its own.
+        # Keras' fit has a fixed number of epochs, all with the same number of steps. The rest of an interrupted epoch,
+        # and an epoch that decides how many follow, need a call of their own.
         end = epoch + 1 if batches.first_step or not budget.decided else budget.length
         set_length(model, recipe, budget.length, batches.steps_per_epoch)
         events = make_events(state is not None)
@@ -95,7 +95,7 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
         try:
             model.fit(
                 batches,
-                shuffle=False,  # the batches are shuffled already, in an order that resuming repeats
+                shuffle=False,  # the batches are already shuffled, in a reproducible order
                 validation_data=held_out,
                 initial_epoch=epoch,
                 epochs=end,
@@ -115,11 +115,11 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
 
 
 def balance_classes(labels, classes):
-    """Return weights `n / (classes * n_c)` of the classes, so that each contributes equally to the loss.
+    """Return weights `n / (classes * n_c)` with which all classes contribute equally to the loss.
 
     Args:
-        labels: int `(n,)`, of which `n_c` are class c.
-        classes: int.
+        labels: int `(n,)`; `n_c` of them are class c.
+        classes: int, number of classes.
 
     Returns:
         A list of floats; their mean over the labels is 1 if no class is empty.
@@ -129,7 +129,7 @@ def balance_classes(labels, classes):
 
 
 def set_length(model, recipe, epochs, steps_per_epoch):
-    """Let the learning rate's schedule and the mixing of images end as in a run of `epochs`."""
+    """Adapt the schedule of the learning rate and the mixing of images to a run of `epochs`."""
     set_run_length(model.optimizer, recipe, epochs)
     for layer in model.layers:
         if isinstance(layer, Mix):
@@ -137,10 +137,10 @@ def set_length(model, recipe, epochs, steps_per_epoch):
 
 
 def restore_state(model, recipe, folder, budget, steps_per_epoch, say, devices):
-    """Restore the newest checkpoint into the model, and return its state; None if the run starts.
+    """Restore the newest checkpoint into the model, and return its state, or None if there is no checkpoint.
 
-    The folder is set back to what it was at the checkpoint. If training continues, the results of an earlier end are
-    removed. Arguments and errors are those of `fit`; `budget` gets the number of epochs that the run decided on.
+    The folder is restored to its state at the checkpoint. If training continues, the results of an earlier end are
+    removed. Arguments and errors are those of `fit`; `budget` receives the number of epochs that the run decided on.
     """
     state, arrays = load_newest(folder, say) or (None, None)
     if state:
@@ -152,7 +152,7 @@ def restore_state(model, recipe, folder, budget, steps_per_epoch, say, devices):
     model.stop_training = bool(state and state["stopped"])
     if model.stop_training:
         done = format_count(state["epoch"], "epoch")
-        say(f"the run was stopped by --patience {recipe.patience} after {done}, and stays so")
+        say(f"--patience {recipe.patience} stopped the run after {done}: it is not trained any further")
     if devices.first:
         rewind(folder, state, say)
         if not model.stop_training and (not state or state["epoch"] < budget.length):
@@ -162,7 +162,7 @@ def restore_state(model, recipe, folder, budget, steps_per_epoch, say, devices):
 
 
 def make_batches(data, recipe, devices):
-    """Make the batches to train on and to validate with, and the images of both if they are kept on the device.
+    """Make the batches for training and validation, and the images of both if they are kept on the device.
 
     Returns:
         `(batches, held_out, stored)`; `held_out` and `stored` may be None.
@@ -191,9 +191,9 @@ def make_batches(data, recipe, devices):
 
 
 def refuse_other_recipe(recipe, saved):
-    """Raise `InputError` unless the checkpoint's recipe is this one, except for more epochs and for places.
+    """Raise `InputError` unless the checkpoint has the same recipe, except for more epochs and for movable fields.
 
-    Fields that are newer than the checkpoint have the value there that means what it did.
+    Fields that are newer than the checkpoint get the values that the run used.
     """
     now, then = dataclasses.asdict(recipe), dataclasses.asdict(Recipe.from_json(json.dumps(saved)))
     # With --minutes, epochs are the length of the schedule.
@@ -207,17 +207,17 @@ def refuse_other_recipe(recipe, saved):
 
 
 def refuse_impossible_position(state, epochs, steps_per_epoch):
-    """Raise `RunError` if a checkpoint stands at an epoch or a step that the run does not have."""
+    """Raise `RunError` if the checkpoint is at an epoch or a step that the run does not have."""
     epoch, step = state["epoch"], state["step"]
     if step >= steps_per_epoch or epoch + (step > 0) > epochs:
         raise RunError(
             f"the checkpoint is after {epoch} epochs and {step} steps, of {epochs} epochs of {steps_per_epoch} steps: "
-            "it is not this run's"
+            "it belongs to another run"
         )
 
 
 def refuse_other_position(devices, state):
-    """Raise `InputError` if this process would resume from another position than the first: the folders differ."""
+    """Raise `InputError` if this process would resume from another position than the first process."""
     own = f"epoch {state['epoch']}, step {state['step']}" if state else "the start"
     first = ask_first_process(devices, lambda: own)
     if own != first:

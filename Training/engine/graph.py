@@ -1,4 +1,4 @@
-"""Training steps on TensorFlow with less overhead than Keras' own."""
+"""Training steps on TensorFlow with less overhead than those of Keras."""
 
 import contextlib
 
@@ -6,15 +6,15 @@ from Module.replicas import replicas
 
 
 def speed_up(model, function):
-    """Return a replacement of the function that `fit` calls for its steps, which is ready in less time.
+    """Return a replacement of the function that `fit` calls for its steps, with a faster first call.
 
-    On a CPU in float32 it skips TensorFlow's graph optimizer, which takes as long as tracing and makes no step faster
-    (docs/speed.md). In bfloat16 the optimizer fuses operations, and on a GPU it chooses the layout, so it stays. If a
-    call is one step, the step is one graph, see `make_whole_step`; Keras nests two.
+    On a CPU in float32, it skips TensorFlow's graph optimizer, which takes as long as tracing and makes no step faster
+    (docs/speed.md). In bfloat16 the optimizer fuses operations, and on a GPU it chooses the layout, so it is kept. If a
+    call is one step, the step is a single graph, see `make_whole_step`; Keras nests two.
 
     Args:
         model: a compiled `TrainingModel`.
-        function: Keras' own, which takes an iterator and returns a step's logs.
+        function: Keras' function, which takes an iterator and returns the logs of a step.
 
     Returns:
         A function with the same argument and result; `function` itself with XLA, several devices or `run_eagerly`.
@@ -35,7 +35,7 @@ def speed_up(model, function):
 
 
 def make_whole_step(model):
-    """Make a step for batches of `model.batch_size`: with a known size the graph is a tenth smaller."""
+    """Make a step for batches of `model.batch_size`: the known size makes the graph a tenth smaller."""
     import tensorflow as tf
 
     @tf.function(autograph=False)
@@ -48,7 +48,7 @@ def make_whole_step(model):
 
 @contextlib.contextmanager
 def skip_graph_optimizer():
-    """Run functions that are called within this as they were traced, without TensorFlow's graph optimizer."""
+    """Run TensorFlow functions inside this context as they were traced, without the graph optimizer."""
     import tensorflow as tf
 
     switch = "disable_meta_optimizer"

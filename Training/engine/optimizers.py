@@ -15,8 +15,8 @@ NOT_DECAYED = ("gamma", "beta", "bias")
 class SGD(keras.optimizers.SGD):
     """`m = momentum * m - rate * g`, then `w = w + m`, or with Nesterov `w = w + momentum * m - rate * g`.
 
-    Keras' optimizer with the same state. Keras composes the update of eleven operations. TensorFlow has one that does
-    the same, which saves ten operations for each of the 324 variables of Attention-56.
+    Keras' optimizer with the same state. Keras composes the update from eleven operations. TensorFlow has a single one,
+    which saves ten operations for each of the 324 variables of Attention-56.
     """
 
     def __init__(self, learning_rate=0.01, momentum=0.0, nesterov=None, **kwargs):
@@ -43,8 +43,8 @@ class Muon(keras.optimizers.Muon):
 
     Keras' optimizer applies Muon to matrices only. Here kernels of convolutions, `(rows, columns, in, out)`, are
     flattened to matrices `(rows * columns * in, out)`, as in the original implementation; the classifier, gamma, beta
-    and biases are updated by AdamW. Source: Jordan 2024, https://github.com/KellerJordan/Muon; the rates are those of
-    AdamW by the scale of Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2.
+    and biases are updated by AdamW. Source: Jordan 2024, https://github.com/KellerJordan/Muon. Updates are scaled as in
+    Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2, so that learning rates of AdamW can be used.
     """
 
     def __init__(self, learning_rate=0.001, weight_decay=None, **kwargs):
@@ -89,10 +89,10 @@ class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class Stretched(keras.optimizers.schedules.LearningRateSchedule):
-    """Another schedule, run through faster or slower after its first steps: `schedule(first + (step - first) * pace)`.
+    """A schedule that another one follows at a different pace: `schedule(first + (step - first) * pace)`.
 
     Args:
-        schedule: a schedule of Keras.
+        schedule: a Keras schedule.
         first: int, steps at the original pace.
         pace: float, or a scalar variable that may change between steps.
     """
@@ -118,7 +118,7 @@ class Stretched(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def make_schedule(recipe, steps_per_epoch):
-    """Make the recipe's learning rate: a Keras schedule, or a number for constant rates and for the plateau's first.
+    """Make the recipe's learning rate: a Keras schedule, or a number if the schedule is "constant" or "plateau".
 
     Args:
         recipe: `recipe.Recipe`.
@@ -140,7 +140,7 @@ def make_schedule(recipe, steps_per_epoch):
 
 
 def add_l2(optimizer_class):
-    """Return the Keras optimizer with the paper's L2: `decay * weight` is added to the gradient, before momentum.
+    """Return a subclass with the paper's L2: `decay * weight` is added to the gradient, before momentum.
 
     Keras' own `weight_decay` is decoupled, and its regularizers would add a term to the loss for each weight. An
     average of the weights (`use_ema`) replaces the weights when `finish_average` is called, not at the end of each
@@ -205,10 +205,10 @@ def make_optimizer(recipe, steps_per_epoch):
 
 
 def set_run_length(optimizer, recipe, epochs):
-    """Let a schedule that was made for `recipe.epochs` end after `epochs`; its first epoch stays as it is.
+    """Stretch a schedule that was made for `recipe.epochs` so that it ends after `epochs`, except its first epoch.
 
     Args:
-        optimizer: a Keras optimizer, from `make_optimizer`, or one that scales the loss around it.
+        optimizer: an optimizer from `make_optimizer`, or a `LossScaleOptimizer` around it.
         recipe: `recipe.Recipe`.
         epochs: int.
     """
@@ -218,19 +218,19 @@ def set_run_length(optimizer, recipe, epochs):
 
 
 def finish_average(model):
-    """Give a compiled training model the average of its weights, which `--ema` keeps."""
-    scaled = model.optimizer  # in mixed_float16 Keras puts one that scales the loss around ours
+    """Replace the weights of a compiled training model by their average, see `--ema`."""
+    scaled = model.optimizer  # with mixed_float16, Keras wraps the optimizer in a LossScaleOptimizer
     getattr(scaled, "inner_optimizer", scaled).finish_average(model.trainable_variables)
-    # On JAX the weights are now the same arrays as the average, and evaluating the model would free both.
+    # On JAX, weights and average now share their arrays, and evaluating the model would free them.
     restore_values(model.trainable_variables, copy_values(model.trainable_variables))
 
 
 def copy_values(variables):
-    """Return the values of variables as arrays of their own."""
+    """Return copies of the values of variables."""
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
 
 
 def restore_values(variables, values):
-    """Give variables back the values of `copy_values`."""
+    """Assign values from `copy_values` to their variables."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

@@ -1,4 +1,4 @@
-"""Statistics of the normalizations, recomputed over training images before a network is evaluated."""
+"""Recomputes the statistics of normalizations over training images before a network is evaluated."""
 
 import contextlib
 
@@ -14,23 +14,26 @@ from Training.engine.graph import skip_graph_optimizer
 from Training.engine.optimizers import copy_values, restore_values
 from Training.engine.training_model import make_logits_model
 
-SEED = 0  # of the images: every epoch and every run takes the same
-MOST_IMAGES = 10_000  # in a run: more would only cost time
+SEED = 0  # draws the images: the same ones in every epoch and every run
+MOST_IMAGES = 10_000  # more would only cost time
 
 
 def find_normalizations(network):
-    """Return the network's batch normalizations whose statistics move in training: frozen ones keep theirs."""
+    """Return the network's batch normalizations without frozen ones, whose statistics do not change."""
     found = [layer for layer in network._flatten_layers() if isinstance(layer, BatchNormalization)]
     return [layer for layer in found if layer.trainable]
 
 
 def choose_examples(examples, count, batch_size):
-    """Return whole batches of examples, drawn without replacement: the nearest to `count` images, at least one batch.
+    """Draw whole batches of examples without replacement: about `count` images, but at least one batch.
 
     Args:
         examples: `datasets.Examples`.
-        count: int or float, images.
+        count: int or float, number of images.
         batch_size: int, images per batch.
+
+    Returns:
+        `datasets.Examples`.
     """
     available = len(examples.labels)
     batch_size = min(batch_size, available)
@@ -43,11 +46,11 @@ class StatisticsModel(keras.Model):
     """Runs a network as in training and combines the batch statistics of its normalizations.
 
     With the mean `m` and the biased variance `v` of batch `k = 1, 2, ...` and `d = m - mean`:
-    `mean += d / k` and `variance += (v - variance) / k + d^2 (k - 1) / k^2`. After the last batch this is `E[x]` and
-    `E[x^2] - E[x]^2` over all batches, without their cancellation.
+    `mean += d / k` and `variance += (v - variance) / k + d^2 (k - 1) / k^2`. After the last batch, these are `E[x]` and
+    `E[x^2] - E[x]^2` over all batches, computed without cancellation.
 
     Args:
-        network: the functional model of `Model`. Its moving statistics and random states change in each call.
+        network: a functional model of `Model`. Its moving statistics and random states change in each call.
 
     Input shape:  `(batch, height, width, channels)`; every batch has the same size.
     Output shape: `(batch, classes)`, logits.
@@ -84,7 +87,7 @@ class StatisticsModel(keras.Model):
 
 @contextlib.contextmanager
 def show_batch_statistics(normalizations):
-    """Within this, the moving statistics after a training step are those of its batch."""
+    """Inside this context, the moving statistics after a training step are those of its batch."""
     kept = [layer.momentum for layer in normalizations]
     try:
         for layer in normalizations:
@@ -99,11 +102,11 @@ class Statistics:
     """Recomputes the statistics of a network's normalizations over training images.
 
     The network runs as in training: each batch is normalized by its own mean and variance. The images are not
-    augmented. As "precise batch normalization" in Wu and Johnson 2021, https://arxiv.org/abs/2105.07576, section 3,
-    with the variance over all batches in place of the mean of their variances.
+    augmented. This is the "precise batch normalization" of Wu and Johnson 2021, https://arxiv.org/abs/2105.07576,
+    section 3, but with the variance over all batches instead of the mean of their variances.
 
     Args:
-        network: the functional model of `Model`.
+        network: a functional model of `Model`.
         examples: `datasets.Examples`, whole batches, see `choose_examples`.
         batch_size: int, images per batch.
         devices: `devices.Devices`, over which each batch is split.
@@ -133,11 +136,11 @@ class Statistics:
 
 
 def make_statistics(network, examples, recipe, devices=ONE):
-    """Return the `Statistics` of a run, or None if its recipe keeps the moving ones.
+    """Return the `Statistics` of a run, or None if its recipe keeps the moving statistics.
 
     Args:
-        network: the functional model of `Model`.
-        examples: `datasets.Examples` that are trained on.
+        network: a functional model of `Model`.
+        examples: `datasets.Examples`, the training examples.
         recipe: `recipe.Recipe`.
         devices: `devices.Devices`.
     """

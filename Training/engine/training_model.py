@@ -1,4 +1,4 @@
-"""The model that is fitted: a network up to its logits, and the changes of images and labels in training."""
+"""The model that is fitted: a network up to its logits, with augmentation in front of it, and its loss."""
 
 import keras
 import numpy as np
@@ -9,12 +9,12 @@ from Training.engine.graph import speed_up
 
 
 def make_logits_model(network):
-    """Return the network from raw images to logits, `(batch, classes)`, which shares its weights."""
+    """Return a model from raw images to logits, `(batch, classes)`, that shares the weights of a network."""
     return keras.Model(network.inputs, network.get_layer("logits").output, name=network.name)
 
 
 class ImagesOnDevice(layers.Layer):
-    """All images of a run as one variable on the device, so that only indices are sent in each step.
+    """Holds all images of a run in a variable on the device, so that only indices are sent in each step.
 
     Args:
         images: uint8 `(n, height, width, channels)`.
@@ -44,8 +44,8 @@ class ImagesOnDevice(layers.Layer):
 def cross_entropy(labels, logits, label_smoothing=0.0):
     """Return the cross-entropy of each image in nats, `(batch,)`.
 
-    With smoothing a label is `1 - s + s / classes` in its own class and `s / classes` in the others (Szegedy et al.
-    2016, https://arxiv.org/abs/1512.00567, section 7).
+    With smoothing, the target is `1 - s + s / classes` for the label's class and `s / classes` for the others (Szegedy
+    et al. 2016, https://arxiv.org/abs/1512.00567, section 7).
 
     Args:
         labels: int classes, `(batch,)`.
@@ -58,12 +58,12 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
 
 @keras.saving.register_keras_serializable(package="ResidualAttention")
 class TrainingModel(keras.Model):
-    """A functional model from raw images, or their indices, to logits or, if images are mixed, to a pair.
+    """A functional model from raw images, or their indices, to logits or, if images are mixed, to logits and shares.
 
-    The loss is the mean of `cross_entropy` over the batch, plus the layers' penalties. In training each image's
-    cross-entropy is multiplied by the weight of its label's class. The second element of the pair is the share s of
-    each image's own label: its loss is then `s CE(y, z) + (1 - s) CE(y', z)` with the label y' of the image before it
-    in the batch, which `augmentation.Mix` mixed it with. Accuracy counts the images' own labels.
+    The loss is the mean of `cross_entropy` over the batch, plus the penalties of the layers. In training, the
+    cross-entropy of each image is multiplied by the weight of its label's class. If images are mixed, the share s of
+    each image in its mixture gives the loss `s CE(y, z) + (1 - s) CE(y', z)`, with the label y' of the previous image
+    in the batch, with which `augmentation.Mix` mixed it. Accuracy uses the label y.
     """
 
     label_smoothing = 0.0
@@ -97,7 +97,7 @@ class TrainingModel(keras.Model):
 
 
 def _pair(output):
-    """Return the output of a training model or a layer as a value and a share, None if nothing is mixed."""
+    """Return the output of a training model or a layer as a pair of value and share, None if images are not mixed."""
     return tuple(output) if isinstance(output, tuple | list) else (output, None)
 
 
@@ -105,9 +105,9 @@ def make_training_model(network, changes=(), stored=None, label_smoothing=0.0, b
     """Make the model that is fitted, around a network.
 
     Args:
-        network: a functional model of `Model`, which shares its weights and can be saved without the changes.
+        network: a functional model of `Model`; it shares its weights, and can be saved without the augmentation.
         changes: layers of `augmentation.make_augmentations`, applied to raw images in training.
-        stored: uint8 images to keep on the device, or None; with them the model takes indices.
+        stored: uint8 images to keep on the device, or None; with them, the model takes indices.
         label_smoothing: see `cross_entropy`.
         batch_size: int, images in each step of `fit`, or None if they vary.
         class_weights: list of floats, one for each class, or None.

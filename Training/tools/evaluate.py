@@ -24,7 +24,7 @@ CONFIDENCE = 0.95
 
 
 class Error(NamedTuple):
-    """How many of `total` images were classified wrongly."""
+    """The number of wrongly classified images, of `total` images."""
 
     wrong: int
     total: int
@@ -35,7 +35,7 @@ class Error(NamedTuple):
 
     @property
     def interval(self):
-        """The 95 % confidence interval of the error in per cent.
+        """The 95 % Wilson confidence interval of the error in per cent.
 
         Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22.
         """
@@ -64,14 +64,16 @@ def parse(arguments):
         help="weights such as cifar10, a run's folder or a .keras file",
     )
     parser.add_argument("--best", action="store_true", help="the run's best.keras instead of its last.keras")
-    parser.add_argument("--dataset", help=f"{dataset_names()} (default: the one that the network was trained on)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is, as in training (default: the run's)")
-    parser.add_argument("--flip", action="store_true", help="also average each image with its mirror image")
+    parser.add_argument("--dataset", help=f"{dataset_names()} (default: the data set of the training run)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set, as in training (default: the run's)")
+    parser.add_argument(
+        "--flip", action="store_true", help="also average the probabilities of each image and its mirror image"
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="float32",
-        help="arithmetic; saved is the network's own (default: float32)",
+        help="arithmetic; saved: that of the saved network (default: float32)",
     )
     parser.add_argument(
         "--statistics", type=int, default=0, metavar="N",
@@ -89,7 +91,7 @@ def parse(arguments):
 
 
 def find_recipe(path, dataset, data_dir):
-    """Return the recipe that reads the data set: the network's own if it was trained on it.
+    """Return a recipe that reads the data set: that of the run if the network was trained on this data set.
 
     Raises:
         InputError: no data set is given, and there is no recipe next to the network.
@@ -100,7 +102,7 @@ def find_recipe(path, dataset, data_dir):
         if dataset is None:
             raise InputError(f"there is no recipe.json next to {format_path(path)}: give --dataset")
         recipe = Recipe(dataset=dataset)
-    # Errors are those on the labels as they are, and statistics may need all training images.
+    # Errors are measured on the true labels, and statistics may need all training images.
     changes = {"label_noise": 0.0, "samples": 0} | ({} if data_dir is None else {"data_dir": data_dir})
     return dataclasses.replace(recipe, **changes)
 
@@ -122,12 +124,12 @@ def refuse_other_data(network, names, data, what):
 
 
 def find_wrong(network, examples, flip=False):
-    """Return which images a network classifies wrongly, `(n,)`.
+    """Return whether a network classifies each image wrongly, bool `(n,)`.
 
     Args:
-        network: the functional model of `Model`.
+        network: a functional model of `Model`.
         examples: `datasets.Examples`.
-        flip: bool, whether the probabilities of each image and its mirror image are averaged.
+        flip: bool, whether to average the probabilities of each image and its mirror image.
     """
     import keras
 
@@ -143,7 +145,7 @@ def find_wrong(network, examples, flip=False):
 
 
 def count_errors(wrong, labels, classes):
-    """Return the error of all images and of each class, `{name: Error}`; the name of all is `all`."""
+    """Return the errors of all images and of each class, `{"all": Error, "class <name>": Error, ...}`."""
     found = {"all": Error(int(wrong.sum()), len(wrong))}
     for i, name in enumerate(classes):
         mine = wrong[labels == i]
@@ -156,14 +158,14 @@ def measure(network, data, flip=False, statistics=0):
     """Measure a network's errors on the test part of a data set.
 
     Args:
-        network: the functional model of `Model`. With `statistics` its moving statistics change.
+        network: a functional model of `Model`. With `statistics`, its moving statistics change.
         data: `datasets.Data`.
-        flip: bool, whether to measure again with mirror images averaged.
-        statistics: int, training images over which statistics are recomputed for further measurements; 0 is none.
+        flip: bool, whether to measure also with mirror images averaged.
+        statistics: int, number of training images over which statistics are recomputed for further measurements, or 0.
 
     Returns:
-        `{"plain": {"all": Error, "class <name>": Error, ...}, ...}`; further keys are "flip", "statistics" and
-        "statistics, flip".
+        `{"plain": errors, "flip": errors, "statistics": errors, "statistics, flip": errors}`, those that were asked
+        for; errors are those of `count_errors`.
     """
     from Training.engine.statistics import Statistics, choose_examples
 
@@ -188,13 +190,13 @@ LABELS = {
 
 
 def format_error(label, error):
-    """Return one row of the table of errors."""
+    """Return a row of the table of errors."""
     low, high = error.interval
     return f"  {label:<28} {error.percent:6.2f} %   {low:.2f} to {high:.2f} %   {error.wrong:,} of {error.total:,}"
 
 
 def format_errors(found):
-    """Return the errors as a table: each way of measuring, then each class in the plain one."""
+    """Return the errors as a table: one row for each way of measuring, then the plain errors of each class."""
     classes = {name.removeprefix("class "): each for name, each in found["plain"].items() if name != "all"}
     rows = [*((LABELS[name], errors["all"]) for name, errors in found.items()), *classes.items()]
     return "\n".join(format_error(format_path(label), error) for label, error in rows)

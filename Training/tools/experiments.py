@@ -1,4 +1,4 @@
-"""Run named comparisons, such as the paper's, one command each: `python -m Training.tools.experiments NAME`.
+"""Run a comparison, such as those of the paper: `python -m Training.tools.experiments NAME`.
 
 The same command continues an experiment: finished runs are skipped, and an interrupted run is resumed.
 """
@@ -26,14 +26,14 @@ SCRIPT = Path(__file__).parents[2] / "training_cifar10.py"
 
 
 class Experiment(NamedTuple):
-    """Runs that differ in one or two fields."""
+    """A set of runs that differ in one or two fields."""
 
     about: str
-    varied: tuple[dict, ...]  # what each run adds to the common recipe
+    varied: tuple[dict, ...]  # the fields in which each run differs from the common recipe
     columns: str = ""  # field whose values are side by side in the table
-    quick: dict = {}  # what `--quick` adds to QUICK
-    quick_varied: tuple[dict, ...] | None = None  # if not all of the runs fit into 15 minutes
-    equal_cost: bool = False  # the epochs are for REFERENCE; other networks train as many as take equal multiply-adds
+    quick: dict = {}  # additional fields with `--quick`, see QUICK
+    quick_varied: tuple[dict, ...] | None = None  # the runs with `--quick`, if not all fit into 15 minutes
+    equal_cost: bool = False  # the epochs are those of REFERENCE; other networks get the same number of multiply-adds
 
 
 def combine(**fields):
@@ -64,25 +64,25 @@ REFERENCE = ("attention_56", "paper")
 
 
 def list_architectures(*architectures):
-    """Return runs of networks, given as `(name, geometry)`."""
+    """Return the fields of runs of these networks, given as `(name, geometry)`."""
     return tuple({"model": model, "geometry": geometry} for model, geometry in architectures)
 
 
 def list_optimizers():
-    """Return a run of each optimizer, at its default learning rate; decoupled weight decay is 0.05."""
+    """Return the fields of a run with each optimizer, at its default learning rate; decoupled weight decay is 0.05."""
     common = {"learning_rate": 0.0, "weight_decay_kind": "auto"}
     decay = {name: {} if row.l2 else {"weight_decay": 0.05} for name, row in OPTIMIZERS.items()}
     return tuple({"optimizer": name, **common, **decay[name]} for name in OPTIMIZERS)
 
 
-# Within 15 minutes on 2 cores: the paper's networks, with few images of CIFAR-10 and few epochs.
+# For about 15 minutes on 2 cores: the paper's networks, with few images of CIFAR-10 and few epochs.
 QUICK = {
     **RECIPES["quick"], "geometry": "paper", "samples": 2000, "epochs": 6, "validation_split": 0.02, "masks_every": 3,
 }  # fmt: skip
 
 EXPERIMENTS = {
     "arl-nal": Experiment(
-        "attention residual against naive attention learning (table 3)",
+        "attention residual learning compared with naive attention learning (table 3)",
         combine(model=list_networks(56, 92, 128, 164), learning=("arl", "nal")),
         columns="learning",
         quick={"samples": 1500},
@@ -94,29 +94,29 @@ EXPERIMENTS = {
         quick={"samples": 3000},
     ),
     "mask": Experiment(
-        "encoder-decoder against local convolutions in the mask (table 4)",
+        "encoder-decoder masks compared with masks of local convolutions (table 4)",
         combine(model=list_networks(56), mask=("encoder_decoder", "local")),
         quick={"samples": 4000},
     ),
     "label-noise": Experiment(
-        "training labels replaced with the paper's confusion matrix (table 5)",
+        "different shares of wrong training labels (table 5)",
         combine(model=list_networks(92), label_noise=(0.1, 0.3, 0.5, 0.7)),
         quick={"samples": 2000},
         quick_varied=combine(model=list_networks(56), label_noise=(0.1, 0.3, 0.5, 0.7)),
     ),
     "depth": Experiment(
-        "how deep (tables 3 and 6)",
+        "networks of different depths (tables 3 and 6)",
         combine(model=list_networks(56, 92, 128, 164, 236, 452)),
         quick={"samples": 1000},
         quick_varied=combine(model=list_networks(56, 92, 128)),
     ),
     "optimizers": Experiment(
-        "every optimizer, each at its default learning rate",
+        "all optimizers, each at its default learning rate",
         list_optimizers(),
         quick={"samples": 1000},
     ),
     "architectures": Experiment(
-        "geometries and families, each trained with equal multiply-adds",
+        "geometries and families, trained with equal numbers of multiply-adds",
         list_architectures(*COSTS),
         quick={"samples": 800, "epochs": 12},
         quick_varied=list_architectures(
@@ -132,16 +132,16 @@ EXPERIMENTS = {
 
 
 def plan_recipes(name, quick=False, seeds=1, **given):
-    """Return the recipes of an experiment's runs, in their order.
+    """Return the recipes of an experiment's runs, in order.
 
     Args:
-        name: key of `EXPERIMENTS`.
-        quick: bool, whether few images and epochs are trained.
-        seeds: int, runs of each, with seeds 0 to `seeds - 1`.
-        given: fields of the recipe, which override what all runs share.
+        name: str, key of `EXPERIMENTS`.
+        quick: bool, whether to train with few images and epochs.
+        seeds: int, runs of each recipe, with seeds 0 to `seeds - 1`.
+        given: fields of the recipe, which override those that all runs share.
 
     Raises:
-        InputError: a value that is not allowed.
+        InputError: a value is invalid.
     """
     experiment = EXPERIMENTS[name]
     common = {**QUICK, **experiment.quick} if quick else RECIPES["paper"]
@@ -158,7 +158,7 @@ def plan_recipes(name, quick=False, seeds=1, **given):
 
 
 def find_run(logs, recipe):
-    """Return the folder in `logs` of the run of this recipe, a finished one if there is one, or None."""
+    """Return the folder of a run with this recipe in `logs`, preferably a finished one, or None."""
     found = []
     for path in sorted(Path(logs).glob("*/recipe.json")):
         try:
@@ -202,7 +202,7 @@ def run_command(command):
 
 
 def run_all(planned, logs):
-    """Train what is not finished, one process after the other; end this process if one of them fails."""
+    """Train all unfinished runs, one process after the other; end this process if one of them fails."""
     for number, recipe in enumerate(planned, start=1):
         run = find_run(logs, recipe)
         if run and is_finished(run):
@@ -215,7 +215,7 @@ def run_all(planned, logs):
 
 
 def summarize(name, planned, logs):
-    """Return the experiment's table as text; write it, with the curves, to the folder of the runs."""
+    """Return the table of an experiment as text, and write it and the curves to the folder of the runs."""
     runs = [history.read_run(find_run(logs, recipe)) for recipe in planned]
     groups = report.group_runs(runs)
     columns = EXPERIMENTS[name].columns
@@ -237,12 +237,14 @@ def parse(arguments):
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name", choices=tuple(EXPERIMENTS), metavar="NAME", help=", ".join(EXPERIMENTS))
     parser.add_argument("--quick", action="store_true", help="few images and epochs: about 15 minutes on 2 cores")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, with seeds 0 to N - 1")
-    parser.add_argument("--logs", default="Logs", help="folder that gets the experiment's folder (default: Logs)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each recipe, seeds 0 to N - 1")
+    parser.add_argument(
+        "--logs", default="Logs", help="folder in which the folder of the experiment is created (default: Logs)"
+    )
     parser.add_argument("--data-dir", default="", help="as in training_cifar10.py")
     parser.add_argument("--dataset", default="cifar10", choices=("cifar10", "cifar100"), help="(default: cifar10)")
-    parser.add_argument("--epochs", type=int, help="in place of the experiment's own")
-    parser.add_argument("--samples", type=int, help="limit of training images, in place of the experiment's own")
+    parser.add_argument("--epochs", type=int, help="instead of the experiment's number")
+    parser.add_argument("--samples", type=int, help="limit of training images, instead of the experiment's")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error(f"--seeds must be 1 or more, received {options.seeds}")

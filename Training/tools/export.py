@@ -20,12 +20,12 @@ from Training.recipe import Recipe, dataset_names, find_dataset
 from Training.runs import saved
 
 PROGRAM = "python -m Training.tools.export"
-LARGEST_DIFFERENCE = 1e-4  # between two probabilities
+LARGEST_DIFFERENCE = 1e-4  # of a probability
 BATCH = 64
 
 
 class Format(NamedTuple):
-    """An export format: its name in Keras, the ending of its files, and what it needs in addition to Keras."""
+    """An export format: its name in Keras, the extension of its files, and the packages and backends that it needs."""
 
     keras: str
     ending: str
@@ -48,9 +48,9 @@ def parse(arguments):
     parser.add_argument(
         "--output", metavar="PATH", help="file, or folder of a SavedModel (default: next to the network)"
     )
-    parser.add_argument("--dataset", help=f"data set of the test images: {dataset_names()} (default: the run's own)")
-    parser.add_argument("--data-dir", metavar="DIR", help="its folder, as in training (default: the run's own)")
-    parser.add_argument("--images", type=int, default=256, metavar="N", help="images compared (default: 256)")
+    parser.add_argument("--dataset", help=f"data set of the test images: {dataset_names()} (default: the run's)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set, as in training (default: the run's)")
+    parser.add_argument("--images", type=int, default=256, metavar="N", help="images to compare (default: 256)")
     options = parser.parse_args(arguments)
     if options.images < 1:
         parser.error(f"--images must be 1 or more, received {options.images}")
@@ -77,7 +77,7 @@ def refuse_impossible(kind):
 
 
 def load_test_images(path, dataset, data_dir, count):
-    """Return the name of a data set and the first images of its test set; by default of the network's own run."""
+    """Return the name of a data set and the first images of its test set; by default, the data set of the run."""
     recipe = path.with_name("recipe.json")
     if recipe.exists():
         own = saved.read_recipe(recipe)
@@ -90,7 +90,7 @@ def load_test_images(path, dataset, data_dir, count):
 
 
 def export(network, kind, path):
-    """Write the network to `path`; its input is float32 `(batch, height, width, 3)` of 0 to 255, any batch.
+    """Write the network to `path`; its input is float32 `(batch, height, width, 3)` from 0 to 255, with any batch size.
 
     Raises:
         InputError: Keras, or the converter that it calls, cannot export the network.
@@ -110,7 +110,7 @@ def export(network, kind, path):
 
 
 def open_export(kind, path):
-    """Return the exported network as a function from images to probabilities, run by the format's own library."""
+    """Return the exported network as a function from images to probabilities, run by the library of the format."""
     if kind == "onnx":
         import onnxruntime
 
@@ -137,7 +137,7 @@ def open_export(kind, path):
 
 
 def measure_differences(run, images, expected):
-    """Return the largest differences of `run` from the expected probabilities, `{images at a time: difference}`."""
+    """Return the largest differences of `run` from the expected probabilities, `{batch size: difference}`."""
     images, found = images.astype("float32"), {}
     for batch in sorted({1, min(BATCH, len(images))}):
         given = [run(images[start : start + batch]) for start in range(0, len(images), batch)]
@@ -146,7 +146,7 @@ def measure_differences(run, images, expected):
 
 
 def export_and_check(network, kind, images, output):
-    """Export into a temporary folder, compare, and move the export to `output` if it agrees; return the differences."""
+    """Export to a temporary folder, compare, and move the export to `output` if it agrees; return the differences."""
     expected = network.predict(images, batch_size=BATCH, verbose=0)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as place:
         path = Path(place) / f"network{FORMATS[kind].ending}"
@@ -154,9 +154,9 @@ def export_and_check(network, kind, images, output):
         try:
             with silence_stderr():
                 found = measure_differences(open_export(kind, path), images, expected)
-        except Exception as error:  # of any type, from the format's own library
+        except Exception as error:  # can be of any type, depending on the library of the format
             raise InputError(f"the {kind} export does not run and was not kept: {shorten(error)}") from None
-        if all(difference <= LARGEST_DIFFERENCE for difference in found.values()):  # false for NaN, too
+        if all(difference <= LARGEST_DIFFERENCE for difference in found.values()):  # also False for NaN
             os.replace(path, output)
     return found
 

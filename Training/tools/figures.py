@@ -1,10 +1,10 @@
 """Draw figures of runs as PNG files: `python -m Training.tools.figures FIGURE RUN`.
 
-- masks: the mean soft mask of each attention block as heat over images;
-- channels: features before a mask, the mask, and features after it (the paper's figure 1);
-- responses: mean absolute response along the network, one line for each run (the paper's figure 4);
+- masks: the mean soft mask of each attention block as a heat map over images;
+- channels: features before a mask, the mask, and features after it (figure 1 of the paper);
+- responses: mean absolute responses along the network, one line per run (figure 4 of the paper);
 - confusion: the confusion matrix of the test set;
-- mistakes: the test images that the network gets wrong with the highest probability.
+- mistakes: the test images that are classified wrongly with the highest probability.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from Training.visual.escaping import escape_console
 
 LARGEST_PREDICTIONS = 16 * 2**20  # bytes of predictions.csv: a million rows
 PROGRAM = "python -m Training.tools.figures"
-MEASURED = 256  # images that responses are averaged over
+MEASURED = 256  # images over which responses are averaged
 
 
 def load_test_examples(run, data_dir=""):
-    """Return the test set of the data that a run was trained on, and the names of the classes.
+    """Return the test set of a run's data set, and the names of the classes.
 
     Raises:
         InputError: the run has no recipe, or its data cannot be read.
@@ -56,7 +56,7 @@ def load_images(options, size):
 
 
 def load_network(run, best):
-    """Return the network of a run; its file is printed, since a run has two.
+    """Return the network of a run, and print its file, since a run has two.
 
     Raises:
         InputError: see `saved`.
@@ -93,7 +93,7 @@ def draw_masks(options):
 
 
 def draw_channels(options):
-    """Return the figure of one image's features in one block, as pixels."""
+    """Return the figure of the features of one image in one block, as pixels."""
     from Training.visual import inspection, plots
 
     network, blocks = load_attentive(options.run, options.best)
@@ -110,7 +110,7 @@ def draw_channels(options):
 
 
 def label_runs(runs, blocks):
-    """Return a short name for each run: its network and how it learns; its folder if two would have the same name."""
+    """Return a short name for each run: its network and learning, and its folder if two names would be the same."""
     labels = []
     for run, own in zip(runs, blocks):
         path = Path(run) / "recipe.json"
@@ -121,7 +121,7 @@ def label_runs(runs, blocks):
 
 
 def draw_responses(options):
-    """Return the figure of responses of all runs, as pixels; prints the numbers."""
+    """Print the responses of all runs, and return their figure as pixels."""
     from Training.visual import inspection, plots
 
     networks = [load_attentive(run, options.best) for run in options.runs]
@@ -138,7 +138,7 @@ def read_predictions(path):
     """Return labels and predicted classes in a run's `predictions.csv`.
 
     Raises:
-        InputError: the file cannot be read, or is not what a run writes.
+        InputError: the file cannot be read, or is invalid.
     """
     from Training.visual.plots import MOST_CLASSES
 
@@ -162,7 +162,7 @@ def read_predictions(path):
 
 
 def draw_confusion(options):
-    """Return the confusion matrix of a run's predictions of the test set, as pixels."""
+    """Return the figure of the confusion matrix of a run's test predictions, as pixels."""
     from Training.visual import plots
 
     path = Path(options.run) / "predictions.csv"
@@ -177,7 +177,7 @@ def draw_confusion(options):
 
 
 def draw_mistakes(options):
-    """Return the most confidently wrong test images, as pixels."""
+    """Return the figure of the most confidently wrong test images, as pixels."""
     from Training.visual import plots
 
     network = load_network(options.run, options.best)
@@ -191,7 +191,7 @@ def draw_mistakes(options):
     probabilities = np.concatenate([network.predict(test.images[i : i + MEASURED], verbose=0) for i in parts])
     wrong = plots.find_mistakes(labels, probabilities, options.count)
     if not len(wrong):
-        raise InputError("the network gets every test image right: there is nothing to draw")
+        raise InputError("the network classifies all test images correctly: there is nothing to draw")
     return plots.draw_mistakes(test.images[wrong], labels[wrong], probabilities[wrong], classes)
 
 
@@ -218,15 +218,15 @@ def parse(arguments):
         if name == "confusion":
             continue
         own.add_argument("--best", action="store_true", help="best.keras (by validation accuracy), not last.keras")
-        own.add_argument("--data-dir", default="", help="where the run's data is now; by default where it was then")
+        own.add_argument("--data-dir", default="", help="folder of the data set (default: the run's)")
         if name in ("masks", "channels"):
             own.add_argument("--photographs", action="store_true", help="show the photographs of scikit-learn")
-            own.add_argument("--images", nargs="+", metavar="FILE", help="by default test images, one of each class")
+            own.add_argument("--images", nargs="+", metavar="FILE", help="(default: test images, one of each class)")
         if name != "responses":
-            count = 24 if name == "mistakes" else 4
-            own.add_argument("--count", type=int, default=count, help=f"images, or channels, shown (default: {count})")
+            count, shown = 24 if name == "mistakes" else 4, "channels" if name == "channels" else "images"
+            own.add_argument("--count", type=int, default=count, help=f"number of {shown} (default: {count})")
     channel = chosen.choices["channels"]
-    channel.add_argument("--number", type=int, default=0, metavar="N", help="which of the images (default: 0)")
+    channel.add_argument("--number", type=int, default=0, metavar="N", help="number of the image, from 0 (default: 0)")
     channel.add_argument("--block", help="name of the attention block (default: the first)")
     options, unknown = parser.parse_known_args(arguments)
     chosen.choices[options.figure].refuse_unknown(unknown)
@@ -236,7 +236,7 @@ def parse(arguments):
 
 
 def choose_output(options):
-    """Return the file to write: the one asked for, or a new one in the (first) run's folder."""
+    """Return the file to write: `--output`, or a new file in the folder of the (first) run."""
     if options.output:
         return Path(options.output)
     run = Path(options.runs[0] if options.figure == "responses" else options.run)

@@ -11,7 +11,7 @@ from Training.flags import Parser
 def write(images, labels, classes, folder):
     """Write images uint8 `(n, height, width, 3)` as `<folder>/<class>/<position>.png`.
 
-    Sorted by class and name they keep their order within a class.
+    Files sorted by name keep the order of the images within a class.
     """
     from PIL import Image
 
@@ -28,12 +28,12 @@ def main(arguments=None):
         prog="python -m Training.tools.folder", description="Write a CIFAR archive as folders of PNG files."
     )
     parser.add_argument("dataset", choices=tuple(archives.ARCHIVES))
-    parser.add_argument("out", help="folder that gets train/<class>/ and test/<class>/; it must not exist")
+    parser.add_argument("out", help="folder for train/<class>/ and test/<class>/, which must not exist")
     parser.add_argument("--data-dir", default="", help="folder with the official archive or its unpacked folder")
     options = parser.parse_args(arguments)
     with report_errors(parser.prog, "Stopped."):
         if Path(options.out).exists():
-            raise InputError(f"{options.out} is already there: name a folder that is not")
+            raise InputError(f"{options.out} already exists: choose another folder")
         images, labels, test_images, test_labels, classes = archives.read(options.dataset, options.data_dir)
         try:
             write(images, labels, classes, Path(options.out) / "train")

@@ -1,8 +1,8 @@
-"""Print the two comparisons of the paper from the runs in this repository: `python -m Training.tools.recorded`.
+"""Print two comparisons of the paper with the runs in this repository: `python -m Training.tools.recorded`.
 
-ARL against NAL (test error), and Attention-56 against Attention-92 (errors and training time), next to the published
-values. The runs are those in `benchmarks/results` and `weights`. Of several comparisons, the one with the lowest test
-error is shown.
+It compares ARL with NAL (test errors), and Attention-56 with Attention-92 (errors and training time), next to the
+published values. The runs are those in `benchmarks/results` and `weights`. If there are several comparisons, the one
+with the lowest test error is printed.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from Training.visual.published import find_published_cost
 PROGRAM = "python -m Training.tools.recorded"
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 NETWORKS = ("attention_56", "attention_92")
-NO_PAIR = "no recorded runs differ in {} alone"
+NO_PAIR = "no recorded runs differ only in {}"
 
 
 def read_all():
@@ -29,7 +29,7 @@ def read_all():
 
 
 def find_recorded():
-    """Return the finished runs that the repository holds, each once: runs with equal results are the same run."""
+    """Return the finished runs in the repository without duplicates: runs with equal results are the same run."""
     runs = []
     for run in read_all():
         if all(run.result != other.result for other in runs):
@@ -38,17 +38,17 @@ def find_recorded():
 
 
 def choose_comparison(runs, field, **fixed):
-    """Return the runs that differ in one field and the seed alone.
+    """Return runs that differ only in one field and the seed.
 
-    If several settings were run with more than one value of the field, those of the lowest test error are returned.
+    If there are several such sets of runs, the one with the lowest test error is returned.
 
     Args:
         runs: list of `history.Run`.
         field: str, a field of the recipe, such as "learning".
-        fixed: values that other fields of the recipe must have, such as `model="attention_56"`.
+        fixed: required values of other fields of the recipe, such as `model="attention_56"`.
 
     Returns:
-        List of runs, sorted by the field's value; empty if there are none.
+        A list of runs, sorted by the value of the field; empty if there are none.
     """
     fields = [name for name in compared_fields() if name != field]
     groups = {}
@@ -61,7 +61,7 @@ def choose_comparison(runs, field, **fixed):
 
 
 def describe(runs):
-    """Return in one line with what the runs of a comparison were trained."""
+    """Return one line about the training that the runs of a comparison have in common."""
     recipe = runs[0].recipe
     images = f"{recipe['samples']:,} training images" if recipe["samples"] else "all training images"
     seeds = sorted({run.result["seed"] for run in runs})
@@ -70,12 +70,12 @@ def describe(runs):
 
 
 def name_devices(runs):
-    """Return the names of the devices that the runs were trained on."""
+    """Return the names of the devices on which the runs were trained."""
     return "; ".join(sorted({run.result["device"] for run in runs}))
 
 
 def make_learning_table(runs):
-    """Return rows of texts, a row for each network: test errors of ARL and NAL, ours and published.
+    """Return rows of texts, one per network: test errors of ARL and NAL, ours and published.
 
     Raises:
         InputError: there are no such runs.
@@ -92,7 +92,7 @@ def make_learning_table(runs):
 
 
 def make_depth_table(runs):
-    """Return rows of texts, a row for each network: errors in per cent and training time, ours and published.
+    """Return rows of texts, one per network: errors in per cent and training time, ours and published.
 
     Raises:
         InputError: there are no such runs.
@@ -116,7 +116,7 @@ def make_depth_table(runs):
 def find_predictions(run):
     """Return the path of a run's recorded predictions for the test set, or None.
 
-    They are in the run's own folder, or in that of a recorded run with the same result.
+    They are in the folder of the run, or of another recorded run with the same result.
     """
     same = [run, *(other for other in read_all() if other.result == run.result)]
     paths = [each.folder / "predictions.csv" for each in same]

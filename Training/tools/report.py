@@ -1,7 +1,7 @@
-"""Print tables and draw curves of runs, with the published errors: `python -m Training.tools.report Logs/...`.
+"""Print tables and draw curves of runs, next to published errors: `python -m Training.tools.report Logs/...`.
 
-Runs that differ in nothing but their seed are one row, with the mean and the sample standard deviation of their errors.
-Runs of the same seed and backend repeat one another: they count as one run, with their mean.
+Runs that differ only in their seed are one row, with the mean and the sample standard deviation of their errors. Runs
+with the same seed and backend are repeats: they count as one run, with their mean.
 """
 
 import csv
@@ -19,20 +19,19 @@ from Training.visual.escaping import LONGEST_CELL, escape_console, escape_csv, m
 from Training.visual.published import SOURCES, find_published
 
 PROGRAM = "python -m Training.tools.report"
-MOST_NAMED = 3  # values in a legend's line
+MOST_NAMED = 3  # values in a line of a legend
 NAMED = ("dataset", "model", "learning")  # fields that every row has
 ERRORS = {"test": "test_error_percent", "validation": "validation_error_percent", "train": "train_error_percent"}
 
 
 def group_runs(runs):
-    """Put runs that differ in nothing but their seed together.
+    """Group runs that differ only in their seed.
 
     Args:
         runs: list of `history.Run`.
 
     Returns:
-        `{((field, value), ...): [run, ...]}`, with the fields of `NAMED` first and then the fields in which the runs
-        differ.
+        `{((field, value), ...): [run, ...]}`, with the fields in `NAMED` first, then those in which the runs differ.
     """
     fields = [name for name in compared_fields() if name not in NAMED]
     varied = [name for name in fields if len({str(run.recipe.get(name)) for run in runs}) > 1]
@@ -44,15 +43,15 @@ def group_runs(runs):
 
 
 def _make_hashable(value):
-    """Return the value of a field, or a text if the recipe was edited to something that no field can be."""
+    """Return the value of a field, as a text if it is not hashable because the recipe was edited."""
     return value if isinstance(value, str | int | float) else str(value)
 
 
 def collect_samples(runs):
     """Return the runs of a group as independent samples: a list of runs for each seed and backend.
 
-    A repeat of the same seed draws the same random numbers, so it says nothing about the spread over seeds. TensorFlow
-    and JAX draw different numbers from one seed.
+    A repeat with the same seed draws the same random numbers, so it says nothing about the spread over seeds.
+    TensorFlow and JAX draw different numbers from the same seed.
     """
     samples = {}
     for run in runs:
@@ -65,8 +64,8 @@ def format_mean(samples, name, text="{:.2f}"):
 
     Args:
         samples: list of lists of `history.Run`, see `collect_samples`.
-        name: field of the result.
-        text: format of a number.
+        name: str, field of the result.
+        text: str, format of a number.
 
     Returns:
         A text such as "5.52" or "5.52 ± 0.10"; "-" if a run has no such result.
@@ -84,7 +83,7 @@ def _format_published(recipe):
 
 
 def _format_value(name, value):
-    """Return the value of a field as in a table."""
+    """Return the value of a field as text for a table."""
     if name == "model":
         return str(value).replace("attention", "Attention").replace("_", "-")
     return str(value).upper() if name == "learning" else str(value)
@@ -100,7 +99,7 @@ def _format_number_of_runs(samples):
 
 
 def make_run_table(groups):
-    """Return rows of texts, the header first: a row for each group, with errors in per cent, cost, published errors."""
+    """Return rows of texts: a header, then a row for each group with errors in per cent, cost and published errors."""
     names = [name for name, _ in next(iter(groups))]
     header = [*names, "runs", *(f"{part} error %" for part in ERRORS), "time", "parameters", "images/s", "published"]
     rows = []
@@ -119,16 +118,16 @@ def make_run_table(groups):
 
 
 def list_values(groups, field):
-    """Return the values of a field in which groups differ, in their order; fewer than two if they do not."""
+    """Return the different values of a field in the keys of groups, in order."""
     return list(dict.fromkeys(value for key in groups for name, value in key if name == field))
 
 
 def make_pivot_table(groups, field):
-    """Return test errors with the values of one field side by side, as the paper's table 3 has ARL and NAL.
+    """Return test errors with the values of one field side by side, like ARL and NAL in table 3 of the paper.
 
     Args:
         groups: see `group_runs`.
-        field: in which the groups differ.
+        field: str, a field in which the groups differ.
     """
     values = list_values(groups, field)
     cells = {}
@@ -156,7 +155,7 @@ def format_console(rows):
 
 
 def format_markdown(rows):
-    """Return rows of texts as a Markdown table, the sources of published errors below it."""
+    """Return rows of texts as a Markdown table, with the sources of published errors below it."""
     table = make_markdown_table(rows[0], rows[1:])
     sources = [f"{name}: {source}" for name, source in SOURCES.items() if f"({name})" in table]
     return table + ("\n\nPublished: " + "; ".join(sources) + ".\n" if sources else "\n")
@@ -175,7 +174,7 @@ FORMATS = {"console": format_console, "markdown": format_markdown, "csv": format
 def label_groups(groups):
     """Return short names of groups for a legend.
 
-    What differs comes after the network; if much differs, the names are rows of the table.
+    A name is the network and the values that differ or, if many differ, the number of the row in the table.
     """
     different = [name for name, _ in next(iter(groups)) if len({dict(key)[name] for key in groups}) > 1]
     if len(different) > MOST_NAMED:
@@ -200,14 +199,14 @@ def parse(arguments):
         "--columns",
         metavar="FIELD",
         choices=compared_fields(),
-        help="test errors with the values of this field of the recipe side by side, such as learning",
+        help="print test errors with the values of this field of the recipe side by side, such as learning",
     )
     parser.add_argument("--curves", metavar="FILE", help="also write the curves as a PNG file")
     return parser.parse_args(arguments)
 
 
 def report(options):
-    """Return the table as text, the folders of unfinished runs, and notes for the reader; writes the curves."""
+    """Write the curves; return the table as text, the folders of unfinished runs, and notes for the user."""
     runs, unfinished = history.find(options.runs)
     if not runs:
         named = ", ".join(map(format_path, unfinished))

@@ -11,11 +11,11 @@ from Training.errors import InputError, shorten
 from Training.files import LARGEST_PICTURE, read_bytes
 from Training.flags import Parser
 
-SHUFFLE_SEED = 0  # of the pictures' order in the shards: each shard is a sample of all classes
+SHUFFLE_SEED = 0  # shuffles the pictures, so that each shard is a sample of all classes
 
 
 def write_part(part, listing, out, per_shard):
-    """Write one part's shards, its pictures in random order; returns its columns of the index."""
+    """Write the shards of one part, with its pictures in random order; return its columns of the index."""
     import tensorflow as tf
 
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(listing.labels))
@@ -28,7 +28,7 @@ def write_part(part, listing, out, per_shard):
                 raw, label = read_bytes(listing.fetch(i)[0], LARGEST_PICTURE), int(listing.labels[i])
                 record = _example(tf.train, raw, label)
                 writer.write(record)
-                # A record is its length (8 bytes), a checksum of it (4), the bytes, and a checksum of them (4).
+                # A record is its length (8 bytes), the checksum of that (4), the bytes, and their checksum (4).
                 rows.append((number, end + 12 + record.index(raw), len(raw), label))
                 end += 12 + len(record) + 4
     return {f"{part}_{name}": np.asarray(column) for name, column in zip(COLUMNS, zip(*rows))}
@@ -42,10 +42,10 @@ def _example(train, raw, label):
 
 
 def write(data_dir, out, per_shard=1000, broken="skip"):
-    """Write a folder of pictures (see `folder.read`) as shards and their index; returns the number of pictures.
+    """Write a folder of pictures (see `folder.read`) as shards and their index; return the number of pictures.
 
     Raises:
-        InputError: see `folder.read`; or `out` is there already or cannot be written.
+        InputError: see `folder.read`; or `out` already exists or cannot be written.
     """
     import tensorflow as tf
 
@@ -55,10 +55,10 @@ def write(data_dir, out, per_shard=1000, broken="skip"):
         columns = {}
         for part, listing in parts.items():
             columns.update(write_part(part, listing, out, per_shard))
-        # Last: a folder without the index is known to be unfinished.
+        # The index is written last: a folder without it is unfinished.
         np.savez(Path(out) / INDEX, classes=np.asarray(classes), **columns)
     except FileExistsError:
-        raise InputError(f"{out} is already there: name a folder that is not") from None
+        raise InputError(f"{out} already exists: choose another folder") from None
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}") from None
     except tf.errors.OpError as error:
@@ -72,15 +72,18 @@ def main(arguments=None):
     parser = Parser(
         prog="python -m Training.tools.shards", description="Write a folder of pictures as TFRecord shards."
     )
-    parser.add_argument("folder", help="folder with train/<class>/* and, if there are any, val/ and test/")
-    parser.add_argument("out", help="folder that gets the shards and their index; it must not exist")
-    parser.add_argument("--per-shard", type=int, default=1000, metavar="N", help="pictures in a shard (default: 1000)")
-    parser.add_argument("--broken", choices=("skip", "refuse"), default="skip", help="pictures that cannot be read")
+    parser.add_argument("folder", help="folder with train/<class>/* and, optionally, val/ and test/")
+    parser.add_argument("out", help="folder for the shards and their index, which must not exist")
+    parser.add_argument("--per-shard", type=int, default=1000, metavar="N", help="pictures per shard (default: 1000)")
+    parser.add_argument(
+        "--broken", choices=("skip", "refuse"), default="skip",
+        help="what to do with pictures that cannot be read (default: skip)",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     with report_errors(parser.prog, "Stopped."):
         if options.per_shard < 1:
             raise InputError(f"--per-shard must be 1 or more, received {options.per_shard}")
-        start_keras()  # quiets TensorFlow, which writes the records
+        start_keras()  # starts TensorFlow, which writes the records, without its notes
         count = write(options.folder, options.out, options.per_shard, options.broken)
     print(f"{count:,} pictures in {options.out}")
 

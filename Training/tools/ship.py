@@ -1,4 +1,4 @@
-"""Pack a finished run into `weights/`, from where `attention_56(weights="cifar10")` loads it.
+"""Pack a finished run into `weights/`, where `attention_56(weights="cifar10")` finds it.
 
 python -m Training.tools.ship Logs/<run> --name attention_56-cifar10
 """
@@ -28,11 +28,11 @@ def parse(arguments):
     parser = Parser(prog=PROGRAM, description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument(
-        "--name", help="<network>-<weights>, such as attention_56-cifar10-nal (default: from the run's recipe)"
+        "--name", help="<network>-<weights>, such as attention_56-cifar10-nal (default: derived from the recipe)"
     )
     parser.add_argument("--best", action="store_true", help="the run's best.keras instead of its last.keras")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is, as in training (default: the run's)")
-    parser.add_argument("--replace", action="store_true", help="replace weights of this name")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set, as in training (default: the run's)")
+    parser.add_argument("--replace", action="store_true", help="replace existing weights of this name")
     return parser.parse_args(arguments)
 
 
@@ -51,22 +51,22 @@ def describe_architecture(recipe, network):
 
 
 def choose_name(recipe, name=None):
-    """Return the name of the weights; by default network, data set and, for naive attention learning, `nal`.
+    """Return the name of the weights; by default, network, data set and, for naive attention learning, `nal`.
 
     Raises:
-        InputError: the name does not begin with the network's.
+        InputError: the name is invalid or does not begin with the name of the network.
     """
     learning = f"-{recipe.learning}" if recipe.learning != "arl" else ""
     name = name or f"{recipe.model}-{re.sub('[^a-z0-9]+', '_', recipe.dataset.lower())}{learning}"
     if not NAME.fullmatch(name) or not name.startswith(f"{recipe.model}-"):
         raise InputError(
-            f"--name must be {recipe.model}-<weights>, in small letters, digits, _ and -, received {name!r}"
+            f"--name must be {recipe.model}-<weights>, in lower-case letters, digits, _ and -, received {name!r}"
         )
     return name
 
 
 def pack(network, run, recipe, class_names, folder):
-    """Write the weights, their description and the run's files into a folder; returns the description."""
+    """Write the weights, their description and files of the run to a folder; return the description."""
     weights.pack_weights(network, folder / weights.FILE)
     for file in COPIED:
         shutil.copyfile(run.folder / file, folder / file)
@@ -90,7 +90,7 @@ def measure_both(network, packed, data, flip):
     """Return the test errors of the run's network and of the packed one, both in float32 arithmetic.
 
     Raises:
-        InputError: the packed network is not the run's: their errors differ by more than rounding can explain.
+        InputError: the errors differ by more than rounding can explain.
     """
     from Training.tools.evaluate import measure
 
@@ -136,7 +136,7 @@ def ship(options):
 
 
 def report(folder, about):
-    """Print what was packed."""
+    """Print size, SHA-256 and test errors of packed weights."""
     size = (folder / weights.FILE).stat().st_size
     print(f"{folder}: {about['parameters']:,} parameters, {size / 1e6:.1f} MB, SHA-256 {about['sha256']}")
     for name, errors in about["test_errors"].items():

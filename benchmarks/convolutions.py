@@ -76,16 +76,16 @@ def product(rows, inner, columns):
 
 @entry_point(PROGRAM)
 def main(arguments=None):
-    words = parse(arguments, PROGRAM, __doc__)
+    options = parse(arguments, PROGRAM, __doc__)
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with report_errors(PROGRAM, "Stopped."):
         start_keras()
-    batch_size = words.batch_size
+    batch_size = options.batch_size
     large = []  # once beside each shape, since a machine's speed varies
     print("| map | kernel | stride | how many | " + " | ".join(WAYS) + " | the same as products |\n|" + "---|" * 8)
     work = taken = 0
     for (image, kernel, strides, padding), many in sorted(
-        shapes(words.network).items(), key=lambda item: -math.prod(item[0][0])
+        shapes(options.network).items(), key=lambda item: -math.prod(item[0][0])
     ):
         height, width = (
             -(-side // strides) if padding == "SAME" else (side - kernel[0]) // strides + 1 for side in image[:2]

@@ -23,23 +23,23 @@ TWO = (
     "import tensorflow as tf; tf.config.set_logical_device_configuration("
     "tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2); "
 )
-WORDS = ["--dataset=digits", "--samples=64", "--batch-size=64", "--epochs=20", "--masks-every=10", "--dropout=0.3",
+ARGUMENTS = ["--dataset=digits", "--samples=64", "--batch-size=64", "--epochs=20", "--masks-every=10", "--dropout=0.3",
          "--warmup-epochs=2", "--learning-rate=0.001"]  # fmt: skip
 TOLERANCE = 1e-3
 
 
-def start(backend, *words, script=kill.SCRIPT, **environment):
-    return kill.start(*words, script=script, KERAS_BACKEND=backend, **environment)
+def start(backend, *arguments, script=kill.SCRIPT, **environment):
+    return kill.start(*arguments, script=script, KERAS_BACKEND=backend, **environment)
 
 
-def start_processes(*words, script=kill.SCRIPT, **environment):
+def start_processes(*arguments, script=kill.SCRIPT, **environment):
     """Two processes of one run on JAX, the first one first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     named = {"KERAS_DISTRIBUTION_JOB_ADDRESSES": address, "KERAS_DISTRIBUTION_NUM_PROCESSES": "2", **environment}
     return [
-        start("jax", "--distribute=data", *words, script=script, KERAS_DISTRIBUTION_PROCESS_ID=str(i), **named)
+        start("jax", "--distribute=data", *arguments, script=script, KERAS_DISTRIBUTION_PROCESS_ID=str(i), **named)
         for i in range(2)
     ]
 
@@ -72,15 +72,15 @@ def furthest(one, other):
     return max(abs(a / b - 1) for a, b in zip(losses(one), losses(other), strict=True))
 
 
-def compare(place, words):
+def compare(place, arguments):
     """Runs on one device and on two, whose losses must be equal; returns how many differ."""
     for backend in ("tensorflow", "jax"):
-        kill.finish(start(backend, *words, f"--logs={place}/{backend}"))
+        kill.finish(start(backend, *arguments, f"--logs={place}/{backend}"))
     kill.finish(
-        start("tensorflow", *words, "--distribute=mirrored", f"--logs={place}/mirrored", script=TWO + kill.SCRIPT)
+        start("tensorflow", *arguments, "--distribute=mirrored", f"--logs={place}/mirrored", script=TWO + kill.SCRIPT)
     )
-    kill.finish(start("jax", *words, "--distribute=data", f"--logs={place}/data", JAX_NUM_CPU_DEVICES="2"))
-    for run in start_processes(*words, f"--logs={place}/processes"):
+    kill.finish(start("jax", *arguments, "--distribute=data", f"--logs={place}/data", JAX_NUM_CPU_DEVICES="2"))
+    for run in start_processes(*arguments, f"--logs={place}/processes"):
         kill.finish(run)
     wrong = 0
     for one, name in (("tensorflow", "mirrored"), ("jax", "data"), ("jax", "processes")):
@@ -95,7 +95,7 @@ def end_and_resume(place):
     wrong = 0
     for which, number in ((1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)):
         logs = f"{place}/{number.name}-{which}"
-        codes, said, waited = end_one(start_processes(*WORDS, f"--logs={logs}"), which, number)
+        codes, said, waited = end_one(start_processes(*ARGUMENTS, f"--logs={logs}"), which, number)
         for run in resume_processes(kill.find_run(logs)):
             kill.finish(run)
         found = kill.find_differences(kill.find_run(f"{place}/processes"), kill.find_run(logs))
@@ -108,5 +108,5 @@ def end_and_resume(place):
 if __name__ == "__main__":
     more = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
-        differing = compare(folder, [*WORDS, *more])
+        differing = compare(folder, [*ARGUMENTS, *more])
         sys.exit(1 if differing + (0 if more else end_and_resume(folder)) else 0)

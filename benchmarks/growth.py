@@ -65,22 +65,22 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=100, help="at least 8 (default: %(default)s)")
     parser.add_argument("--name", help="folder in benchmarks/results")
-    words = parser.parse_args(arguments)
-    if words.epochs < 8:
-        parser.error(f"--epochs must be 8 or more, received {words.epochs}")
+    options = parser.parse_args(arguments)
+    if options.epochs < 8:
+        parser.error(f"--epochs must be 8 or more, received {options.epochs}")
     found = []
     with tempfile.TemporaryDirectory() as logs:
         watch(found)
         training_cifar10.train(
-            Recipe(dataset="digits", samples=16 * STEPS, batch_size=16, epochs=words.epochs, masks_every=1,
+            Recipe(dataset="digits", samples=16 * STEPS, batch_size=16, epochs=options.epochs, masks_every=1,
                    checkpoint_steps=7, logs=logs),
             build=tiny.tiny_build,
         )  # fmt: skip
     result = quarters(found)
     for number, quarter in enumerate(result, start=1):
         print(f"quarter {number}: {quarter['memory_mb']:.1f} MB, {1000 * quarter['step_s']:.2f} ms a step")
-    if words.name:
-        folder = RESULTS / words.name
+    if options.name:
+        folder = RESULTS / options.name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "growth.json").write_text(json.dumps({"quarters": result, "epochs": found}) + "\n")
     return int(result[3]["memory_mb"] > LARGEST_GROWTH * result[1]["memory_mb"])

@@ -47,11 +47,11 @@ def check(name, geometry, pixels, folder):
 def parse(arguments):
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NETWORKS)} (default: all)")
-    words = parser.parse_args(arguments)
-    unknown = [name for name in words.names if name not in NETWORKS]
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in NETWORKS]
     if unknown:
         parser.error(f"NAME must be one of {', '.join(NETWORKS)}, received {unknown[0]!r:.80}")
-    return words.names
+    return options.names
 
 
 @entry_point(PROGRAM)

@@ -70,19 +70,19 @@ def parse(arguments, program=PROGRAM, about=__doc__):
     parser = Parser(prog=program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", nargs="?", choices=NETWORKS, default="attention_56", help="(default: %(default)s)")
     parser.add_argument("batch_size", nargs="?", type=int, default=64, help="(default: %(default)s)")
-    words = parser.parse_args(arguments)
-    if words.batch_size < 1:
-        parser.error(f"batch_size must be 1 or more, received {words.batch_size}")
-    return words
+    options = parser.parse_args(arguments)
+    if options.batch_size < 1:
+        parser.error(f"batch_size must be 1 or more, received {options.batch_size}")
+    return options
 
 
 @entry_point(PROGRAM)
 def main(arguments=None):
-    words = parse(arguments)
+    options = parse(arguments)
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with report_errors(PROGRAM, "Stopped."):
         start_keras()
-    found = profiled(training_step(words.network, words.batch_size))
+    found = profiled(training_step(options.network, options.batch_size))
     total = sum(seconds for _, seconds in found.values())
     print("| operation | a step | ms | share |\n|---|---|---|---|")
     for kind, (number, seconds) in sorted(found.items(), key=lambda item: -item[1][1])[:SHOWN]:

@@ -43,7 +43,7 @@ def race(batch_size, precision, augmentation, steps):
     return Recipe(**changes | ({"cutout": 0, "alternate_flip": False} if augmentation == "none" else {}))
 
 
-def images_per_second(words, batch_size, precision, augmentation):
+def images_per_second(options, batch_size, precision, augmentation):
     """The rate of one training, and the network's multiply-adds."""
     import keras
 
@@ -54,16 +54,16 @@ def images_per_second(words, batch_size, precision, augmentation):
 
     keras.utils.clear_session()
     keras.config.set_dtype_policy(precision)
-    shape = (GEOMETRIES[words.geometry].pixels,) * 2 + (3,)
+    shape = (GEOMETRIES[options.geometry].pixels,) * 2 + (3,)
     images = np.random.default_rng(0).integers(0, 256, (max(4096, batch_size), *shape), dtype="uint8")
     mean = mean_subtraction(np.full(shape, 120.0, "float32"))
-    made = network(words.network, geometry=words.geometry, preprocessing=mean)
-    model = compile_model(made, race(batch_size, precision, augmentation, words.steps), words.steps, stored=images)
+    made = network(options.network, geometry=options.geometry, preprocessing=mean)
+    model = compile_model(made, race(batch_size, precision, augmentation, options.steps), options.steps, stored=images)
     rng = np.random.default_rng(1)
 
     class Indices(keras.utils.PyDataset):
         def __len__(self):
-            return words.steps
+            return options.steps
 
         def __getitem__(self, index):
             labels = rng.integers(0, made.output_shape[-1], batch_size, dtype="int32")
@@ -72,17 +72,17 @@ def images_per_second(words, batch_size, precision, augmentation):
     ends = []
     wait = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter()))
     model.fit(Indices(), epochs=3, shuffle=False, verbose=0, callbacks=[wait])
-    return words.steps * batch_size / (ends[2] - ends[1]), count(made)["multiply_adds"]
+    return options.steps * batch_size / (ends[2] - ends[1]), count(made)["multiply_adds"]
 
 
-def measured(words):
+def measured(options):
     """Rows of figures, one a batch size and precision; each costs a compilation, that of the largest batch two."""
-    for precision in words.precisions:
-        for batch_size in words.batch_sizes:
-            rate, multiply_adds = images_per_second(words, batch_size, precision, "crop")
+    for precision in options.precisions:
+        for batch_size in options.batch_sizes:
+            rate, multiply_adds = images_per_second(options, batch_size, precision, "crop")
             share = None
-            if batch_size == max(words.batch_sizes):
-                share = round(1 - rate / images_per_second(words, batch_size, precision, "none")[0], 4)
+            if batch_size == max(options.batch_sizes):
+                share = round(1 - rate / images_per_second(options, batch_size, precision, "none")[0], 4)
             gc.collect()
             tflops = rate * multiply_adds * FLOP / 1e12
             yield {
@@ -91,34 +91,39 @@ def measured(words):
                 "images_per_s": round(rate, 1),
                 "share_of_augmentation": share,
                 "tflop_per_s": round(tflops, 3),
-                "share_of_peak": round(tflops / words.peak, 4) if words.peak else None,
+                "share_of_peak": round(tflops / options.peak, 4) if options.peak else None,
             }
 
 
-def keep(words, machine, rows):
+def keep(options, machine, rows):
     """Write what was measured so far, and return it as a table."""
-    folder = RESULTS / words.name
+    folder = RESULTS / options.name
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"network": words.network, "geometry": words.geometry, "steps": words.steps, "peak_tflops": words.peak}
+    told = {
+        "network": options.network,
+        "geometry": options.geometry,
+        "steps": options.steps,
+        "peak_tflops": options.peak,
+    }
     (folder / "throughput.json").write_text(json.dumps({**told, "environment": machine, "rows": rows}, indent=2) + "\n")
     table = [list(rows[0]), *(["-" if value is None else str(value) for value in row.values()] for row in rows)]
-    on = f"{words.network}, {words.geometry}; {machine['device']}, {machine['backend']}\n\n"
+    on = f"{options.network}, {options.geometry}; {machine['device']}, {machine['backend']}\n\n"
     (folder / "throughput.md").write_text(on + format_markdown(table))
     return on + format_console(table)
 
 
 @entry_point("python -m benchmarks.throughput")
 def main(arguments=None):
-    words = parse(arguments)
+    options = parse(arguments)
     with report_errors("benchmarks/throughput.py", "Stopped."):
         start_keras()
         from Training.runs.environment import describe_environment
 
         machine, rows = describe_environment(), []
-        for row in measured(words):
+        for row in measured(options):
             rows.append(row)
             print(row, flush=True)
-            table = keep(words, machine, rows)
+            table = keep(options, machine, rows)
     print(table, end="")
 
 

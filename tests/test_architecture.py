@@ -12,13 +12,13 @@ ORDER = ("Module", "Model", "Training", "Training.data", "Training.visual", "Tra
 FILES = [path for top in ("Module", "Model", "Training") for path in sorted((ROOT / top).rglob("*.py"))]
 
 
-def package_of(module):
+def find_package(module):
     """The longest entry of `ORDER` that a module belongs to, or None for a module from outside."""
     fitting = [name for name in ORDER if f"{module}.".startswith(f"{name}.")]
     return max(fitting, key=len, default=None)
 
 
-def imported(path):
+def find_imports(path):
     """The project's packages that a file imports, also within functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -26,13 +26,13 @@ def imported(path):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {package for package in map(package_of, found) if package}
+    return {package for package in map(find_package, found) if package}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_imports_point_down(path):
-    own = ORDER.index(package_of(".".join(path.relative_to(ROOT).with_suffix("").parts)))
-    upward = [name for name in imported(path) if ORDER.index(name) > own]
+    own = ORDER.index(find_package(".".join(path.relative_to(ROOT).with_suffix("").parts)))
+    upward = [name for name in find_imports(path) if ORDER.index(name) > own]
     assert not upward, f"{path.relative_to(ROOT)} imports {', '.join(upward)}"
 
 

@@ -61,8 +61,8 @@ def test_keras_cache_is_used_before_any_download(tmp_path, files, monkeypatch):
     assert (tmp_path / "datasets" / "cifar-10-batches-py-target_archive").exists()
 
 
-def refused(raw, words, rows=10_000):
-    with pytest.raises(InputError, match=words) as error:
+def expect_refusal(raw, said, rows=10_000):
+    with pytest.raises(InputError, match=said) as error:
         archives.read_batch(raw, "data_batch_1", CIFAR10, rows)
     assert "\n" not in str(error.value) and str(error.value).startswith("data_batch_1")
 
@@ -72,33 +72,33 @@ class Command:
         return (print, ("this code must never run",))
 
 
-def test_manipulated_pickles_run_nothing(capsys, monkeypatch):
+def test_manipulated_pickles_run_no_code(capsys, monkeypatch):
     touched = []
     monkeypatch.setattr("os.system", touched.append)
-    refused(pickled({b"data": Command()}), "it asks for __builtin__.print")
-    refused(b"\x80\x02cos\nsystem\n(U\x0ctouch /tmp/ttR.", "it asks for os.system")
-    refused(b"cos\nsystem\n(S'touch /tmp/x'\ntR.", "it has the instruction STRING")
-    refused(pickle.dumps(np.ones(3), protocol=4), "it has the instruction FRAME")
-    refused(b"\x80\x02}r\xff\xff\xff\x7f.", "it has the object number 2147483647, more than any CIFAR file")
-    refused(pickled({b"data": np.ones((10, 3072)), b"labels": [0] * 10}), "an array of dtype b'f8'", rows=10)
-    refused(b"\x80\x02cnumpy\ndtype\n(U\x01OK\x00K\x01tR.", "dtype b'O'")
+    expect_refusal(pickled({b"data": Command()}), "it asks for __builtin__.print")
+    expect_refusal(b"\x80\x02cos\nsystem\n(U\x0ctouch /tmp/ttR.", "it asks for os.system")
+    expect_refusal(b"cos\nsystem\n(S'touch /tmp/x'\ntR.", "it has the instruction STRING")
+    expect_refusal(pickle.dumps(np.ones(3), protocol=4), "it has the instruction FRAME")
+    expect_refusal(b"\x80\x02}r\xff\xff\xff\x7f.", "it has the object number 2147483647, more than any CIFAR file")
+    expect_refusal(pickled({b"data": np.ones((10, 3072)), b"labels": [0] * 10}), "an array of dtype b'f8'", rows=10)
+    expect_refusal(b"\x80\x02cnumpy\ndtype\n(U\x01OK\x00K\x01tR.", "dtype b'O'")
     assert not touched and capsys.readouterr().out == ""
 
 
 def test_wrong_contents_are_named():
     good = batch(CIFAR10, 10)
     archives.read_batch(good, "data_batch_1", CIFAR10, 10)
-    refused(good[:-100], "truncated or not a CIFAR file", rows=10)
-    refused(good[:20000], "truncated or not a CIFAR file", rows=10)
-    refused(b"", "truncated or not a CIFAR file")
-    refused(b"\x00" * 1000, "truncated or not a CIFAR file")
-    refused(pickled([1, 2]), "must contain a dictionary, received list")
-    refused(pickled({b"labels": [0]}), "no uint8 array under the key 'data'")
-    refused(batch(CIFAR10, 9_999), r"images of shape \(10000, 3072\), received \(9999, 3072\)")
-    refused(batch(CIFAR10, 10, labels=[0] * 9), "must have 10 labels under 'labels', received 9 labels", rows=10)
-    refused(batch(CIFAR10, 10, **{"labels": [0] * 9 + [10]}), "labels from 0 to 9, received 10", rows=10)
-    refused(batch(CIFAR10, 10, **{"labels": [0] * 9 + [-1]}), "labels from 0 to 9, received -1", rows=10)
-    refused(batch(CIFAR10, 10, **{"labels": [0] * 9 + [b"cat"]}), "labels from 0 to 9, received b'cat'", rows=10)
+    expect_refusal(good[:-100], "truncated or not a CIFAR file", rows=10)
+    expect_refusal(good[:20000], "truncated or not a CIFAR file", rows=10)
+    expect_refusal(b"", "truncated or not a CIFAR file")
+    expect_refusal(b"\x00" * 1000, "truncated or not a CIFAR file")
+    expect_refusal(pickled([1, 2]), "must contain a dictionary, received list")
+    expect_refusal(pickled({b"labels": [0]}), "no uint8 array under the key 'data'")
+    expect_refusal(batch(CIFAR10, 9_999), r"images of shape \(10000, 3072\), received \(9999, 3072\)")
+    expect_refusal(batch(CIFAR10, 10, labels=[0] * 9), "must have 10 labels under 'labels', received 9 labels", rows=10)
+    expect_refusal(batch(CIFAR10, 10, **{"labels": [0] * 9 + [10]}), "labels from 0 to 9, received 10", rows=10)
+    expect_refusal(batch(CIFAR10, 10, **{"labels": [0] * 9 + [-1]}), "labels from 0 to 9, received -1", rows=10)
+    expect_refusal(batch(CIFAR10, 10, **{"labels": [0] * 9 + [b"cat"]}), "labels from 0 to 9, received b'cat'", rows=10)
     with pytest.raises(InputError, match="must have 10 class names"):
         archives.read_names(pickled({b"label_names": [b"cat"]}), "batches.meta", CIFAR10)
 
@@ -115,7 +115,7 @@ def test_broken_archives_are_named(tmp_path, files):
         archives.read("cifar10", str(tmp_path))
 
 
-def test_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path):
+def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_path):
     info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
     info.size = 100 * 2**30
     path = tmp_path / CIFAR10.file
@@ -124,7 +124,7 @@ def test_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path):
         archives.read("cifar10", str(tmp_path))
 
 
-def header(kind, size):
+def make_header(kind, size):
     info = tarfile.TarInfo("././@LongLink")
     info.type, info.size = kind, size
     return info.tobuf(tarfile.GNU_FORMAT)
@@ -137,20 +137,20 @@ PAX = b"25 size=-1000000000000000\n"
     "pieces, said",
     [
         # 2 GB that the header claims, of which 100 MB are there and take a few kB in the file
-        ([header(tarfile.GNUTYPE_LONGNAME, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
-        ([header(tarfile.GNUTYPE_LONGLINK, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
-        ([header(tarfile.XHDTYPE, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
-        ([header(tarfile.XGLTYPE, 10**8), bytes(10**8)], "it has a header of 100,000,256 bytes"),
-        ([header(tarfile.GNUTYPE_LONGNAME, 60_000) + bytes(60_416)] * 400, "maximum recursion depth exceeded"),
-        ([header(tarfile.REGTYPE, 0)] * 5000, "unpacks to more than any CIFAR archive"),
-        ([header(tarfile.REGTYPE, 2**28), bytes(2**20)], "at byte 268,435,967"),
+        ([make_header(tarfile.GNUTYPE_LONGNAME, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
+        ([make_header(tarfile.GNUTYPE_LONGLINK, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
+        ([make_header(tarfile.XHDTYPE, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
+        ([make_header(tarfile.XGLTYPE, 10**8), bytes(10**8)], "it has a header of 100,000,256 bytes"),
+        ([make_header(tarfile.GNUTYPE_LONGNAME, 60_000) + bytes(60_416)] * 400, "maximum recursion depth exceeded"),
+        ([make_header(tarfile.REGTYPE, 0)] * 5000, "unpacks to more than any CIFAR archive"),
+        ([make_header(tarfile.REGTYPE, 2**28), bytes(2**20)], "at byte 268,435,967"),
         (
-            [header(tarfile.XHDTYPE, 26), PAX.ljust(512, b"\0"), header(tarfile.REGTYPE, 0)] * 3,
+            [make_header(tarfile.XHDTYPE, 26), PAX.ljust(512, b"\0"), make_header(tarfile.REGTYPE, 0)] * 3,
             "at byte -99,999,999,998,465",
         ),
     ],
 )
-def test_headers_of_an_archive_take_no_memory(tmp_path, pieces, said):
+def test_headers_of_an_archive_take_little_memory(tmp_path, pieces, said):
     """The peak of memory is that of one read of 64 kB a header, whatever size a header claims."""
     path = tmp_path / CIFAR10.file
     with gzip.open(path, "wb", compresslevel=1) as file:
@@ -168,18 +168,18 @@ def test_headers_of_an_archive_take_no_memory(tmp_path, pieces, said):
     assert peak < 70e6, f"{peak:,.0f} bytes"
 
 
-def test_a_pickle_of_many_objects_is_refused_before_any_is_made():
+def test_a_pickle_of_many_objects_is_refused_before_any_is_created():
     """A byte of the file makes an object of 64: 200 MB of them would take 13 GB."""
-    refused(b"\x80\x02" + b"}" * 20_000_000 + b".", "it has more than 1,000,000 instructions")
+    expect_refusal(b"\x80\x02" + b"}" * 20_000_000 + b".", "it has more than 1,000,000 instructions")
 
 
-def test_a_label_that_is_nested_too_deeply_to_print_is_refused_in_one_line():
+def test_a_deeply_nested_label_is_refused_in_one_line():
     deep = b"]" * 100_000 + b"a" * 99_999
     raw = batch(CIFAR10, 1).removesuffix(b"u.")
-    refused(raw + b"U\x06labels](" + deep + b"eu.", r"labels from 0 to 9, received \[\[\[", rows=1)
+    expect_refusal(raw + b"U\x06labels](" + deep + b"eu.", r"labels from 0 to 9, received \[\[\[", rows=1)
 
 
-def test_links_and_outside_names_in_an_archive_touch_nothing(tmp_path, files):
+def test_links_and_outside_paths_in_an_archive_are_ignored(tmp_path, files):
     path = tmp_path / CIFAR10.file
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
         for name in ("../outside", "/tmp/outside-absolute"):
@@ -195,7 +195,7 @@ def test_links_and_outside_names_in_an_archive_touch_nothing(tmp_path, files):
     assert not (tmp_path.parent / "outside").exists()
 
 
-def test_missing_places_are_named(tmp_path):
+def test_missing_paths_are_named(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         archives.read("cifar10", str(tmp_path / "nowhere"))
     with pytest.raises(
@@ -217,12 +217,12 @@ def test_no_network_is_one_line_within_ten_seconds(tmp_path):
     )  # fmt: skip
     assert time.perf_counter() - started < 10
     assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1
-    for words in ("no cifar10 in", "--data-dir", "put that file into", "--dataset digits"):
-        assert words in run.stderr
+    for said in ("no cifar10 in", "--data-dir", "put that file into", "--dataset digits"):
+        assert said in run.stderr
     assert not (tmp_path / "Logs").exists()
 
 
-def test_silent_network_is_given_up(monkeypatch, tmp_path):
+def test_waiting_for_a_silent_network_ends(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(archives, "WAIT_S", 0.2)
     monkeypatch.setattr(archives, "_ask_server", lambda url, failures: time.sleep(2))
@@ -230,7 +230,7 @@ def test_silent_network_is_given_up(monkeypatch, tmp_path):
         archives.read("cifar10")
 
 
-def test_download_with_other_bytes_is_kept_aside(monkeypatch, tmp_path):
+def test_a_download_with_other_bytes_is_renamed(monkeypatch, tmp_path):
     import keras
 
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))

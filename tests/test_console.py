@@ -27,7 +27,7 @@ ENTRY_POINTS = ["training_cifar10", "predict", "Model", *(f"Training.tools.{path
                 sorted((ROOT / "Training" / "tools").glob("[a-z]*.py")))]  # fmt: skip
 
 
-def shell(command, *arguments, **environment):
+def run_shell(command, *arguments, **environment):
     """Run a bash command; `$PYTHON` is this interpreter, and the arguments are its `$1`, `$2` ..."""
     paths = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
@@ -36,15 +36,15 @@ def shell(command, *arguments, **environment):
     )  # fmt: skip
 
 
-def script(body, needed=True):
+def make_script(body, needed=True):
     return SCRIPT.format(body=body, needed=needed)
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_every_program_survives_streams_that_are_closed_or_full(name):
     """Once for each program; what any streams do to one is tested below."""
-    for words, code in (("--help >&- 2>&- <&-", 0), ("--no-such-flag 2>&-", 2), ("--help > /dev/full", None)):
-        done = shell(f'"$PYTHON" -m {name} {words}')
+    for arguments, code in (("--help >&- 2>&- <&-", 0), ("--no-such-flag 2>&-", 2), ("--help > /dev/full", None)):
+        done = run_shell(f'"$PYTHON" -m {name} {arguments}')
         assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
         assert done.stderr.count("\n") <= 1 and (code is None or done.returncode == code)
     if name != "Model":  # argparse hides the error there
@@ -52,9 +52,9 @@ def test_every_program_survives_streams_that_are_closed_or_full(name):
 
 
 @pytest.mark.parametrize("streams, said", [("| head -1", "Broken pipe"), ("> /dev/full", "No space left on device")])
-def test_work_continues_without_a_reader_where_the_output_is_not_the_work(streams, said, tmp_path):
+def test_a_program_continues_without_a_reader_if_its_output_is_not_needed(streams, said, tmp_path):
     path = str(tmp_path / "done")
-    done = shell(f'"$PYTHON" -c "$1" {streams}', script(LINES.format(path=path), needed=False))
+    done = run_shell(f'"$PYTHON" -c "$1" {streams}', make_script(LINES.format(path=path), needed=False))
     assert done.returncode == 0 and Path(path).read_text() == "done"
     assert done.stderr == f"program: the standard output cannot be written ({said}): the run continues without it\n"
 
@@ -66,9 +66,9 @@ def test_work_continues_without_a_reader_where_the_output_is_not_the_work(stream
         ("> /dev/full", "program: error: the standard output cannot be written: No space left on device\n"),
     ],
 )
-def test_work_ends_without_a_reader_where_the_output_is_the_work(streams, said, tmp_path):
+def test_a_program_ends_without_a_reader_if_its_output_is_needed(streams, said, tmp_path):
     path = str(tmp_path / "done")
-    done = shell(f'"$PYTHON" -c "$1" {streams}', script(LINES.format(path=path)))
+    done = run_shell(f'"$PYTHON" -c "$1" {streams}', make_script(LINES.format(path=path)))
     assert done.returncode == 1 and done.stderr == said and not Path(path).exists()
 
 
@@ -77,21 +77,21 @@ def test_no_file_gets_the_number_of_a_closed_stream(closed, tmp_path):
     path = str(tmp_path / "file")
     body = f"    file = open({path!r}, 'w')\n    import os; os.write(2, b'from C')\n    print('text')\n"
     body += "    print('more', file=sys.stderr)\n    file.write(str(file.fileno() > 2))"
-    assert shell(f'"$PYTHON" -c "$1" {closed}', script(body)).returncode == 0
+    assert run_shell(f'"$PYTHON" -c "$1" {closed}', make_script(body)).returncode == 0
     assert Path(path).read_text() == "True"
 
 
 @pytest.mark.parametrize("encoding, shown", [("ascii", r"\u7fd8"), ("cp1252", r"\u7fd8"), ("utf-8", "翘")])
-def test_characters_that_a_console_lacks_are_escaped(encoding, shown):
+def test_characters_outside_the_console_s_encoding_are_escaped(encoding, shown):
     body = "    print('翘')\n    print('翘', '\\udcff', file=sys.stderr)"
-    done = shell('"$PYTHON" -c "$1"', script(body), PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    done = run_shell('"$PYTHON" -c "$1"', make_script(body), PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert done.returncode == 0 and done.stdout == f"{shown}\n" and done.stderr.startswith(shown)
 
 
 def start(body, before="", **environment):
     """A process of `script`, which has printed its first line."""
     process = subprocess.Popen(
-        [*before.split(), sys.executable, "-uc", script("    print('ready')\n" + body)],
+        [*before.split(), sys.executable, "-uc", make_script("    print('ready')\n" + body)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, cwd=ROOT, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -139,13 +139,13 @@ def test_nohup_stays_ignored():
     assert process.returncode == 0 and out == "end\n"
 
 
-def test_in_a_notebook_streams_and_handlers_are_given_back(capsys):
+def test_in_a_notebook_streams_and_handlers_are_restored(capsys):
     before = [signal.getsignal(number) for number in NUMBERS], sys.stdout, sys.stderr
 
     @entry_point("program")
-    def main(word):
+    def main(text):
         """About it."""
-        print(word)
+        print(text)
         assert signal.getsignal(signal.SIGTERM) is console._raise_stopped
         return 3
 
@@ -154,7 +154,7 @@ def test_in_a_notebook_streams_and_handlers_are_given_back(capsys):
     assert capsys.readouterr().out == "翘\n"
 
 
-def test_a_handler_of_someone_else_is_left_alone():
+def test_other_handlers_are_left_alone():
     kept = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         with console.catch_signals():
@@ -163,5 +163,5 @@ def test_a_handler_of_someone_else_is_left_alone():
         signal.signal(signal.SIGTERM, kept)
 
 
-def test_durations_are_texts():
+def test_durations_are_formatted():
     assert [format_duration(s) for s in (4.2, 99, 720, 12_000)] == ["4 s", "99 s", "12 min", "3 h 20 min"]

@@ -29,7 +29,7 @@ def test_split_is_fixed_and_complete():
     np.testing.assert_array_equal(everything.train.images[one.held_out], one.validation.images)
 
 
-def test_samples_limit_training_by_class_alone():
+def test_samples_limit_training_images_by_class():
     limited = datasets.load("digits", samples=100)
     assert len(limited.train.labels) == 100 and len(limited.validation.labels) == 144
     assert set(np.bincount(limited.train.labels)) <= {9, 10, 11}
@@ -50,30 +50,30 @@ def test_mean_is_per_pixel():
     np.testing.assert_allclose(digits.mean, digits.train.images.astype("float64").mean(axis=0), rtol=1e-6)
 
 
-def examples(count):
+def make_examples(count):
     return Examples(np.arange(count, dtype="uint8").reshape(-1, 1, 1, 1), np.arange(count, dtype="int32"))
 
 
 def test_order_is_a_function_of_seed_and_epoch():
-    def order(seed, epoch):
-        batches = Batches(examples(103), 10, seed)
+    def read_order(seed, epoch):
+        batches = Batches(make_examples(103), 10, seed)
         batches.set_epoch(epoch)
         assert len(batches) == 10
         seen = np.concatenate([batches[i][1] for i in range(len(batches))])
         assert len(set(seen)) == 100
         return seen.tolist()
 
-    assert order(1, 4) == order(1, 4)
-    assert order(1, 4) != order(1, 5) != order(2, 5)
+    assert read_order(1, 4) == read_order(1, 4)
+    assert read_order(1, 4) != read_order(1, 5) != read_order(2, 5)
 
 
-def test_batches_stay_bytes_and_without_a_seed_give_all_in_order():
-    batches = Batches(examples(23), 10)
+def test_batches_are_bytes_and_without_a_seed_in_order():
+    batches = Batches(make_examples(23), 10)
     assert len(batches) == 3 and batches[2][0].shape == (3, 1, 1, 1) and batches[0][0].dtype == np.uint8
     np.testing.assert_array_equal(np.concatenate([batches[i][1] for i in range(3)]), np.arange(23))
 
 
-def test_even_batches_divide_where_they_can():
+def test_even_batches_divide_the_images_if_possible():
     assert [find_even_batch(n) for n in (10_000, 5_000, 144, 360, 7, 257)] == [250, 250, 144, 180, 7, 256]
 
 
@@ -92,7 +92,7 @@ def test_label_noise_has_the_paper_s_confusion_matrix():
     assert np.array_equal(datasets.add_label_noise(labels[:5000], 1, 0.0), labels[:5000])
 
 
-def test_label_noise_spares_what_is_held_out_and_tested():
+def test_label_noise_does_not_affect_validation_and_test_labels():
     clean, noisy = datasets.load("digits"), datasets.load("digits", label_noise=0.5)
     assert 0.4 < np.mean(clean.train.labels != noisy.train.labels) < 0.6
     assert np.array_equal(clean.validation.labels, noisy.validation.labels)

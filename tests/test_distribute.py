@@ -18,7 +18,11 @@ ROOT = Path(__file__).parent.parent
 
 # What takes time here is compiling: not even the tiny network.
 SMALL = "import training_cifar10; from tests.support.small import build\n"
-WORDS = [*(word for word in distribute.WORDS if "masks" not in word), "--masks-every=0", "--validation-split=0.02"]
+ARGUMENTS = [
+    *(each for each in distribute.ARGUMENTS if "masks" not in each),
+    "--masks-every=0",
+    "--validation-split=0.02",
+]
 
 
 # What is drawn for each image, by every layer that draws: on two replicas as on one device.
@@ -29,21 +33,22 @@ images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype("float32
 strategy = tf.distribute.MirroredStrategy()
 halves = strategy.experimental_distribute_values_from_function(
     lambda context: tf.constant(np.split(images, 2)[context.replica_id_in_sync_group]))
-for kind, words in {"RandomLighting": {}, "RandomCrop": {}, "RandomAffine": {}, "Cutout": {"size": 4}}.items():
-    one = getattr(augmentation, kind)(seed=1, **words)(images, training=True)
+for kind, arguments in {"RandomLighting": {}, "RandomCrop": {}, "RandomAffine": {}, "Cutout": {"size": 4}}.items():
+    one = getattr(augmentation, kind)(seed=1, **arguments)(images, training=True)
     with strategy.scope():
-        layer = getattr(augmentation, kind)(seed=1, **words)
+        layer = getattr(augmentation, kind)(seed=1, **arguments)
     two = strategy.experimental_local_results(strategy.run(lambda part: layer(part, training=True), [halves]))
     np.testing.assert_allclose(np.concatenate(two), one, rtol=1e-5, atol=1e-3, err_msg=kind)
 """
 
 
-def both(mode, logs):
+def make_script(mode, logs):
     """A script that trains on one device, then on two."""
     runs = ((f"{logs}/one", "none"), (f"{logs}/two", mode))
-    words = [*WORDS, "--checkpoint-epochs=20"]
+    arguments = [*ARGUMENTS, "--checkpoint-epochs=20"]
     return SMALL + "".join(
-        f"training_cifar10.main({[*words, f'--logs={place}', f'--distribute={each}']}, build)\n" for place, each in runs
+        f"training_cifar10.main({[*arguments, f'--logs={place}', f'--distribute={each}']}, build)\n"
+        for place, each in runs
     )
 
 
@@ -58,23 +63,23 @@ def cache(tmp_path_factory):
 def jax_logs(tmp_path_factory, cache):
     """Logs of a run on one device and of one on two."""
     logs = tmp_path_factory.mktemp("jax")
-    kill.finish(distribute.start("jax", script=both("data", logs), JAX_NUM_CPU_DEVICES="2", **cache))
+    kill.finish(distribute.start("jax", script=make_script("data", logs), JAX_NUM_CPU_DEVICES="2", **cache))
     return logs
 
 
-def test_two_devices_on_jax_are_one(jax_logs):
+def test_two_devices_on_jax_give_the_result_of_one(jax_logs):
     assert len(distribute.losses(jax_logs / "one")) == 40
     assert distribute.furthest(jax_logs / "one", jax_logs / "two") < distribute.TOLERANCE
 
 
-def test_two_replicas_on_tensorflow_are_one(tmp_path):
-    kill.finish(distribute.start("tensorflow", script=distribute.TWO + SAME_DRAWS + both("mirrored", tmp_path)))
+def test_two_replicas_on_tensorflow_give_the_result_of_one(tmp_path):
+    kill.finish(distribute.start("tensorflow", script=distribute.TWO + SAME_DRAWS + make_script("mirrored", tmp_path)))
     assert distribute.furthest(tmp_path / "one", tmp_path / "two") < distribute.TOLERANCE
 
 
 def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_same_end(jax_logs, cache, tmp_path):
     logs = tmp_path / "Logs"
-    run = distribute.start_processes(*WORDS, f"--logs={logs}", script=small.MAIN, **cache)
+    run = distribute.start_processes(*ARGUMENTS, f"--logs={logs}", script=small.MAIN, **cache)
     codes, said, waited = distribute.end_one(run, which=1)
     assert codes[0] not in (0, None) and waited < 60
     assert "a step of the 2 processes failed, as it does if one of them is lost" in said[0]
@@ -97,7 +102,7 @@ def test_batches_are_shared_without_gap_or_overlap():
 
 
 @pytest.mark.parametrize("devices", [1, 2, 7, 64])
-def test_what_fills_up_the_last_batch_has_no_weight(devices):
+def test_padding_of_the_last_batch_has_no_weight(devices):
     """Means over batches, as Keras takes them, are those over the examples."""
     examples = datasets.load("digits", samples=50).train
     batches = Batches(examples, find_even_batch(50, devices), devices=Devices(devices))
@@ -122,7 +127,7 @@ def test_weights_of_images_count_in_loss_and_accuracy():
     np.testing.assert_allclose(model.evaluate(filled, verbose=0), plain, rtol=1e-4)
 
 
-def test_what_fails_under_mirrored_is_left_out_and_told():
+def test_options_that_mirrored_does_not_support_are_dropped_and_reported():
     said = []
     recipe = Recipe(distribute="mirrored", jit=True, steps_per_execution=4)
     assert drop_unsupported(recipe, said.append) == Recipe(distribute="mirrored")
@@ -132,7 +137,7 @@ def test_what_fails_under_mirrored_is_left_out_and_told():
     assert len(said) == 1
 
 
-def test_modes_name_the_backend_they_need(monkeypatch):
+def test_modes_name_the_backend_that_they_need(monkeypatch):
     for mode, backend in (("mirrored", "jax"), ("data", "tensorflow")):
         with pytest.raises(InputError, match=f"--distribute {mode} needs KERAS_BACKEND="):
             refuse_mode(mode, backend)

@@ -36,7 +36,7 @@ def run(request, tmp_path_factory):
     return SimpleNamespace(folder=folder, images=images, answers=exact.predict(images, verbose=0))
 
 
-def exported(run, kind, output, capsys):
+def run_export(run, kind, output, capsys):
     """The exported network as a function, and the differences that the command printed."""
     export.main([str(run.folder), "--to", kind, "--output", str(output), "--images", "70"])
     out, err = capsys.readouterr()
@@ -56,7 +56,7 @@ def assert_same(function, run):
 @pytest.mark.backends
 def test_savedmodel(run, tmp_path, capsys):
     pytest.importorskip("tensorflow", reason="TensorFlow reads SavedModels")
-    assert_same(exported(run, "savedmodel", tmp_path / "network.savedmodel", capsys), run)
+    assert_same(run_export(run, "savedmodel", tmp_path / "network.savedmodel", capsys), run)
 
 
 @on_tensorflow
@@ -65,17 +65,17 @@ def test_onnx(run, tmp_path, capsys):
     for package in ("tf2onnx", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install -r requirements-export.txt")
-    assert_same(exported(run, "onnx", tmp_path / "network.onnx", capsys), run)
+    assert_same(run_export(run, "onnx", tmp_path / "network.onnx", capsys), run)
 
 
 @on_tensorflow
 @pytest.mark.parametrize("run", ["mixed_bfloat16"], indirect=True)
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 def test_tflite_of_a_network_trained_in_mixed_precision(run, tmp_path, capsys):
-    assert_same(exported(run, "tflite", tmp_path / "network.tflite", capsys), run)
+    assert_same(run_export(run, "tflite", tmp_path / "network.tflite", capsys), run)
 
 
-def linear(folder, size):
+def save_linear_network(folder, size):
     """A saved network that is quick to compile: one layer."""
     images = keras.Input((size, size, 3))
     network = keras.Model(images, keras.layers.Dense(3, "softmax")(keras.layers.Flatten()(images)))
@@ -86,42 +86,42 @@ def linear(folder, size):
 @pytest.mark.parametrize("error", [2e-4, np.nan])
 def test_an_export_that_differs_is_not_kept(tmp_path, capsys, monkeypatch, error):
     """In batches of several, so that one image at a time alone would not show it."""
-    path = linear(tmp_path, 32)
+    path = save_linear_network(tmp_path, 32)
     network = keras.models.load_model(path)
 
-    def wrong(kind, path):
+    def open_wrong(kind, path):
         return lambda images: network.predict_on_batch(images) + (error if len(images) > 1 else 0)
 
     monkeypatch.setattr(export, "export", lambda network, kind, path: path.mkdir())
-    monkeypatch.setattr(export, "open_export", wrong)
-    words = [path, "--to", "savedmodel", "--dataset", "digits", "--images", "3"]
+    monkeypatch.setattr(export, "open_export", open_wrong)
+    arguments = [path, "--to", "savedmodel", "--dataset", "digits", "--images", "3"]
     with pytest.raises(SystemExit) as stop:
-        export.main(words)
+        export.main(arguments)
     out, err = capsys.readouterr()
     assert stop.value.code == 1 and err.count("\n") == 1 and "more than 0.0001: the export was not kept" in err
     assert f"{error:.1e}  in batches of 3" in out
     assert [path.name for path in tmp_path.iterdir()] == ["linear.keras"]
 
 
-def test_an_export_that_does_not_run_is_told_in_one_line(tmp_path, capsys, monkeypatch):
-    def opened(kind, path):
+def test_an_export_that_does_not_run_is_refused_in_one_line(tmp_path, capsys, monkeypatch):
+    def open_and_record(kind, path):
         raise RuntimeError("no such operation\nin this library")
 
     monkeypatch.setattr(export, "export", lambda network, kind, path: path.mkdir())
-    monkeypatch.setattr(export, "open_export", opened)
+    monkeypatch.setattr(export, "open_export", open_and_record)
     with pytest.raises(SystemExit) as stop:
-        export.main([linear(tmp_path, 32), "--to", "savedmodel", "--dataset", "digits", "--images", "3"])
+        export.main([save_linear_network(tmp_path, 32), "--to", "savedmodel", "--dataset", "digits", "--images", "3"])
     err = capsys.readouterr().err
     assert stop.value.code != 0 and err.count("\n") == 1 and "does not run and was not kept: no such operation" in err
     assert [path.name for path in tmp_path.iterdir()] == ["linear.keras"]
 
 
-def test_what_cannot_be_exported_says_so_in_one_line(run, tmp_path, capsys):
+def test_networks_that_cannot_be_exported_are_refused_in_one_line(run, tmp_path, capsys):
     (tmp_path / "moved.keras").write_bytes((run.folder / "last.keras").read_bytes())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "recipe.json").write_text(json.dumps({"dataset": "digits", "novelty": 1}))
     (tmp_path / "other" / "last.keras").write_bytes((run.folder / "last.keras").read_bytes())
-    small = linear(tmp_path, 8)
+    small = save_linear_network(tmp_path, 8)
     run, to = run.folder, ["--to", "savedmodel"]
     cases = [
         ([str(run)], "the following arguments are required: --to"),
@@ -135,15 +135,15 @@ def test_what_cannot_be_exported_says_so_in_one_line(run, tmp_path, capsys):
         ([str(tmp_path / "other"), *to], "the recipe has unknown fields: novelty"),
         ([small, *to, "--dataset=digits"], "takes images of (8, 8, 3), digits has (32, 32, 3)"),
     ]
-    for words, said in cases:
+    for arguments, said in cases:
         with pytest.raises(SystemExit) as stop:
-            export.main(words)
+            export.main(arguments)
         out, err = capsys.readouterr()
         assert stop.value.code == 2 and out == "" and err.startswith("python -m Training.tools.export: error: ")
         assert said in err and err.count("\n") == 1, err
 
 
-def test_missing_packages_and_other_backends_are_told(monkeypatch):
+def test_missing_packages_and_other_backends_are_named(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
     with pytest.raises(export.InputError, match="onnx needs onnxruntime: pip install -r requirements-export.txt"):

@@ -42,7 +42,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("field", ROWS)
-def test_one_row_and_one_piece_of_code(field, monkeypatch, capsys, tmp_path):
+def test_an_addition_needs_one_row_and_one_piece_of_code(field, monkeypatch, capsys, tmp_path):
     name, table, row = ROWS[field]
     with pytest.raises(SystemExit):
         parse([f"--{field}", name], "")
@@ -51,7 +51,7 @@ def test_one_row_and_one_piece_of_code(field, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         parse(["--help"], "")
     assert stop.value.code == 0 and name in capsys.readouterr().out
-    words = [
+    arguments = [
         "--dataset=digits",
         "--samples=32",
         "--batch-size=16",
@@ -59,7 +59,7 @@ def test_one_row_and_one_piece_of_code(field, monkeypatch, capsys, tmp_path):
         "--warmup-epochs=0",
         f"--{field}={name}",
     ]
-    recipe = parse(words, "")[0]
+    recipe = parse(arguments, "")[0]
     assert Recipe.from_json(recipe.to_json()) == recipe and getattr(recipe, field) == name
     data = datasets.load(recipe.dataset, samples=recipe.samples)
     network = tiny_build(recipe, data)

@@ -24,14 +24,14 @@ from tests.support.shapes import shapes_only
 ROOT = Path(__file__).parent.parent
 
 
-def count_of(name, **kwargs):
+def count_network(name, **kwargs):
     with shapes_only():
         return count(network(name, **kwargs))
 
 
 def test_authors_graph_has_the_published_counts():
     """From the authors' prototxts: sums over their layers, not over ours."""
-    counts = count_of("attention_56", geometry="imagenet")
+    counts = count_network("attention_56", geometry="imagenet")
     assert counts["kernels"] == 29_689_024 + 2048 * 1000
     assert counts["trainable"] == 31_810_728
     assert counts["parameters"] == 31_883_432
@@ -50,13 +50,13 @@ def test_authors_graph_has_the_published_counts():
     ],
 )
 def test_paper_s_cifar_networks_have_the_published_counts(depth, weights, millions):
-    counts = count_of(f"attention_{depth}", geometry="paper")
+    counts = count_network(f"attention_{depth}", geometry="paper")
     assert counts["kernels"] + 10 == weights  # the facts count the classifier's biases
     assert counts["trunk_depth"] == depth
     if millions:
         assert counts["multiply_adds"] / 1e6 == pytest.approx(millions, abs=0.5)
     if depth == 92:
-        hundred = count_of("attention_92", geometry="paper", classes=100)
+        hundred = count_network("attention_92", geometry="paper", classes=100)
         assert hundred["kernels"] + 100 == weights + 23_130
 
 
@@ -75,10 +75,10 @@ def test_paper_s_cifar_networks_have_the_published_counts(depth, weights, millio
     ],
 )
 def test_counts_equal_independent_arithmetic(geometry, name):
-    assert count_of(name, geometry=geometry) == arithmetic.count(name, geometry)
+    assert count_network(name, geometry=geometry) == arithmetic.count(name, geometry)
 
 
-def test_inception_costs_what_the_residual_network_does():
+def test_inception_costs_as_much_as_the_residual_network():
     for geometry in GEOMETRIES:
         ours, theirs = (arithmetic.count(f"{family}_56", geometry) for family in ("attentioninception", "attention"))
         for key in ("parameters", "multiply_adds"):
@@ -95,8 +95,8 @@ def test_inception_costs_what_the_residual_network_does():
         ("imagenet", "attentioninception_56"),
     ],
 )
-def test_local_masks_cost_what_encoder_decoder_masks_do(geometry, name):
-    local = count_of(name, geometry=geometry, mask="local")
+def test_local_masks_cost_as_much_as_encoder_decoder_masks(geometry, name):
+    local = count_network(name, geometry=geometry, mask="local")
     assert local["multiply_adds"] == pytest.approx(arithmetic.count(name, geometry)["multiply_adds"], rel=0.005)
     assert local["trunk_depth"] == 56
 
@@ -156,7 +156,7 @@ def place(model, values):
 
 @pytest.fixture(scope="module")
 def values():
-    return independent.weights((1, 1, 1), classes=1000, seed=0)
+    return independent.draw_weights((1, 1, 1), classes=1000, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -164,13 +164,13 @@ def build_placed(values):
     """A function that gives Attention-56 with these values; those of one size share layers, which are changed."""
 
     @functools.cache
-    def placed(size):
+    def get_placed(size):
         model = network("attention_56", geometry="imagenet", input_shape=(size, size, 3))
         place(model, values)
         return model
 
     def build(size, **choices):
-        model = placed(size)
+        model = get_placed(size)
         with shapes_only():
             wanted = network("attention_56", geometry="imagenet", input_shape=(size, size, 3), **choices)
         for layer in model.layers:
@@ -200,8 +200,8 @@ def test_logits_equal_the_second_implementation_s(values, build_placed, size, le
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_block_and_mask_equal_the_second_implementation_s(learning, attention):
     """With naive channel attention hardly anything reaches the logits, so blocks are compared on their own."""
-    shapes = independent.block_shapes("block", 16, 2, 2, 1, 3)
-    values = independent.random_values(shapes, seed=1)
+    shapes = independent.list_block_shapes("block", 16, 2, 2, 1, 3)
+    values = independent.draw_values(shapes, seed=1)
     block = AttentionBlock(16, mask_depth=2, p=2, t=1, r=3, learning=learning, attention=attention)
     images = np.random.default_rng(0).normal(size=(2, 14, 10, 16)).astype("float32")
     block(images)
@@ -232,7 +232,7 @@ def test_variants_save_load_and_learn(unit, attention, mask, tmp_path):
     np.testing.assert_array_equal(loaded(images), model(images))
 
 
-def test_sizes_are_free_down_to_what_the_masks_allow():
+def test_any_image_size_that_the_masks_allow():
     for size in (64, 80, 97, 225):
         with shapes_only():
             model = network("attention_56", geometry="imagenet", input_shape=(size, size, 3))
@@ -253,7 +253,7 @@ def test_command_counts_as_json_and_refuses_in_one_line(capsys):
     assert json.loads(capsys.readouterr().out) == arithmetic.count("attention_92", "paper")
     main(["attention_56"])
     assert "stage_3_attention_1      AttentionBlock       4x4x512" in capsys.readouterr().out
-    for words, said in (
+    for arguments, said in (
         (["attention_57"], "depth must be 36 m + 20"),
         (["attention_56", "--size", "0"], "--size must be 1 or more, received 0"),
         (["attention_56", "--classes", "-3"], "--classes must be 1 or more, received -3"),
@@ -261,7 +261,7 @@ def test_command_counts_as_json_and_refuses_in_one_line(capsys):
         (["attention_56", "--geometry", "imagenet", "--size", "8"], "needs a map of at least"),
     ):
         with pytest.raises(SystemExit) as stop:
-            main(words)
+            main(arguments)
         out, err = capsys.readouterr()
         assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and said in err
 
@@ -269,13 +269,15 @@ def test_command_counts_as_json_and_refuses_in_one_line(capsys):
 @pytest.mark.parametrize(
     "name, said", [("foo", "the name of a network must be one of"), ("attention_56", "KERAS_BACKEND must be one")]
 )
-def test_command_says_one_line_where_no_backend_starts(name, said):
-    words = [sys.executable, "-m", "Model", name]
-    run = subprocess.run(words, cwd=ROOT, env={**os.environ, "KERAS_BACKEND": "foo"}, capture_output=True, text=True)
+def test_command_prints_one_line_if_no_backend_starts(name, said):
+    arguments = [sys.executable, "-m", "Model", name]
+    run = subprocess.run(
+        arguments, cwd=ROOT, env={**os.environ, "KERAS_BACKEND": "foo"}, capture_output=True, text=True
+    )
     assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1 and said in run.stderr
 
 
-def test_table_of_networks_is_the_counts():
+def test_table_of_networks_has_the_counts():
     text = (ROOT / "docs" / "networks.md").read_text()
     rows = re.findall(r"^\| (attention\w*_\d+) \| (\w+) \| ([\d,]+(?: \| [\d,]+){4}) \|$", text, re.M)
     assert len(rows) >= 12

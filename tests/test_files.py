@@ -92,7 +92,7 @@ READERS = {
 
 @special
 @pytest.mark.parametrize("name", READERS)
-def test_what_is_not_a_regular_file_is_refused_in_one_line(tmp_path, name, kind):
+def test_special_files_are_refused_in_one_line(tmp_path, name, kind):
     SPECIAL[kind](tmp_path / name)
     tracemalloc.start()
     try:
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_is_not_a_file_counts_as_damaged(tmp_path, kind):
 
 
 @special
-def test_recipes_and_pictures_that_are_not_files_are_passed_over_in_a_search(tmp_path, kind, capsys):
+def test_searches_skip_special_files(tmp_path, kind, capsys):
     (tmp_path / "logs" / "run").mkdir(parents=True)
     SPECIAL[kind](tmp_path / "logs" / "run" / "recipe.json")
     assert experiments.find_run(tmp_path / "logs", None) is None
@@ -197,7 +197,7 @@ def test_own_files_keep_their_content(tmp_path):
         assert file.read() == b"12"
 
 
-def test_a_replaced_file_that_cannot_be_written_is_still_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_replacement_keeps_the_old_file(tmp_path, monkeypatch):
     replace_file(tmp_path / "file", b"old")
 
     def fail(*_):
@@ -233,7 +233,7 @@ def make_h5(shape, **options):
         ([make_h5((2**40, 2**20), chunks=(1, 2**16))], zipfile.ZIP_STORED),  # no number of which is in the file
     ],
 )
-def test_a_network_that_unpacks_to_more_than_the_limit_is_refused_packed(tmp_path, h5, method, monkeypatch):
+def test_a_network_that_unpacks_to_more_than_the_limit_is_refused_before_unpacking(tmp_path, h5, method, monkeypatch):
     monkeypatch.setattr(saved, "LARGEST_NETWORK", 2**24)
     path = tmp_path / "last.keras"
     write_network(path, h5, method)

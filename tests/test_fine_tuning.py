@@ -34,7 +34,7 @@ def saved(tmp_path_factory):
     return path, {layer.name: layer.get_weights() for layer in made.layers if layer.weights}
 
 
-def test_other_classes_and_image_size_keep_all_but_the_classifier(saved):
+def test_other_classes_and_image_size_keep_all_layers_except_the_classifier(saved):
     path, weights = saved
     made = network(classes=7, size=32)
     before = made.get_layer("logits").get_weights()
@@ -77,7 +77,7 @@ def test_other_networks_and_files_are_refused_by_their_first_difference(saved, t
     assert "\n" not in str(refusal.value)
 
 
-def test_freeze_ends_with_the_stage_and_names_what_there_is():
+def test_freeze_ends_with_the_stage_and_names_the_layers():
     made = network()
     assert freeze(made, "stage_1").endswith("layers up to stage_1_attention_1 keep their weights")
     assert {layer.name for layer in made.layers if layer.trainable_weights} == {"tail_unit_1", "norm_tail", "logits"}
@@ -93,8 +93,8 @@ def test_a_run_keeps_frozen_weights_and_resumes_without_the_file(saved, tmp_path
     path, weights = saved
     own = tmp_path / "own.keras"
     own.write_bytes(path.read_bytes())
-    words = [f"--weights={own}", "--freeze=stage_1", "--logs", str(tmp_path / "Logs")]
-    training_cifar10.main([*ARGUMENTS, *words], tiny.tiny_build)
+    arguments = [f"--weights={own}", "--freeze=stage_1", "--logs", str(tmp_path / "Logs")]
+    training_cifar10.main([*ARGUMENTS, *arguments], tiny.tiny_build)
     said = capsys.readouterr().out
     assert "the classifier is new, for 10 classes instead of 5" in said and "up to stage_1_attention_1 keep" in said
     (folder,) = (tmp_path / "Logs").iterdir()

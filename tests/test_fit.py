@@ -34,31 +34,31 @@ QUICK = Recipe(
 )
 
 
-def rate_at(schedule, step):
+def get_rate(schedule, step):
     return float(schedule(step)) if callable(schedule) else schedule
 
 
 def test_paper_schedule_divides_by_ten_at_64k_and_96k():
     schedule = make_schedule(Recipe(**{**RECIPES["paper"], "epochs": 160}), 1000)
-    rates = [rate_at(schedule, step) for step in (0, 63_999, 64_001, 95_999, 96_001, 159_999)]
+    rates = [get_rate(schedule, step) for step in (0, 63_999, 64_001, 95_999, 96_001, 159_999)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
 
 
 def test_cosine_warms_up_and_ends_at_zero():
     schedule = make_schedule(Recipe(epochs=10, warmup_epochs=2.0, learning_rate=0.4), 100)
-    rates = [rate_at(schedule, step) for step in (0, 100, 200, 600, 1000)]
+    rates = [get_rate(schedule, step) for step in (0, 100, 200, 600, 1000)]
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
     without = make_schedule(Recipe(epochs=10, warmup_epochs=0.0), 100)
-    assert rate_at(without, 0) == pytest.approx(0.1)
+    assert get_rate(without, 0) == pytest.approx(0.1)
     assert make_schedule(Recipe(schedule="constant", warmup_epochs=0.0), 100) == 0.1
 
 
 def test_linear_rises_and_falls_to_zero():
     schedule = make_schedule(Recipe(schedule="linear", epochs=10, warmup_epochs=2.0, learning_rate=0.4), 100)
-    rates = [rate_at(schedule, step) for step in (0, 100, 200, 600, 1000)]
+    rates = [get_rate(schedule, step) for step in (0, 100, 200, 600, 1000)]
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
     again = type(schedule).from_config(schedule.get_config())
-    assert rate_at(again, 600) == rate_at(schedule, 600)
+    assert get_rate(again, 600) == get_rate(schedule, 600)
 
 
 @pytest.mark.backends
@@ -87,7 +87,7 @@ def test_l2_is_the_gradient_of_the_penalty(name):
 
 @pytest.mark.backends
 @pytest.mark.parametrize("nesterov, jit", [(True, False), (True, True), (False, False)])
-def test_momentum_is_keras_momentum(nesterov, jit):
+def test_momentum_equals_keras_momentum(nesterov, jit):
     x, y = np.random.default_rng(0).normal(size=(2, 8, 4)).astype("float32")
     weights = []
     for kind in (SGD, keras.optimizers.SGD):
@@ -124,10 +124,10 @@ def test_nothing_is_traced_again_and_nothing_grows(tmp_path, monkeypatch):
     assert living.counts[-1] - living.counts[2] < 50
 
 
-def test_steps_are_keras_own_within_rounding():
+def test_steps_equal_keras_steps_within_rounding():
     """One graph of a known batch size, without the graph optimizer, against the functions that it replaces."""
 
-    def losses(own):
+    def train_losses(own):
         keras.utils.set_random_seed(0)
         recipe = Recipe(batch_size=16, learning_rate=0.002, schedule="constant", warmup_epochs=0.0)
         model = compile_model(plain_network(), recipe, 20)
@@ -140,12 +140,12 @@ def test_steps_are_keras_own_within_rounding():
         model.fit(batches, shuffle=False, verbose=0, callbacks=[watch])
         return seen
 
-    ours = losses(own=False)
+    ours = train_losses(own=False)
     assert len(ours) == 20
-    np.testing.assert_allclose(ours, losses(own=True), rtol=1e-5)
+    np.testing.assert_allclose(ours, train_losses(own=True), rtol=1e-5)
 
 
-def test_a_batch_of_another_size_is_refused_and_the_graph_optimizer_stays_on_elsewhere():
+def test_other_batch_sizes_are_refused_and_other_functions_keep_the_graph_optimizer():
     import tensorflow as tf
 
     model = compile_model(plain_network(), dataclasses.replace(QUICK, batch_size=8), 10)
@@ -157,7 +157,7 @@ def test_a_batch_of_another_size_is_refused_and_the_graph_optimizer_stays_on_els
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_the_graph_optimizer_is_left_out_of_float32_steps_on_a_cpu(precision, monkeypatch):
+def test_float32_steps_on_a_cpu_skip_the_graph_optimizer(precision, monkeypatch):
     import tensorflow as tf
 
     seen, step = [], TrainingModel.train_step
@@ -172,7 +172,7 @@ def test_the_graph_optimizer_is_left_out_of_float32_steps_on_a_cpu(precision, mo
 
 
 @pytest.mark.backends
-def test_decay_spares_norms_and_biases_on_request():
+def test_norms_and_biases_are_not_decayed_on_request():
     for kind in ("l2", "decoupled"):
         recipe = dataclasses.replace(
             QUICK, decay_all=False, weight_decay=0.5, weight_decay_kind=kind, schedule="constant", warmup_epochs=0.0
@@ -247,7 +247,7 @@ def test_seed_repeats_a_run(tmp_path):
 
 
 @pytest.mark.backends
-def test_images_on_the_device_and_a_whole_epoch_a_call_change_nothing(tmp_path):
+def test_images_on_the_device_and_whole_epochs_per_call_change_nothing(tmp_path):
     recipe = dataclasses.replace(QUICK, mix="mixup", cutout=4, augmentation="crop", label_smoothing=0.1)
     weights, losses = run(tmp_path / "a", recipe)
     again, same = run(tmp_path / "b", dataclasses.replace(recipe, data_on_device=True, steps_per_execution=100))
@@ -258,7 +258,7 @@ def test_images_on_the_device_and_a_whole_epoch_a_call_change_nothing(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_steps_are_counted_where_the_last_call_of_an_epoch_has_fewer(tmp_path, monkeypatch):
+def test_steps_are_counted_if_the_last_call_of_an_epoch_has_fewer(tmp_path, monkeypatch):
     """Keras numbers the last step as if that call had as many as every other."""
     seconds = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
@@ -283,7 +283,7 @@ def test_steps_are_counted_where_the_last_call_of_an_epoch_has_fewer(tmp_path, m
 
 
 @pytest.mark.backends
-def test_alternate_flip_shows_each_image_and_its_mirror_image_by_turns():
+def test_alternate_flip_shows_each_image_and_its_mirror_image_alternately():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 3)).astype("uint8")
     examples = datasets.Examples(images, np.arange(400, dtype="int32"))
     on_device = ImagesOnDevice(np.concatenate([images[:7], images]))
@@ -302,7 +302,7 @@ def test_alternate_flip_shows_each_image_and_its_mirror_image_by_turns():
     np.testing.assert_array_equal(mirrored, [mirrored[0], ~mirrored[0]] * 2)
 
 
-def test_alternate_flip_replaces_the_random_one_and_digits_have_none():
+def test_alternate_flip_replaces_random_flips_and_digits_are_never_flipped():
     digits = datasets.load("digits", samples=64)
     changes = {"augmentation": "crop", "alternate_flip": True, "epochs": 6}
     assert not make_batches(digits, Recipe(dataset="digits", **changes), ONE)[0].alternate
@@ -382,6 +382,6 @@ def test_batch_larger_than_the_data_is_named(tmp_path):
         fit(plain_build(QUICK, digits), digits, dataclasses.replace(QUICK, batch_size=100), tmp_path)
 
 
-def test_durations_in_words():
+def test_durations_are_readable():
     assert [format_duration(s) for s in (4.2, 99, 720, 12_000)] == ["4 s", "99 s", "12 min", "3 h 20 min"]
     assert find_even_batch(64) == 64

@@ -35,7 +35,7 @@ CLASSES = ("ant", "bee", "cat")
 SIZES = {"ant": 14, "bee": 12, "cat": 10}  # training pictures
 
 
-def colours(rng, label, height, width):
+def draw_colours(rng, label, height, width):
     """Pixels in which one colour stands out."""
     pixels = rng.integers(0, 100, (height, width, 3), dtype=np.uint8)
     pixels[..., label] += 120
@@ -50,7 +50,7 @@ def add_pictures(root, part, sizes, seed=0, pixels=None):
         for i in range(count):
             height, width = (pixels, pixels) if pixels else rng.integers(20, 40, 2)
             ending = "png" if i % 2 or pixels else "jpg"
-            Image.fromarray(colours(rng, label, height, width)).save(root / part / name / f"{i:03d}.{ending}")
+            Image.fromarray(draw_colours(rng, label, height, width)).save(root / part / name / f"{i:03d}.{ending}")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def break_behind_the_head(path):
     path.write_bytes(raw[:20] + bytes(300) + raw[320:])
 
 
-def test_a_stream_answers_as_an_array_does(root, tmp_path):
+def test_a_stream_behaves_like_an_array(root, tmp_path):
     whole = datasets.load("folder", str(root), size=16).train.images
     assert whole.shape == (36, 16, 16, 3) and len(whole) == 36
     everything = whole[np.arange(36)]
@@ -104,7 +104,7 @@ def test_parts_classes_and_balance(root, own):
     assert len(datasets.load("folder", str(own), samples=9, size=16).train.labels) == 9
 
 
-def test_what_is_no_picture_is_named_and_skipped_or_refused(own, capsys):
+def test_files_that_are_not_pictures_are_named_and_skipped_or_refused(own, capsys):
     bad = [own / "train/bee/empty.png", own / "train/bee/notes.txt", own / "val/cat/cut.jpg", own / "train/cat/folder"]
     bad[0].touch()
     bad[1].write_text("no picture")
@@ -122,7 +122,7 @@ def test_what_is_no_picture_is_named_and_skipped_or_refused(own, capsys):
 
 
 @pytest.mark.parametrize("crops", [False, True])
-def test_what_breaks_behind_its_head_gives_way_to_the_next_of_its_class(own, capsys, crops):
+def test_a_picture_with_damaged_content_is_replaced_by_the_next_of_its_class(own, capsys, crops):
     break_behind_the_head(own / "train/bee/002.jpg")
     break_behind_the_head(own / "train/bee/010.jpg")
     read = datasets.load("folder", str(own), size=16, random_crops=crops, workers=3)
@@ -173,7 +173,7 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(own, change, said):
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "dev"])
-def test_the_validation_set_may_have_any_usual_name(root, own, capsys, name):
+def test_the_validation_set_may_have_any_common_name(root, own, capsys, name):
     expected = datasets.load("folder", str(root), size=16).validation
     (own / "val").rename(own / name)
     read = datasets.load("folder", str(own), size=16).validation
@@ -287,13 +287,13 @@ def test_random_crops_lie_within_the_picture_and_depend_on_seed_epoch_and_positi
         assert not np.array_equal(images.crop_randomly([5, 6], other), one)
 
 
-def test_where_crops_are_random_others_take_the_middle_of_a_larger_picture(own):
+def test_with_random_crops_other_pictures_are_center_crops_of_a_larger_size(own):
     Image.fromarray(np.arange(256, dtype=np.uint8).repeat(768).reshape(256, 256, 3)).save(own / "val/ant/00.png")
     images = datasets.load("folder", str(own), size=224, random_crops=True).validation.images
     np.testing.assert_array_equal(images[0][:, 0, 0], np.arange(16, 240))  # 256 rows, of which the middle 224
 
 
-def dense(recipe, source):
+def build_dense(recipe, source):
     """Stands in for `training_cifar10.build`: one layer, which is traced in no time."""
     inputs = keras.Input(source.train.images.shape[1:], name="images")
     x = mean_subtraction(*source.mean_and_std(recipe.mean))(inputs)
@@ -309,7 +309,7 @@ def test_several_threads_keep_the_order_of_every_epoch(root):
     weights = []
     for examples in (in_memory, source.train):
         batches = Batches(examples, 5, seed=3)
-        model = dense(Recipe(), source)
+        model = build_dense(Recipe(), source)
         model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=JIT)
         order = EpochOrder(batches)
         model.fit(batches, shuffle=False, epochs=2, verbose=0, callbacks=[order])
@@ -326,7 +326,7 @@ def test_a_folder_of_png_files_trains_as_the_same_images_in_memory(tmp_path):
     """The same losses, since order, pixels and mean are the same; the images in memory are sorted as the files are."""
     rng = np.random.default_rng(0)
     labels = np.sort(rng.integers(0, 3, 60)).astype("int32")
-    images = np.stack([colours(rng, label, 16, 16) for label in labels])
+    images = np.stack([draw_colours(rng, label, 16, 16) for label in labels])
     folder_tool.write(images[:48], labels[:48], CLASSES, tmp_path / "pictures" / "train")
     folder_tool.write(images[48:], labels[48:], CLASSES, tmp_path / "pictures" / "val")
     held = Examples(images[48:], labels[48:])
@@ -337,7 +337,7 @@ def test_a_folder_of_png_files_trains_as_the_same_images_in_memory(tmp_path):
         keras.utils.set_random_seed(0)
         run = tmp_path / f"run {len(histories)}"
         run.mkdir()
-        fit(dense(recipe, source), source, recipe, run, say=lambda line: None)
+        fit(build_dense(recipe, source), source, recipe, run, say=lambda line: None)
         rows = (run / "history.csv").read_text().splitlines()
         names = rows[0].split(",")
         histories.append([[row.split(",")[names.index(n)] for n in ("loss", "val_loss")] for row in rows[1:]])
@@ -348,14 +348,21 @@ def test_a_folder_of_png_files_trains_as_the_same_images_in_memory(tmp_path):
 def main(monkeypatch):
     """The training script with one dense layer, and without event files, whose masks that has not."""
     monkeypatch.setattr(event_callbacks, "is_available", lambda: False)
-    return lambda *words: training_cifar10.main([str(word) for word in words], dense)
+    return lambda *arguments: training_cifar10.main([str(each) for each in arguments], build_dense)
 
 
 @pytest.mark.backends
 @pytest.mark.filterwarnings("ignore:tensorboard is not installed")
-def test_a_run_of_the_imagenet_recipe_goes_on_exactly_within_an_epoch(own, tmp_path, main, capsys):
-    words = ["--recipe=imagenet", f"--data-dir={own}", "--image-size=16", "--batch-size=8", "--epochs=2", "--workers=3"]
-    main(*words, "--checkpoint-steps=3", "--logs", tmp_path / "Logs")
+def test_a_run_of_the_imagenet_recipe_resumes_exactly_within_an_epoch(own, tmp_path, main, capsys):
+    arguments = [
+        "--recipe=imagenet",
+        f"--data-dir={own}",
+        "--image-size=16",
+        "--batch-size=8",
+        "--epochs=2",
+        "--workers=3",
+    ]
+    main(*arguments, "--checkpoint-steps=3", "--logs", tmp_path / "Logs")
     assert "3 classes; smallest cat" in capsys.readouterr().out
     (whole,) = (tmp_path / "Logs").iterdir()
     again = Path(shutil.copytree(whole, tmp_path / "again" / whole.name))
@@ -374,7 +381,7 @@ def test_a_run_of_the_imagenet_recipe_goes_on_exactly_within_an_epoch(own, tmp_p
     assert stop.value.code == 2 and "the pictures differ from those the run started with" in capsys.readouterr().err
 
 
-def test_a_cache_spares_decoding_and_keeps_naming_what_is_broken(own, tmp_path, capsys):
+def test_a_cache_saves_decoding_and_broken_pictures_are_still_named(own, tmp_path, capsys):
     break_behind_the_head(own / "train/bee/002.jpg")
     plain = datasets.load("folder", str(own), size=16).train.images[:]
     kept = datasets.load("folder", str(own), size=16, cache=str(tmp_path / "cache"))
@@ -395,7 +402,7 @@ def test_a_cache_spares_decoding_and_keeps_naming_what_is_broken(own, tmp_path, 
 def test_a_cache_keeps_parts_and_data_sets_of_one_size_apart(tmp_path, kind):
     """Uncompressed pictures of one colour: names, labels and sizes are the same everywhere."""
 
-    def written(name, colours):
+    def write(name, colours):
         for part, colour in zip(("train", "val", "test"), colours):
             for label in "ab":
                 path = tmp_path / name / part / label / "0.bmp"
@@ -406,12 +413,12 @@ def test_a_cache_keeps_parts_and_data_sets_of_one_size_apart(tmp_path, kind):
         return str(tmp_path / (f"{name} as shards" if kind == "shards" else name))
 
     for name, colours in (("one", (10, 20, 30)), ("two", (40, 50, 60))):
-        read = datasets.load(kind, written(name, colours), size=8, cache=str(tmp_path / "cache"))
+        read = datasets.load(kind, write(name, colours), size=8, cache=str(tmp_path / "cache"))
         seen = [part.images[:] for part in (read.train, read.validation, read.test)]
         assert [(images.min(), images.max()) for images in seen] == [(colour, colour) for colour in colours]
 
 
-def test_figures_and_exports_take_the_pictures_that_the_run_was_tested_on(root, tmp_path):
+def test_figures_and_exports_use_the_test_pictures_of_the_run(root, tmp_path):
     """Without val/ and test/ the images held out play the test set: their share and size are the recipe's."""
     own = Path(shutil.copytree(root / "train", tmp_path / "own" / "train")).parent
     recipe = Recipe(dataset="folder", data_dir=str(own), image_size=20, validation_split=0.25)
@@ -441,7 +448,7 @@ def test_preprocessing_divides_by_the_deviation():
     np.testing.assert_allclose(out[0, 0, 0], [5, 2.25, 1], rtol=1e-6)
 
 
-def test_top_5_counts_the_five_best():
+def test_top_5_counts_the_five_highest():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(40, 12)).astype("float32"), rng.integers(0, 12, 40).astype("int32")
     ranked = np.argsort(-logits, axis=1)
@@ -451,7 +458,7 @@ def test_top_5_counts_the_five_best():
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "arguments, said",
     [
         ("--dataset folders", "dataset: must be one of cifar10, cifar100, digits, folder, shards or tfds:NAME"),
         ("--augmentation imagenet", "augmentation=imagenet cuts random crops from whole pictures"),
@@ -465,9 +472,9 @@ def test_top_5_counts_the_five_best():
         ("--step-at a", "step_at: must be increasing shares"),
     ],
 )
-def test_words_that_do_not_fit_are_refused_in_one_line(words, said, capsys):
+def test_options_that_do_not_apply_are_refused_in_one_line(arguments, said, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse(words.split(), "")
+        parse(arguments.split(), "")
     err = capsys.readouterr().err
     assert stop.value.code == 2 and said in err and err.count("\n") == 1
 
@@ -495,13 +502,13 @@ def test_shards_hold_the_same_pictures_in_an_order_of_their_own(root, tmp_path):
     assert set(two.train.labels[two.train.images.shard == 0]) == {0, 1, 2}  # each shard is a sample of all classes
 
 
-def test_a_full_disk_is_one_line_for_shards_too(root, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_when_writing_shards(root, tmp_path, monkeypatch):
     import tensorflow as tf
 
-    def full(*_):
+    def fail_full(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "/a/shard; No space left on device")
 
-    monkeypatch.setattr(shards_tool, "write_part", full)
+    monkeypatch.setattr(shards_tool, "write_part", fail_full)
     with pytest.raises(InputError, match="out cannot be written: .*No space left on device$"):
         shards_tool.write(str(root), str(tmp_path / "out"))
 
@@ -552,7 +559,7 @@ def test_local_order_is_a_permutation_that_reads_few_shards_at_a_time():
 def test_a_data_set_of_tensorflow_datasets_is_streamed(tmp_path):
     package = pytest.importorskip("tensorflow_datasets")
     rng = np.random.default_rng(0)
-    images = [colours(rng, i % 3, 20 + i, 24) for i in range(12)]
+    images = [draw_colours(rng, i % 3, 20 + i, 24) for i in range(12)]
 
     class OwnPictures(package.core.GeneratorBasedBuilder):
         VERSION = package.core.Version("1.0.0")

@@ -39,12 +39,12 @@ LAYERS = [
 NAMES = [f"{kind.__name__}-{i}" for i, (kind, *_) in enumerate(LAYERS)]
 
 
-def model_of(layer, shape):
+def make_model(layer, shape):
     inputs = keras.Input(shape)
     return keras.Model(inputs, layer(inputs))
 
 
-def images(shape, batch=4, seed=0):
+def draw_images(shape, batch=4, seed=0):
     return np.random.default_rng(seed).normal(size=(batch, *shape)).astype("float32")
 
 
@@ -58,9 +58,9 @@ def randomize(layer, seed=0):
 
 @pytest.mark.parametrize("kind, config, shape, out", LAYERS, ids=NAMES)
 def test_layer_shapes_and_config_round_trip(kind, config, shape, out):
-    model = model_of(kind(**config), shape)
+    model = make_model(kind(**config), shape)
     assert model.output_shape == (None, *out)
-    assert model(images(shape)).shape == (4, *out)
+    assert model(draw_images(shape)).shape == (4, *out)
     layer = model.layers[-1]
     copy = kind.from_config(layer.get_config())
     assert copy.get_config() == layer.get_config()
@@ -69,45 +69,45 @@ def test_layer_shapes_and_config_round_trip(kind, config, shape, out):
 
 @pytest.mark.parametrize("kind, config, shape, out", LAYERS, ids=NAMES)
 def test_layer_is_saved_and_loaded_with_identical_outputs(kind, config, shape, out, tmp_path):
-    model = model_of(kind(**config), shape)
+    model = make_model(kind(**config), shape)
     randomize(model)
     model.save(tmp_path / "layer.keras")
     loaded = keras.models.load_model(tmp_path / "layer.keras")
-    np.testing.assert_array_equal(loaded(images(shape)), model(images(shape)))
+    np.testing.assert_array_equal(loaded(draw_images(shape)), model(draw_images(shape)))
 
 
 @pytest.mark.parametrize("jit", [True] if JIT else [False, True])  # JAX trains compiled
 @pytest.mark.parametrize("kind, config, shape, out", LAYERS, ids=NAMES)
 def test_layer_trains_one_compiled_step(kind, config, shape, out, jit):
-    model = model_of(kind(**config), shape)
+    model = make_model(kind(**config), shape)
     model.compile("sgd", "mse", jit_compile=jit)
-    loss = model.train_on_batch(images(shape), images(out, seed=1))
+    loss = model.train_on_batch(draw_images(shape), draw_images(out, seed=1))
     assert np.isfinite(loss)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("kind, config, shape, out", LAYERS, ids=NAMES)
 def test_layer_in_mixed_precision_agrees_with_float32(kind, config, shape, out, policy):
-    exact, mixed = model_of(kind(**config), shape), model_of(kind(**config, dtype=policy), shape)
+    exact, mixed = make_model(kind(**config), shape), make_model(kind(**config, dtype=policy), shape)
     randomize(exact)
     mixed.set_weights(exact.get_weights())
     layer = mixed.layers[-1]
     for part in layer._flatten_layers():
         assert part.compute_dtype == policy.removeprefix("mixed_"), part.name
     assert all(weight.dtype == "float32" for weight in layer.weights)
-    expected = ops.convert_to_numpy(exact(images(shape)))
-    difference = ops.convert_to_numpy(ops.cast(mixed(images(shape)), "float32")) - expected
+    expected = ops.convert_to_numpy(exact(draw_images(shape)))
+    difference = ops.convert_to_numpy(ops.cast(mixed(draw_images(shape)), "float32")) - expected
     limit = 0.05 if policy == "mixed_bfloat16" else 0.01
     assert np.linalg.norm(difference) < limit * np.linalg.norm(expected)
 
 
 def test_every_variable_gets_a_gradient():
     for learning in ("arl", "nal"):
-        model = model_of(AttentionBlock(8, mask_depth=2, learning=learning), (8, 8, 8))
+        model = make_model(AttentionBlock(8, mask_depth=2, learning=learning), (8, 8, 8))
         randomize(model)
         model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=JIT)
         before = [ops.convert_to_numpy(v) for v in model.trainable_variables]
-        model.train_on_batch(images((8, 8, 8), 8), images((8, 8, 8), 8, seed=1))
+        model.train_on_batch(draw_images((8, 8, 8), 8), draw_images((8, 8, 8), 8, seed=1))
         still = [
             v.path for v, old in zip(model.trainable_variables, before) if np.array_equal(ops.convert_to_numpy(v), old)
         ]
@@ -116,7 +116,7 @@ def test_every_variable_gets_a_gradient():
 
 def test_residual_unit_is_its_formula():
     unit = ResidualUnit(8)
-    x = ops.convert_to_tensor(images((6, 6, 8)))
+    x = ops.convert_to_tensor(draw_images((6, 6, 8)))
     unit(x)
     randomize(unit)
     norm_1, relu = unit.activate
@@ -126,9 +126,9 @@ def test_residual_unit_is_its_formula():
     np.testing.assert_allclose(unit(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_projection_takes_the_activated_tensor_and_only_where_the_shape_changes():
+def test_projection_takes_the_activated_tensor_and_only_if_the_shape_changes():
     unit = ResidualUnit(16, strides=2)
-    x = ops.convert_to_tensor(images((6, 6, 8)))
+    x = ops.convert_to_tensor(draw_images((6, 6, 8)))
     unit(x)
     randomize(unit)
     unit.branch[-1].kernel.assign(np.zeros(unit.branch[-1].kernel.shape))  # leaves the shortcut alone
@@ -153,7 +153,7 @@ def test_strided_convolution_pads_both_sides():
 @pytest.mark.parametrize("learning", ["arl", "nal"])
 def test_block_is_its_equation(learning):
     block = AttentionBlock(8, mask_depth=2, learning=learning)
-    x = ops.convert_to_tensor(images((8, 8, 8)))
+    x = ops.convert_to_tensor(draw_images((8, 8, 8)))
     block(x)
     randomize(block)
     output, mask = block(x, return_mask=True)
@@ -169,7 +169,7 @@ def test_block_is_its_equation(learning):
 
 def test_mask_is_the_encoder_decoder_of_the_paper():
     block = AttentionBlock(8, mask_depth=2, r=1)
-    x = ops.convert_to_tensor(images((8, 8, 8)))
+    x = ops.convert_to_tensor(draw_images((8, 8, 8)))
     block(x)
     randomize(block)
     u = block.before[0](x)
@@ -190,7 +190,7 @@ def test_mask_is_the_encoder_decoder_of_the_paper():
 def test_mask_pools_in_ceil_mode(height, width):
     block = AttentionBlock(4, mask_depth=1)
     block.build((None, height, width, 4))
-    x = images((height, width, 4)) - 5  # all negative: a padding of zeros would show
+    x = draw_images((height, width, 4)) - 5  # all negative: a padding of zeros would show
     pooled = ops.convert_to_tensor(x)
     for pool in block.pools[0]:
         pooled = pool(pooled)
@@ -202,7 +202,7 @@ def test_mask_pools_in_ceil_mode(height, width):
 def test_zero_last_convolution_makes_the_mask_one_half():
     for learning, gain in (("arl", 1.5), ("nal", 0.5)):
         block = AttentionBlock(8, mask_depth=1, learning=learning)
-        x = ops.convert_to_tensor(images((4, 4, 8)))
+        x = ops.convert_to_tensor(draw_images((4, 4, 8)))
         block(x)
         randomize(block)
         block.weigh[-1].kernel.assign(np.zeros(block.weigh[-1].kernel.shape))
@@ -214,7 +214,7 @@ def test_zero_last_convolution_makes_the_mask_one_half():
 
 def test_resnext_unit_is_its_formula():
     unit = ResNeXtUnit(128, strides=2)
-    x = ops.convert_to_tensor(images((6, 6, 64)))
+    x = ops.convert_to_tensor(draw_images((6, 6, 64)))
     unit(x)
     randomize(unit)
     reduce, norm_1, relu, pad, convolve, norm_2, _, expand, norm_3 = unit.branch
@@ -225,7 +225,7 @@ def test_resnext_unit_is_its_formula():
 
 
 def test_attention_types_are_their_equations():
-    x = images((5, 4, 6))
+    x = draw_images((5, 4, 6))
     mixed, channel, spatial = (
         ops.convert_to_numpy(attention_block.attend(ops.convert_to_tensor(x), kind)) for kind in geometries.ATTENTION
     )
@@ -246,7 +246,7 @@ def test_branches_are_the_block_s_trunk_and_mask():
     block(inputs)
     randomize(block)
     model = keras.Model(inputs, Branches(block)(inputs))
-    x = images((8, 8, 8))
+    x = draw_images((8, 8, 8))
     given = model.predict(x, verbose=0)
     outputs, mask = block(ops.convert_to_tensor(x), return_mask=True)
     np.testing.assert_allclose(given["mask"], mask, rtol=1e-5, atol=1e-6)
@@ -261,7 +261,7 @@ def test_upsampling_has_aligned_corners():
     np.testing.assert_allclose(interpolation_matrix(2, 4) @ line, [0, 1, 2, 3], atol=1e-6)
     np.testing.assert_allclose(interpolation_matrix(1, 3), [[1], [1], [1]])
     np.testing.assert_allclose(interpolation_matrix(5, 5), np.eye(5), atol=1e-6)
-    x = images((3, 4, 2), batch=2)
+    x = draw_images((3, 4, 2), batch=2)
     y = ops.convert_to_numpy(BilinearUpsampling(7, 9)(x))
     for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         np.testing.assert_allclose(y[:, *corner], x[:, *corner], rtol=1e-5)
@@ -276,9 +276,9 @@ def test_upsampling_has_aligned_corners():
 @pytest.mark.parametrize(
     "pool, strides, padding", [(2, 2, "valid"), (3, 2, "same"), (3, 1, "same"), ((1, 2), 1, "valid")]
 )
-def test_pooling_is_keras_own_with_its_gradient(shape, pool, strides, padding):
-    x = images(shape, batch=2)
-    weights = images(MaxPooling2D(pool, strides, padding).compute_output_shape((2, *shape))[1:], batch=2, seed=1)
+def test_pooling_and_its_gradient_equal_those_of_keras(shape, pool, strides, padding):
+    x = draw_images(shape, batch=2)
+    weights = draw_images(MaxPooling2D(pool, strides, padding).compute_output_shape((2, *shape))[1:], batch=2, seed=1)
     came = []
     for kind in (MaxPooling2D, keras.layers.MaxPooling2D):
         scale = keras.layers.Dense(2, use_bias=False, kernel_initializer="identity")
@@ -291,15 +291,15 @@ def test_pooling_is_keras_own_with_its_gradient(shape, pool, strides, padding):
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-def test_normalization_trains_as_keras_layer_does(known):
+def test_normalization_trains_like_keras_layer(known):
     """Also where the batch's size is not known while the step is traced, as in `fit`."""
-    ours = model_of(BatchNormalization(), (4, 4, 3))
-    theirs = model_of(keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5), (4, 4, 3))
+    ours = make_model(BatchNormalization(), (4, 4, 3))
+    theirs = make_model(keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5), (4, 4, 3))
     for model in (ours, theirs):
         randomize(model)
         model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=JIT)
     for step in range(3):
-        x, y = 3 * images((4, 4, 3), 8, seed=step) + 1, images((4, 4, 3), 8, seed=10 + step)
+        x, y = 3 * draw_images((4, 4, 3), 8, seed=step) + 1, draw_images((4, 4, 3), 8, seed=10 + step)
         if known:
             losses = [model.train_on_batch(x, y) for model in (ours, theirs)]
         else:
@@ -310,7 +310,7 @@ def test_normalization_trains_as_keras_layer_does(known):
 
 
 @pytest.mark.parametrize("kernel, strides", [(1, 1), (1, 2), (3, 1)])
-def test_convolution_in_bfloat16_is_keras_own_with_its_gradients(kernel, strides):
+def test_convolution_in_bfloat16_and_its_gradients_equal_those_of_keras(kernel, strides):
     """Within bfloat16's rounding: products may sum in another order."""
     from Module.convolution import Conv2D
 
@@ -339,7 +339,7 @@ def test_convolution_in_bfloat16_is_keras_own_with_its_gradients(kernel, strides
 def test_normalization_of_values_far_from_zero():
     """Sums of squares must not cancel, once the moving mean is near."""
     layer = BatchNormalization()
-    x = 1_000 + images((16, 16, 2), batch=8)
+    x = 1_000 + draw_images((16, 16, 2), batch=8)
     layer.build(x.shape)
     layer.moving_mean.assign([1_000.0, 999.0])
     outputs = ops.convert_to_numpy(layer(x, training=True))
@@ -358,7 +358,7 @@ def test_normalization_takes_a_single_value():
 
 
 @pytest.mark.parametrize(
-    "make, words",
+    "make, said",
     [
         (lambda: ResidualUnit(6), "multiple of 4, received 6"),
         (lambda: ResidualUnit(8, strides=3), "strides must be 1 or 2, received 3"),
@@ -377,6 +377,6 @@ def test_normalization_takes_a_single_value():
         (lambda: AttentionBlock(8, mask_depth=1).build((None, None, 8, 8)), "height and width must be known"),
     ],
 )
-def test_impossible_arguments_are_named(make, words):
-    with pytest.raises(ValueError, match=words):
+def test_impossible_arguments_are_named(make, said):
+    with pytest.raises(ValueError, match=said):
         make()

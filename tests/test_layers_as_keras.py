@@ -54,7 +54,7 @@ LAYERS = {
 
 @pytest.mark.backends
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer_is_as_keras_own(name, tmp_path):
+def test_layer_behaves_like_a_keras_layer(name, tmp_path):
     check_layer(*LAYERS[name], tmp_path)
 
 
@@ -108,16 +108,16 @@ def test_unknown_attention_is_refused(name):
         attend(ops.ones((1, 2, 2, 3)), name)
 
 
-def parameters(function, *left_out):
+def list_parameters(function, *left_out):
     """Return the names in a function's signature; one that only passes arguments on has `kwargs` among them."""
     return [name for name in inspect.signature(function).parameters if name not in left_out]
 
 
 def test_builders_show_their_arguments():
-    whole = parameters(Model.residual_attention_network, "depth")
-    own = parameters(Model.attention_56, "weights", "include_top")
-    assert own == parameters(Model.attention_92, "weights", "include_top") == whole
-    assert parameters(Model.network, "name", "weights", "include_top") == parameters(
+    whole = list_parameters(Model.residual_attention_network, "depth")
+    own = list_parameters(Model.attention_56, "weights", "include_top")
+    assert own == list_parameters(Model.attention_92, "weights", "include_top") == whole
+    assert list_parameters(Model.network, "name", "weights", "include_top") == list_parameters(
         Model.residual_attention_network, "depth", "name", "unit"
     )
     assert {"network", "attention_56"} <= set(dir(Model))

@@ -67,7 +67,7 @@ def arithmetic_parameters(blocks):
 
 
 @pytest.mark.parametrize("build, blocks", [(attention_56, (1, 1, 1)), (attention_92, (1, 2, 3))])
-def test_kernels_count_to_the_table(build, blocks):
+def test_kernels_add_up_to_the_table(build, blocks):
     with shapes_only():
         model = build()
     kernels = sum(int(np.prod(w.shape)) for w in model.trainable_weights if w.name == "kernel")

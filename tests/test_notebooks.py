@@ -91,7 +91,7 @@ def make_run(name="run", error=10.0, **recipe):
     return history.Run(Path(name), {**defaults, **recipe}, result, {})
 
 
-def test_the_comparison_differs_in_one_field_alone_and_is_the_best():
+def test_the_comparison_differs_in_one_field_only_and_is_the_best():
     runs = [make_run(error=5.0, epochs=9), make_run(error=20.0), make_run(error=30.0, learning="nal"),
             make_run(error=12.0, epochs=4, learning="nal"), make_run(error=11.0, epochs=4),
             make_run(error=11.5, epochs=4, seed=1), make_run(error=1.0, epochs=4, model="attention_92")]  # fmt: skip
@@ -103,7 +103,7 @@ def test_the_comparison_differs_in_one_field_alone_and_is_the_best():
         recorded.make_learning_table(runs[:1])
 
 
-def test_the_tables_hold_ours_and_published(monkeypatch):
+def test_the_tables_have_our_and_published_values(monkeypatch):
     monkeypatch.setattr(weights, "FOLDER", Path("missing"))
     monkeypatch.setattr(recorded, "RESULTS", recorded.RESULTS / "arl-nal-quick")
     runs = recorded.find_recorded()

@@ -85,7 +85,7 @@ def test_muon_orthogonalizes_convolutions_and_leaves_the_rest_to_adamw(make):
 
 
 @pytest.mark.parametrize("kind", ["l2", "decoupled"])
-def test_decay_spares_norms_and_biases_of_a_network(kind):
+def test_norms_and_biases_of_a_network_are_not_decayed(kind):
     """TensorFlow's variables carry the path of their layer in their names."""
     recipe = dataclasses.replace(
         QUICK, decay_all=False, weight_decay=0.5, weight_decay_kind=kind, schedule="constant", learning_rate=0.1
@@ -189,7 +189,7 @@ def test_options_resume_bit_for_bit(changes, tmp_path, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
-def test_minutes_are_as_many_epochs_as_fit():
+def test_minutes_give_as_many_epochs_as_fit():
     said, recipe = [], Recipe(minutes=10.0, batch_size=100)
     budget = TimeBudget(recipe, devices.ONE, said.append)
     logs = {"seconds": 90.0, "first_step_seconds": 35.0, "images_per_second": 20.0}  # a step takes 5 s
@@ -226,7 +226,7 @@ def test_a_stretched_schedule_keeps_its_first_epoch_and_its_end(schedule, epochs
     np.testing.assert_allclose(rates(copy, [25]), rates(optimizer.stretched, [25]), rtol=1e-6)
 
 
-def test_a_run_of_minutes_takes_no_other_epochs_on_resuming(tmp_path, capsys):
+def test_a_run_with_minutes_refuses_other_epochs_on_resuming(tmp_path, capsys):
     recipe = Recipe(minutes=5.0)
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     assert parse(["--resume", str(tmp_path)], "")[0] == recipe
@@ -237,7 +237,7 @@ def test_a_run_of_minutes_takes_no_other_epochs_on_resuming(tmp_path, capsys):
         refuse_other_recipe(dataclasses.replace(recipe, epochs=300), dataclasses.asdict(recipe))
 
 
-def test_older_recipes_keep_what_they_meant():
+def test_older_recipes_keep_their_meaning():
     """A recipe.json of commit 9187e69 has none of these fields, and states its rate and its kind of decay."""
     new = ("accumulate", "clip_norm", "class_weights", "mix_until", "compile_cache", "minutes")
     values = {key: value for key, value in json.loads(Recipe().to_json()).items() if key not in new}

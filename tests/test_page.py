@@ -52,7 +52,7 @@ def png_in(text):
 
 
 @pytest.mark.parametrize("learning", ["arl", "nal"])
-def test_a_look_is_what_the_network_gives(runs, learning):
+def test_a_look_is_the_output_of_the_network(runs, learning):
     network = runs.networks[learning]
     shown = page.prepare(network, NAMES, "run")
     assert shown.title == f"{learning.upper()}: run" and shown.size == (32, 32)
@@ -88,7 +88,7 @@ def test_a_compiled_network_shows_the_same(runs):
         np.testing.assert_allclose(given.branches[name][key], both[key][0], rtol=1e-4, atol=1e-4)
 
 
-def test_maps_are_html_that_any_network_fits(runs):
+def test_maps_are_html_for_any_network(runs):
     shown = page.prepare(runs.networks["arl"], None, "run")
     assert shown.classes == [str(i) for i in range(10)]
     (seen,) = page.look_at_file([shown], "picture.png", runs.picture.read_bytes())
@@ -101,7 +101,7 @@ def test_maps_are_html_that_any_network_fits(runs):
     assert page.count_channels([shown, shown], 1) == 8
 
 
-def test_bad_options_are_one_line_at_once(tmp_path, capsys):
+def test_invalid_options_end_in_one_line(tmp_path, capsys):
     images = keras.Input((8, 8, 3))
     flat = keras.layers.Flatten()(images)
     keras.Model(images, keras.layers.Dense(10, "softmax")(flat)).save(tmp_path / "last.keras")

@@ -27,7 +27,7 @@ SAID = "predict.py: classified by {} (with --best: best.keras)\n"
 NAMES = [f"class {letter}" for letter in "abcdefghij"]
 
 
-def linear():
+def build_linear_network():
     """A network that is quick to compile."""
     images = keras.Input((32, 32, 3))
     flat = keras.layers.Rescaling(0.01)(keras.layers.Flatten()(images))
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
     rng = np.random.default_rng(0)
     keras.utils.set_random_seed(3)
     mean = rng.uniform(90, 160, (32, 32, 3)).astype("float32")
-    networks = {"last": tiny_network(preprocessing=mean_subtraction(mean)), "best": linear()}
+    networks = {"last": tiny_network(preprocessing=mean_subtraction(mean)), "best": build_linear_network()}
     for name, network in networks.items():
         network.save(folder / f"{name}.keras")
     (folder / "classes.json").write_text(json.dumps(NAMES))
@@ -54,7 +54,7 @@ def run(tmp_path_factory):
     return SimpleNamespace(folder=folder, images=images, network=networks["last"], **answers)
 
 
-def test_csv_holds_the_network_s_own_probabilities(run, tmp_path, monkeypatch, capsys):
+def test_csv_has_the_probabilities_of_the_network(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predict, "BATCH", 8)  # the last batch is a part of one
     table = tmp_path / "table.csv"
     folder = run.folder
@@ -113,7 +113,7 @@ def test_masks_are_written_for_each_picture(run, tmp_path):
     assert given.shape == expected.shape and abs(given - expected.astype(int)).mean() < 0.5
 
 
-def test_masks_of_a_long_name_are_cut_and_the_folder_is_finished(run, tmp_path, capsys):
+def test_long_names_of_mask_pictures_are_shortened(run, tmp_path, capsys):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     names = ["a" * 250 + ".png", "a" * 249 + "b.png", "翘" * 83 + ".png", "short.png"]
@@ -150,18 +150,18 @@ def test_a_mask_picture_whose_path_is_too_long_is_skipped_and_named(run, tmp_pat
     ]
 
 
-def test_names_that_others_wrote_are_escaped(run, tmp_path, monkeypatch, capsys):
+def test_names_from_outside_are_escaped(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = ["=cmd|' /C calc'!A0", "\x1b[2Jcleared", "two\nlines", "x" * 5000, "翘头剪", "+1", "-1+1", "@a", "b", "c"]
     (tmp_path / "best.keras").write_bytes((run.folder / "best.keras").read_bytes())
     (tmp_path / "classes.json").write_text(json.dumps(names))
     for name in ("=1+1.png", "\x1b[2J.png"):
         Image.fromarray(run.images[0]).save(tmp_path / name)
-    words = ["=1+1.png", "\x1b[2J.png", "--model", "best.keras", "--top", "10"]
-    predict.main(words)
+    arguments = ["=1+1.png", "\x1b[2J.png", "--model", "best.keras", "--top", "10"]
+    predict.main(arguments)
     out = capsys.readouterr().out
     assert out.count("\n") == 2 and all(line.isprintable() and len(line) < 1000 for line in out.splitlines())
-    predict.main([*words, "--csv", "-"])
+    predict.main([*arguments, "--csv", "-"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["image"] for row in rows] == ["'=1+1.png", r"\x1b[2J.png"]
     classes = {row[f"class_{i}"] for row in rows for i in range(1, 11)}
@@ -169,7 +169,7 @@ def test_names_that_others_wrote_are_escaped(run, tmp_path, monkeypatch, capsys)
     assert classes == escaped | {"x" * 5000, "翘头剪", "+1", "b", "c"}
 
 
-def test_without_names_classes_are_numbered_and_that_is_said(run, tmp_path, capsys):
+def test_without_names_classes_are_numbered_with_a_warning(run, tmp_path, capsys):
     folder = run.folder
     (tmp_path / "moved.keras").write_bytes((folder / "best.keras").read_bytes())
     predict.main([str(folder / "pictures" / "0" / "00.png"), "--model", str(tmp_path / "moved.keras"), "--csv=-"])
@@ -179,7 +179,7 @@ def test_without_names_classes_are_numbered_and_that_is_said(run, tmp_path, caps
     assert err.count("\n") == 1 and "no classes.json next to" in err
 
 
-def other_networks(folder, source):
+def write_other_networks(folder, source):
     """Files that are called networks, with what is said of each."""
     (folder / "text.keras").write_text("no network")
     (folder / "cut.keras").write_bytes(source.read_bytes()[:2000])
@@ -209,7 +209,7 @@ def other_networks(folder, source):
     }
 
 
-def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys):
+def test_impossible_requests_are_refused_in_one_line(run, tmp_path, capsys):
     folder = run.folder
     picture, model = str(folder / "pictures" / "0" / "00.png"), str(folder)
     (tmp_path / "empty").mkdir()
@@ -233,11 +233,11 @@ def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys):
         ([picture, "--model", model, "--best", "--masks", str(tmp_path)], "has no attention blocks"),
         ([picture, "--model", model, "--masks", picture], f"--masks {picture} cannot be written"),
     ]
-    for name, said in other_networks(tmp_path, folder / "last.keras").items():
+    for name, said in write_other_networks(tmp_path, folder / "last.keras").items():
         cases.append(([picture, "--model", str(tmp_path / name)], said))
-    for words, said in cases:
+    for arguments, said in cases:
         with pytest.raises(SystemExit) as stop:
-            predict.main(words)
+            predict.main(arguments)
         out, err = capsys.readouterr()
         assert stop.value.code == 2 and out == "" and err.startswith("predict.py: error: ")
         assert said in err and err.count("\n") == 1, err

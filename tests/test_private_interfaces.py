@@ -16,7 +16,7 @@ only_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="an interfa
 only_jax = pytest.mark.skipif(BACKEND != "jax", reason="an interface of JAX")
 
 
-def small_model():
+def build_small_model():
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="inner")], name="outer")
 
 
@@ -25,7 +25,7 @@ def test_flatten_layers():
     """`Layer._flatten_layers()` yields a layer and all layers inside it (Model/count.py)."""
     from Model.count import count
 
-    inner = small_model()
+    inner = build_small_model()
     outer = keras.Sequential([keras.Input((4,)), inner], name="outermost")
     assert {"outermost", "outer", "inner"} <= {layer.name for layer in outer._flatten_layers()}
     assert len(list(inner.layers[0]._flatten_layers())) == 1
@@ -55,7 +55,7 @@ def test_hooks_of_an_optimizer():
         def finalize_variable_values(self, var_list):
             called.append(len(var_list))
 
-    model = small_model()
+    model = build_small_model()
     model.compile(Watched(0.1), "mse", run_eagerly=BACKEND == "tensorflow")
     model.fit(np.ones((2, 4)), np.ones((2, 3)), verbose=0)
     assert called == ["kernel", "bias", 2]
@@ -134,7 +134,7 @@ def test_make_train_function():
 @pytest.mark.backends
 def test_jax_state_sync():
     """Within an epoch on JAX, weights are up to date after `jax_state_sync` (Training/engine/checkpointing.py)."""
-    model = small_model()
+    model = build_small_model()
     model.compile(keras.optimizers.SGD(1.0), "mse")
     seen = [np.array(model.layers[0].bias)]
 
@@ -154,7 +154,7 @@ def test_jax_state_sync():
 )
 def test_state_of_callbacks(kind, attributes):
     """These attributes are the whole state between epochs (Training/engine/callbacks.py)."""
-    model = small_model()
+    model = build_small_model()
     model.compile("sgd", "mse")
     callback = getattr(keras.callbacks, kind)(monitor="loss", patience=3)
     model.fit(np.ones((4, 4)), np.ones((4, 3)), verbose=0, callbacks=[callback])
@@ -164,7 +164,7 @@ def test_state_of_callbacks(kind, attributes):
 @pytest.mark.backends
 def test_metrics_variables():
     """Sums and counts of the metrics within an epoch (Training/engine/checkpointing.py)."""
-    model = small_model()
+    model = build_small_model()
     model.compile("sgd", "mse", weighted_metrics=["mae"])
     model.fit(np.ones((2, 4)), np.ones((2, 3)), verbose=0)
     assert sum(tuple(variable.shape) == () for variable in model.metrics_variables) >= 4
@@ -173,7 +173,7 @@ def test_metrics_variables():
 @pytest.mark.backends
 def test_limits_of_a_fit():
     """`keras.config` can limit the epochs of every `fit` and can lift the limit (Training/console.py)."""
-    model = small_model()
+    model = build_small_model()
     model.compile("sgd", "mse")
     try:
         keras.config.set_max_epochs(1)

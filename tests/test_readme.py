@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])
 
 
-def requirements(name):
+def read_requirements(name):
     """Return the packages that a requirements file lists itself, without those that it includes."""
     lines = (ROOT / name).read_text().splitlines()
     return [line for line in lines if line and not line.startswith(("#", "-r "))]
@@ -46,17 +46,17 @@ def test_modules_that_are_run_exist(path):
 
 def test_requirements_files_are_those_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert requirements("requirements.txt") == project["dependencies"]
+    assert read_requirements("requirements.txt") == project["dependencies"]
     for extra in ("gpu", "jax", "jax-gpu", "export", "tfds", "page"):
-        assert requirements(f"requirements-{extra}.txt") == project["optional-dependencies"][extra]
-    dev = requirements("requirements-jax.txt") + requirements("requirements-dev.txt")
+        assert read_requirements(f"requirements-{extra}.txt") == project["optional-dependencies"][extra]
+    dev = read_requirements("requirements-jax.txt") + read_requirements("requirements-dev.txt")
     assert dev == project["optional-dependencies"]["dev"]
 
 
 def test_lock_has_a_version_within_each_range():
     from packaging.requirements import Requirement
 
-    pins = dict(line.split("==") for line in requirements("requirements.lock"))
+    pins = dict(line.split("==") for line in read_requirements("requirements.lock"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
         wanted = Requirement(text)
@@ -66,10 +66,10 @@ def test_lock_has_a_version_within_each_range():
 def test_plain_keras_example_of_the_readme_trains(monkeypatch, capsys):
     random = np.random.default_rng(0)
 
-    def part(count):
+    def make_part(count):
         return random.integers(0, 256, (count, 32, 32, 3), "uint8"), random.integers(0, 10, (count, 1))
 
-    monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: (part(8), part(4)))
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: (make_part(8), make_part(4)))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     code = next(block for block in blocks if ".fit(" in block)
     # Narrower layers, and no time spent on tracing and compiling for two steps.

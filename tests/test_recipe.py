@@ -17,7 +17,7 @@ from Training.recipe import AUGMENTATIONS, OPTIMIZERS, RECIPES, Recipe
 ROOT = Path(__file__).parent.parent
 
 
-def refused(capsys, *arguments):
+def expect_refusal(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         parse(list(arguments), "")
     assert stop.value.code == 2
@@ -47,7 +47,7 @@ def test_every_field_has_a_flag_a_help_and_a_reader(capsys):
         assert read, f"nothing reads {item.name}"
 
 
-def test_flags_override_a_named_recipe_wherever_they_stand():
+def test_flags_override_a_named_recipe_in_any_order():
     assert parse(["--recipe", "paper"], "")[0] == Recipe(**RECIPES["paper"])
     for arguments in (["--recipe", "paper", "--epochs", "7"], ["--epochs", "7", "--recipe", "paper"]):
         recipe, _ = parse(arguments, "")
@@ -62,7 +62,7 @@ def test_named_recipes_are_possible_and_round_trip(name):
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
-def test_a_warmup_that_nobody_gave_is_shortened_to_fit():
+def test_a_default_warmup_is_shortened_to_fit():
     for arguments, warmup in (
         (["--epochs", "1"], 0.5),
         (["--epochs", "6"], 5.0),
@@ -74,12 +74,12 @@ def test_a_warmup_that_nobody_gave_is_shortened_to_fit():
         assert parse(arguments, "")[0].warmup_epochs == warmup
 
 
-def test_a_warmup_that_was_given_is_never_changed(capsys):
+def test_a_given_warmup_is_never_changed(capsys):
     for arguments in (["--epochs", "1", "--warmup-epochs", "1"], ["--epochs", "3", "--warmup-epochs", "5"]):
-        assert "warmup_epochs must be less than epochs" in refused(capsys, *arguments)
+        assert "warmup_epochs must be less than epochs" in expect_refusal(capsys, *arguments)
 
 
-def test_a_home_directory_is_expanded_behind_an_equals_sign(monkeypatch, tmp_path):
+def test_a_home_directory_is_expanded_after_an_equals_sign(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     recipe, resume = parse(["--data-dir=~/data", "--logs=~", "--weights", "a~b"], "")
     assert (recipe.data_dir, recipe.logs, recipe.weights) == (f"{tmp_path}/data", str(tmp_path), "a~b")
@@ -88,13 +88,13 @@ def test_a_home_directory_is_expanded_behind_an_equals_sign(monkeypatch, tmp_pat
     assert parse(["--resume=~/run"], "") == (Recipe(), f"{tmp_path}/run")
 
 
-def test_places_may_change_on_resuming_and_the_training_may_not(capsys, tmp_path):
+def test_folders_may_change_on_resuming_and_hyper_parameters_may_not(capsys, tmp_path):
     (tmp_path / "recipe.json").write_text(Recipe(dataset="folder", data_dir="here").to_json())
     moved = ["--data-dir", "there", "--cache", "fast", "--workers", "3", "--logs", "elsewhere"]
     recipe, _ = parse(["--resume", str(tmp_path), *moved], "")
     assert (recipe.data_dir, recipe.cache, recipe.workers, recipe.logs) == ("there", "fast", 3, "elsewhere")
     for change in (["--seed", "1"], ["--image-size", "9"], ["--broken", "refuse"], ["--shards-at-once", "2"]):
-        assert "--resume uses the recipe of the run" in refused(capsys, "--resume", str(tmp_path), *change)
+        assert "--resume uses the recipe of the run" in expect_refusal(capsys, "--resume", str(tmp_path), *change)
 
 
 @pytest.mark.parametrize("augmentation", ["crop", "none"])
@@ -114,7 +114,7 @@ def test_paper_recipe_is_the_paper_s():
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, said",
     [
         (["--learning-rat", "1"], "unknown argument '--learning-rat', did you mean --learning-rate?"),
         (["--epoch", "3"], "did you mean --epochs?"),
@@ -142,8 +142,8 @@ def test_paper_recipe_is_the_paper_s():
         (["--resume", "nowhere"], "nowhere/recipe.json cannot be read: No such file or directory"),
     ],
 )
-def test_impossible_words_are_refused_in_one_line(capsys, arguments, words):
-    assert words in refused(capsys, *arguments)
+def test_impossible_arguments_are_refused_in_one_line(capsys, arguments, said):
+    assert said in expect_refusal(capsys, *arguments)
 
 
 def test_resume_takes_the_folder_s_recipe(capsys, tmp_path):
@@ -152,15 +152,15 @@ def test_resume_takes_the_folder_s_recipe(capsys, tmp_path):
     assert parse(["--resume", str(tmp_path)], "") == (recipe, str(tmp_path))
     longer, _ = parse(["--resume", str(tmp_path), "--epochs", "12"], "")
     assert longer == dataclasses.replace(recipe, epochs=12)
-    assert "can only add epochs" in refused(capsys, "--resume", str(tmp_path), "--epochs", "8")
+    assert "can only add epochs" in expect_refusal(capsys, "--resume", str(tmp_path), "--epochs", "8")
     assert parse(["--resume", str(tmp_path), "--seed", "4"], "")[0] == recipe
-    words = refused(capsys, "--resume", str(tmp_path), "--batch-size", "8", "--seed", "5")
-    assert "differs in seed (run: 4, given: 5)" in words or "batch_size (run: 64, given: 8)" in words
-    assert "rotation (run: 15.0, given: 5.0)" in refused(capsys, "--resume", str(tmp_path), "--recipe", "quick")
+    message = expect_refusal(capsys, "--resume", str(tmp_path), "--batch-size", "8", "--seed", "5")
+    assert "differs in seed (run: 4, given: 5)" in message or "batch_size (run: 64, given: 8)" in message
+    assert "rotation (run: 15.0, given: 5.0)" in expect_refusal(capsys, "--resume", str(tmp_path), "--recipe", "quick")
 
 
 @pytest.mark.parametrize(
-    "text, words",
+    "text, said",
     [
         ("{", "not valid JSON"),
         ("[]", "must be a JSON object, received list"),
@@ -171,26 +171,26 @@ def test_resume_takes_the_folder_s_recipe(capsys, tmp_path):
         ("[" * 100_000, "not valid JSON"),
     ],
 )
-def test_broken_recipe_files_are_refused(text, words):
-    with pytest.raises(InputError, match=words):
+def test_broken_recipe_files_are_refused(text, said):
+    with pytest.raises(InputError, match=said):
         Recipe.from_json(text)
 
 
-def test_json_is_one_field_a_line():
+def test_json_has_one_field_per_line():
     fields = json.loads(Recipe().to_json())
     assert list(fields) == [item.name for item in dataclasses.fields(Recipe)]
 
 
 @pytest.mark.parametrize("benchmark", [convolutions, networks, operations])
 def test_benchmarks_refuse_in_one_line(benchmark, capsys):
-    for word in ("--nonsense", "attention_57"):
+    for argument in ("--nonsense", "attention_57"):
         with pytest.raises(SystemExit) as stop:
-            benchmark.main([word])
+            benchmark.main([argument])
         out, err = capsys.readouterr()
-        assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and repr(word) in err
+        assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and repr(argument) in err
 
 
-def test_gpu_benchmarks_tell_their_parts():
+def test_the_gpu_script_names_its_parts():
     run = subprocess.run(["bash", ROOT / "benchmarks" / "gpu.sh"], capture_output=True, text=True)
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr == "usage: benchmarks/gpu.sh throughput|race|best|best-92|all [DATA_DIR] [LOGS] [FLAG...]\n"

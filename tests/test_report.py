@@ -56,7 +56,7 @@ def test_seeds_are_one_row_with_mean_and_spread(tmp_path, capsys):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_columns_put_a_field_s_errors_side_by_side(tmp_path, capsys):
+def test_columns_show_the_values_of_a_field_side_by_side(tmp_path, capsys):
     for model in ("attention_56", "attention_92"):
         for learning, error in (("arl", 5.0), ("nal", 6.5)):
             write_run(tmp_path / model / learning, error, model=model, learning=learning)
@@ -66,7 +66,7 @@ def test_columns_put_a_field_s_errors_side_by_side(tmp_path, capsys):
     assert "arXiv 1704.06904" in text
 
 
-def test_a_repeat_of_a_seed_is_no_sample(tmp_path, capsys):
+def test_a_repeat_of_a_seed_is_not_a_sample(tmp_path, capsys):
     for name, seed, error in (("a", 0, 5.0), ("b", 0, 5.0), ("c", 1, 7.0), ("d", 1, 7.4)):
         write_run(tmp_path / name, error, seed=seed)
     report.main([str(tmp_path), "--format", "csv"])
@@ -77,11 +77,11 @@ def test_a_repeat_of_a_seed_is_no_sample(tmp_path, capsys):
     assert (row["runs"], row["test error %"], row["images/s"]) == ("1 (+1 repeat)", "5.00", "100")
 
 
-def test_columns_in_which_runs_do_not_differ_show_the_table_and_say_so(tmp_path, capsys):
+def test_columns_of_a_field_without_differences_print_the_table_and_a_note(tmp_path, capsys):
     write_run(tmp_path / "a")
     curves = tmp_path / "curves.png"
-    words = ["--columns", "learning", "--format", "markdown", "--curves", str(curves)]
-    report.main([str(tmp_path), *words])
+    arguments = ["--columns", "learning", "--format", "markdown", "--curves", str(curves)]
+    report.main([str(tmp_path), *arguments])
     out, err = capsys.readouterr()
     assert "| Attention-56 | ARL | 1 | 10.00 |" in out and curves.exists()
     assert err.splitlines() == [
@@ -94,7 +94,7 @@ HOSTILE = "a|b\n\x1b[2J<script>alert(1)</script>"
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "=cmd|' /C calc'!A0", "@SUM(1+1)", "x" * 5000, "翘头剪", ["a", 1], {"b": 2}])
-def test_names_that_others_wrote_are_escaped_in_every_format(tmp_path, capsys, name):
+def test_names_from_outside_are_escaped_in_every_format(tmp_path, capsys, name):
     """A recipe that was edited; what the report does not refuse, it prints as one cell of one line."""
     run = write_run(tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())
@@ -130,7 +130,7 @@ def wrong_results():
 
 
 @pytest.mark.parametrize("result", list(wrong_results()), ids=lambda result: f"{result!s:.60}")
-def test_a_result_that_is_not_numbers_is_refused_in_one_line(tmp_path, capsys, result):
+def test_an_invalid_result_is_refused_in_one_line(tmp_path, capsys, result):
     broken(tmp_path / "run", json.dumps(result))
     with pytest.raises(SystemExit) as stopped:
         report.main([str(tmp_path)])
@@ -138,7 +138,7 @@ def test_a_result_that_is_not_numbers_is_refused_in_one_line(tmp_path, capsys, r
     assert stopped.value.code == 2 and out == "" and error.count("\n") == 1 and len(error) < 500
 
 
-def test_a_legend_names_what_differs_or_the_table_s_row(tmp_path):
+def test_a_legend_names_the_differences_or_the_row(tmp_path):
     write_run(tmp_path / "a", optimizer="adam", learning_rate=0.1, dropout=0.1)
     write_run(tmp_path / "b", optimizer="sgd", dropout=0.2)
     assert sorted(report.label_groups(report.group_runs(history.find([tmp_path])[0]))) == [
@@ -149,14 +149,14 @@ def test_a_legend_names_what_differs_or_the_table_s_row(tmp_path):
     assert report.label_groups(report.group_runs(history.find([tmp_path])[0])) == ["row 1", "row 2", "row 3"]
 
 
-def test_what_differs_is_told_and_what_is_aside_is_not(tmp_path):
+def test_only_compared_fields_are_shown(tmp_path):
     write_run(tmp_path / "a", optimizer="adam", logs="x", seed=1)
     write_run(tmp_path / "b", optimizer="sgd", logs="y", seed=2)
     header = report.make_run_table(report.group_runs(history.find([tmp_path])[0]))[0]
     assert "optimizer" in header and not {"logs", "seed", "epochs"} & set(header)
 
 
-def test_unfinished_runs_are_named_and_the_exit_code_says_so(tmp_path, capsys):
+def test_unfinished_runs_are_named_and_give_an_exit_code(tmp_path, capsys):
     write_run(tmp_path / "a")
     write_run(tmp_path / "late", finished=False)
     with pytest.raises(SystemExit) as stopped:
@@ -172,7 +172,7 @@ def broken(folder, result="{}"):
 
 
 @pytest.mark.parametrize(
-    "make, words",
+    "make, said",
     [
         (lambda folder: None, "is not a directory"),
         (lambda folder: folder.mkdir(), "contains no run"),
@@ -181,12 +181,12 @@ def broken(folder, result="{}"):
         (lambda folder: broken(folder, '{"test_error_percent": 5}'), "is not a finished run: "),
     ],
 )
-def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys, make, words):
+def test_folders_that_are_not_runs_are_refused_in_one_line(tmp_path, capsys, make, said):
     make(tmp_path / "run")
     with pytest.raises(SystemExit) as stopped:
         report.main([str(tmp_path / "run")])
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+    assert stopped.value.code == 2 and said in error and error.count("\n") == 1
 
 
 def test_published_errors_are_for_networks_that_exist():
@@ -196,7 +196,7 @@ def test_published_errors_are_for_networks_that_exist():
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
-def test_every_experiment_s_runs_are_possible_and_different(name):
+def test_the_runs_of_every_experiment_are_valid_and_different(name):
     for quick in (False, True):
         planned = experiments.plan_recipes(name, quick, seeds=2)
         assert len(set(planned)) == len(planned) >= 4
@@ -213,7 +213,7 @@ def test_architectures_are_trained_with_equal_multiply_adds():
         assert max(spent) / min(spent) < 1 + 2 / least  # epochs are whole
 
 
-def test_costs_are_the_networks_multiply_adds():
+def test_costs_are_the_multiply_adds_of_the_networks():
     for (name, geometry), millions in experiments.COSTS.items():
         assert millions == round(arithmetic.count(name, geometry)["multiply_adds"] / 1e6, 1)
 
@@ -222,7 +222,7 @@ def test_every_optimizer_is_compared():
     assert {recipe.optimizer for recipe in experiments.plan_recipes("optimizers", True)} == set(OPTIMIZERS)
 
 
-def test_commands_give_the_recipe_back():
+def test_commands_reproduce_the_recipe():
     from Training.flags import parse
 
     for name in experiments.EXPERIMENTS:
@@ -230,7 +230,7 @@ def test_commands_give_the_recipe_back():
             assert parse(experiments.make_command(recipe)[2:], "")[0] == recipe
 
 
-def test_experiments_skip_what_is_done_resume_what_is_not_and_report(tmp_path, monkeypatch, capsys):
+def test_experiments_skip_finished_runs_resume_others_and_report(tmp_path, monkeypatch, capsys):
     """The processes are replaced by what they leave behind."""
     ran = []
 
@@ -248,13 +248,13 @@ def test_experiments_skip_what_is_done_resume_what_is_not_and_report(tmp_path, m
 
     logs = tmp_path / "mask-quick"
     monkeypatch.setattr(experiments, "run_command", trained)
-    words = ["mask", "--quick", "--epochs", "2", "--logs", str(tmp_path)]
+    arguments = ["mask", "--quick", "--epochs", "2", "--logs", str(tmp_path)]
     with pytest.raises(SystemExit) as stopped:
-        experiments.main(words)
+        experiments.main(arguments)
     assert stopped.value.code == 130 and "the same command continues" in capsys.readouterr().err
-    experiments.main(words)
+    experiments.main(arguments)
     assert ran[1][-2:] == ["--resume", str(logs / "run1")] and len(ran) == 3
-    experiments.main(words)
+    experiments.main(arguments)
     assert len(ran) == 3
     assert "Attention-56" in capsys.readouterr().out
     assert {"report.md", "report.csv", "curves.png"} <= {path.name for path in logs.iterdir()}
@@ -274,10 +274,10 @@ for number in (signal.SIGINT, signal.SIGTERM):
 print("ready", flush=True)
 time.sleep(60)
 """
-    words = ["mask", "--quick", "--logs", str(tmp_path)]
+    arguments = ["mask", "--quick", "--logs", str(tmp_path)]
     script = (
         "import sys; from Training.tools import experiments; "
-        f"experiments.make_command = lambda *_: [sys.executable, '-c', {run!r}]; experiments.main({words!r})"
+        f"experiments.make_command = lambda *_: [sys.executable, '-c', {run!r}]; experiments.main({arguments!r})"
     )
     experiment = subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -307,7 +307,7 @@ def test_confusion_figure_of_a_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong", [10**9, 2000, 10**4000])
-def test_a_class_beyond_the_bound_is_refused_before_memory_is_taken(tmp_path, capsys, wrong):
+def test_a_class_beyond_the_limit_is_refused_before_memory_is_allocated(tmp_path, capsys, wrong):
     write_run(tmp_path / "run")
     (tmp_path / "run" / "predictions.csv").write_text(f"index,label,predicted\n0,0,{wrong}\n")
     with pytest.raises(SystemExit) as stopped:
@@ -348,7 +348,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "arguments, message",
     [
         (["confusion", "nowhere"], "does not exist: the folder of a finished run is needed"),
         (["confusion", "run"], "does not exist: the run is finished, but has no such file"),
@@ -363,10 +363,10 @@ def runs(tmp_path_factory):
         (["nothing"], "invalid choice"),
     ],
 )
-def test_figures_refuse_in_one_line(runs, monkeypatch, capsys, words, message):
+def test_figures_refuse_in_one_line(runs, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(runs)
     with pytest.raises(SystemExit) as stopped:
-        figures.main(words)
+        figures.main(arguments)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and message in error and error.count("\n") == 1
 

@@ -70,7 +70,7 @@ def test_kills_change_nothing(tmp_path):
 
 
 @pytest.mark.backends
-def test_within_an_epoch_the_run_goes_on_exactly(run, whole):
+def test_a_run_resumes_exactly_within_an_epoch(run, whole):
     newest, before = list_checkpoints(run)
     assert unpack(before.read_bytes())[0]["step"] == 3
     newest.unlink()
@@ -83,7 +83,7 @@ def test_within_an_epoch_the_run_goes_on_exactly(run, whole):
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped byte", "empty"])
-def test_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(run, whole, damage, capsys):
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(run, whole, damage, capsys):
     newest = list_checkpoints(run)[0]
     raw = bytearray(newest.read_bytes())
     if damage == "flipped byte":
@@ -104,7 +104,7 @@ def test_finished_run_is_evaluated_again_and_not_changed(run, whole):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_save_and_say_how_to_resume(tmp_path, number, code):
+def test_signals_save_the_run_and_print_how_to_resume(tmp_path, number, code):
     process = kill.start(*ARGUMENTS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
     for line in process.stdout:
         if line.startswith("epoch    2 of 3000 "):
@@ -119,7 +119,7 @@ def test_signals_save_and_say_how_to_resume(tmp_path, number, code):
     assert state["epoch"] >= 2
 
 
-def refused(capsys, code, *arguments):
+def expect_refusal(capsys, code, *arguments):
     with pytest.raises(SystemExit) as stop:
         tiny_main(*arguments)
     assert stop.value.code == code
@@ -153,12 +153,12 @@ def test_no_space_left_at_the_start_is_one_line(name, tmp_path, monkeypatch, cap
         write(path, raw)
 
     monkeypatch.setattr(run_folder, "replace_file", full)
-    err = refused(capsys, 2, *ARGUMENTS, "--logs", str(tmp_path))
+    err = expect_refusal(capsys, 2, *ARGUMENTS, "--logs", str(tmp_path))
     assert f"{name} cannot be written: No space left on device" in err
 
 
 @pytest.mark.parametrize("how", ["gone", "read-only"])
-def test_folder_lost_half_way_ends_in_one_line(how, tmp_path, monkeypatch, capsys):
+def test_a_folder_lost_during_training_ends_in_one_line(how, tmp_path, monkeypatch, capsys):
     from Training.engine import event_callbacks
 
     class Lose(keras.callbacks.Callback):
@@ -171,7 +171,7 @@ def test_folder_lost_half_way_ends_in_one_line(how, tmp_path, monkeypatch, capsy
                 (folder / "backup").write_text("")
 
     monkeypatch.setattr(event_callbacks, "make_event_callbacks", lambda *_: [Lose()])
-    err = refused(capsys, 1, *ARGUMENTS, "--logs", str(tmp_path))
+    err = expect_refusal(capsys, 1, *ARGUMENTS, "--logs", str(tmp_path))
     assert "written" in err
 
 
@@ -192,7 +192,7 @@ def test_loss_that_is_not_finite_names_step_and_rate(tmp_path, capsys):
 
 def test_second_process_on_one_folder_is_refused(run, capsys):
     held = run_folder.lock(run)
-    assert "another process is training in" in refused(capsys, 2, "--resume", str(run))
+    assert "another process is training in" in expect_refusal(capsys, 2, "--resume", str(run))
     held.close()
 
 
@@ -202,7 +202,7 @@ def test_second_process_on_one_folder_is_refused(run, capsys):
 def test_files_of_a_run_that_cannot_be_used_are_named(run, capsys, name, said):
     (run / name).unlink()
     (run / name).write_text("[1]") if name == "split.json" else (run / name).mkdir()
-    err = refused(capsys, 2, "--resume", str(run))
+    err = expect_refusal(capsys, 2, "--resume", str(run))
     assert said in err and str(run / name) in err
 
 
@@ -210,28 +210,28 @@ def test_changed_recipe_is_refused_by_field(run, capsys):
     recipe = json.loads((run / "recipe.json").read_text())
     (run / "recipe.json").write_text(json.dumps({**recipe, "learning_rate": 0.2, "epochs": 4}))
     before = kill.read_points(run)
-    err = refused(capsys, 2, "--resume", str(run))
+    err = expect_refusal(capsys, 2, "--resume", str(run))
     assert kill.read_points(run) == before, "a refusal must not change the run"
     assert "another recipe: learning_rate (checkpoint: 0.1, now: 0.2)" in err and "epochs" not in err
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"torn")])
-def test_a_run_without_a_checkpoint_that_can_be_used_is_refused_and_left_as_it_was(run, damage, capsys):
+def test_a_run_without_a_usable_checkpoint_is_refused_and_not_changed(run, damage, capsys):
     for path in list_checkpoints(run):
         damage(path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert "starting over would lose its history" in refused(capsys, 2, "--resume", str(run))
+    assert "starting over would lose its history" in expect_refusal(capsys, 2, "--resume", str(run))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_that_was_ended_before_its_first_checkpoint_begins_anew(tmp_path):
+def test_a_run_that_ended_before_its_first_checkpoint_starts_over(tmp_path):
     (tmp_path / "history.csv").write_text("epoch,loss\n0,1.0\n1,1.0\n")
     run_folder.refuse_to_start_over(tmp_path, epochs_between=2)
     with pytest.raises(InputError, match="starting over would lose its history"):
         run_folder.refuse_to_start_over(tmp_path, epochs_between=1)
 
 
-def test_a_run_older_than_a_field_of_the_recipe_goes_on(run):
+def test_a_run_older_than_a_field_of_the_recipe_resumes(run):
     (newest, before), name = list_checkpoints(run), "alternate_flip"
     newest.unlink()
     state, arrays = unpack(before.read_bytes())
@@ -243,12 +243,12 @@ def test_a_run_older_than_a_field_of_the_recipe_goes_on(run):
     assert len(kill.read_history(run)) == 3
 
 
-def test_a_finished_run_that_goes_on_is_finished_no_more(run, monkeypatch, capsys):
+def test_a_finished_run_that_is_resumed_is_unfinished(run, monkeypatch, capsys):
     def stopped(*_):
         raise RunError("stopped before the end")
 
     monkeypatch.setattr("Training.engine.evaluation.evaluate", stopped)
-    assert "stopped before the end" in refused(capsys, 1, "--resume", str(run), "--epochs", "4")
+    assert "stopped before the end" in expect_refusal(capsys, 1, "--resume", str(run), "--epochs", "4")
     assert not (run / "result.json").exists() and not (run / "predictions.csv").exists()
 
 
@@ -259,8 +259,8 @@ def test_epochs_may_grow(run):
 
 
 def test_early_stopping_stays_stopped(tmp_path, capsys):
-    words = [*ARGUMENTS, "--epochs=40", "--patience=1", "--learning-rate=1e-9", "--logs", str(tmp_path)]
-    tiny_main(*words)
+    arguments = [*ARGUMENTS, "--epochs=40", "--patience=1", "--learning-rate=1e-9", "--logs", str(tmp_path)]
+    tiny_main(*arguments)
     folder = kill.find_run(tmp_path)
     epochs = len(kill.read_history(folder))
     assert epochs < 40
@@ -288,7 +288,7 @@ def test_checkpoint_bytes_round_trip_and_show_any_change():
             unpack(raw[: chance.randrange(len(raw))])
 
 
-def test_only_the_two_newest_are_kept_and_a_bad_disk_is_noticed(tmp_path, monkeypatch):
+def test_only_the_two_newest_are_kept_and_a_faulty_disk_is_noticed(tmp_path, monkeypatch):
     for step in (1, 2, 3):
         checkpoint.write(tmp_path, step, {"step": step}, {})
     assert [unpack(path.read_bytes())[0]["step"] for path in list_checkpoints(tmp_path)] == [3, 2]
@@ -313,7 +313,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert not list_checkpoints(tmp_path)
 
 
-def test_other_network_s_checkpoint_is_refused():
+def test_a_checkpoint_of_another_network_is_refused():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)], name="line")
     model.compile("sgd", "mse")
     model.optimizer.build(model.trainable_variables)
@@ -330,7 +330,7 @@ def test_other_network_s_checkpoint_is_refused():
             checkpointing.restore(model, changed)
 
 
-def test_arrays_find_their_variables_by_name_in_any_order():
+def test_arrays_are_assigned_by_name_in_any_order():
     """Gamma, beta, mean and variance of a normalization have one shape: a position tells them apart only today."""
     for _ in range(2):  # the second model's own names are numbered by Keras
         model = keras.Sequential(
@@ -401,7 +401,7 @@ RIGHT = {"epoch": 1, "step": 0, "stopped": False, "recipe": {}, "callbacks": {"m
     ],
     ids=str,
 )  # fmt: skip
-def test_a_checkpoint_with_a_right_checksum_and_a_wrong_state_counts_as_damaged(changes, tmp_path):
+def test_a_checkpoint_with_a_correct_checksum_and_an_invalid_state_counts_as_damaged(changes, tmp_path):
     checkpoint.write(tmp_path, 1, RIGHT, {})
     checkpoint.write(tmp_path, 2, {**RIGHT, **changes}, {})
     said = []
@@ -417,46 +417,46 @@ def test_a_checkpoint_that_lacks_a_part_of_the_state_counts_as_damaged(name, tmp
     assert f"its state has no '{name}'" in said[0]
 
 
-def sealed(content):
+def seal(content):
     """A checkpoint of this content, with its right checksum."""
     return checkpoint.MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 
-def zipped(compression=zipfile.ZIP_STORED, **members):
+def make_zip(compression=zipfile.ZIP_STORED, **members):
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w", compression) as file:
         for name, content in members.items():
             file.writestr(name.replace("__", "."), content)
-    return sealed(body.getvalue())
+    return seal(body.getvalue())
 
 
-def npy(header, content=b""):
+def make_npy(header, content=b""):
     raw = f"{header:<118}\n".encode()
     return b"\x93NUMPY\x01\x00" + len(raw).to_bytes(2, "little") + raw + content
 
 
-def array_of(text, content=b""):
-    return zipped(**{"state__json": "{}", "names__json": '["a"]', "0__npy": npy(text, content)})
+def make_array_case(text, content=b""):
+    return make_zip(**{"state__json": "{}", "names__json": '["a"]', "0__npy": make_npy(text, content)})
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: sealed(b""),
-        lambda: sealed(b"PK\x05\x06" + bytes(18)),
-        lambda: zipped(state__json="{"),
-        lambda: zipped(state__json="{}", names__json='["a"]'),
-        lambda: zipped(state__json="{}", names__json="[1]", **{"0__npy": npy("x")}),
-        lambda: zipped(state__json="[" * 100_000, names__json="[]"),
-        lambda: zipped(zipfile.ZIP_DEFLATED, state__json=" " * 10**6 + "{}", names__json="[]"),
-        lambda: array_of("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"),
-        lambda: array_of("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }"),
-        lambda: array_of("{'descr': '|O', 'fortran_order': False, 'shape': (), }", b"c" * 8),
-        lambda: array_of("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", b"1234"),
-        lambda: array_of("no header"),
+        lambda: seal(b""),
+        lambda: seal(b"PK\x05\x06" + bytes(18)),
+        lambda: make_zip(state__json="{"),
+        lambda: make_zip(state__json="{}", names__json='["a"]'),
+        lambda: make_zip(state__json="{}", names__json="[1]", **{"0__npy": make_npy("x")}),
+        lambda: make_zip(state__json="[" * 100_000, names__json="[]"),
+        lambda: make_zip(zipfile.ZIP_DEFLATED, state__json=" " * 10**6 + "{}", names__json="[]"),
+        lambda: make_array_case("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"),
+        lambda: make_array_case("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }"),
+        lambda: make_array_case("{'descr': '|O', 'fortran_order': False, 'shape': (), }", b"c" * 8),
+        lambda: make_array_case("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", b"1234"),
+        lambda: make_array_case("no header"),
     ],
 )
-def test_whatever_a_checksum_covers_is_read_or_refused(make, tmp_path):
+def test_any_content_with_a_correct_checksum_is_read_or_refused(make, tmp_path):
     (tmp_path / "backup").mkdir()
     (tmp_path / "backup" / "step-000000001.checkpoint").write_bytes(make())
     said = []
@@ -464,7 +464,7 @@ def test_whatever_a_checksum_covers_is_read_or_refused(make, tmp_path):
     assert len(said) == 1 and "cannot be used" in said[0] and "\n" not in said[0]
 
 
-def test_damaged_checkpoints_with_higher_numbers_do_not_push_out_good_ones(tmp_path):
+def test_damaged_checkpoints_with_higher_numbers_do_not_replace_good_ones(tmp_path):
     for step in (8, 9):
         checkpoint.write(tmp_path, step, RIGHT, {})
         list_checkpoints(tmp_path)[0].write_bytes(b"torn")
@@ -476,7 +476,7 @@ def test_damaged_checkpoints_with_higher_numbers_do_not_push_out_good_ones(tmp_p
 @pytest.mark.parametrize(
     "name", ["lock", "history.csv", "backup", "train", "train/events", "best.keras", "recipe.json"]
 )
-def test_a_link_in_a_run_s_folder_is_refused_and_its_target_left(name, tmp_path):
+def test_a_link_in_a_run_s_folder_is_refused_and_its_target_not_changed(name, tmp_path):
     (tmp_path / "run" / "train").mkdir(parents=True)
     target = tmp_path / "target"
     target.mkdir() if name in ("backup", "train") else target.write_text("kept")
@@ -501,7 +501,7 @@ def test_stale_unfinished_files_are_replaced_and_not_followed(run, whole, tmp_pa
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_file_system_without_locks_is_no_other_process(number, tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_not_mistaken_for_another_process(number, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
@@ -513,7 +513,7 @@ def test_a_file_system_without_locks_is_no_other_process(number, tmp_path, monke
     ]
 
 
-def test_an_error_that_is_not_about_writing_is_not_called_so():
+def test_only_write_errors_are_reported_as_such():
     full = OSError(errno.ENOSPC, "No space left on device", "file")
     assert format_os_error(full, "run") == "file cannot be written: No space left on device"
     for error in (OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, "Too many open files", "x.png")):
@@ -521,7 +521,7 @@ def test_an_error_that_is_not_about_writing_is_not_called_so():
     assert format_os_error(OSError("a text alone"), "run") == "run: a text alone"
 
 
-def test_another_machine_is_recorded_next_to_the_first_and_named(tmp_path):
+def test_another_machine_is_recorded_and_named(tmp_path):
     first = {"python": "3.11", "packages": {"keras": "3.15.1"}, "backend": "jax", "device": "a", "git_commit": "1"}
     assert environment.record_environment(tmp_path, first) == []
     assert environment.record_environment(tmp_path, first) == []
@@ -535,7 +535,7 @@ def test_another_machine_is_recorded_next_to_the_first_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"packages": 3, "device": {"a": []}}'])
-def test_an_environment_that_cannot_be_read_stops_nothing(content, tmp_path):
+def test_an_unreadable_environment_does_not_stop_the_run(content, tmp_path):
     (tmp_path / "environment.json").write_text(content)
     environment.record_environment(tmp_path, {"python": "3", "backend": "b", "device": "d", "packages": {}})
     assert (tmp_path / "environment.json").read_text() == content
@@ -544,17 +544,17 @@ def test_an_environment_that_cannot_be_read_stops_nothing(content, tmp_path):
 def test_fewer_epochs_in_an_edited_recipe_are_refused(run, capsys):
     recipe = json.loads((run / "recipe.json").read_text())
     (run / "recipe.json").write_text(json.dumps({**recipe, "epochs": 2}))
-    assert "another recipe: epochs (checkpoint: 3, now: 2)" in refused(capsys, 2, "--resume", str(run))
+    assert "another recipe: epochs (checkpoint: 3, now: 2)" in expect_refusal(capsys, 2, "--resume", str(run))
 
 
-def test_a_checkpoint_beyond_the_run_s_end_is_refused():
+def test_a_checkpoint_beyond_the_end_of_the_run_is_refused():
     fit.refuse_impossible_position({"epoch": 3, "step": 0}, epochs=3, steps_per_epoch=4)
     for state in ({"epoch": 4, "step": 0}, {"epoch": 3, "step": 1}, {"epoch": 0, "step": 4}):
         with pytest.raises(RunError, match="it belongs to another run"):
             fit.refuse_impossible_position(state, epochs=3, steps_per_epoch=4)
 
 
-def test_event_files_that_are_gone_or_short_are_named(tmp_path):
+def test_missing_or_short_event_files_are_named(tmp_path):
     for name in ("events.out.tfevents.1", "events.out.tfevents.2"):
         (tmp_path / name).write_bytes(b"12345")
     sizes = {"events.out.tfevents.1": 3, "events.out.tfevents.2": 9, "train/events.out.tfevents.3": 1}
@@ -564,7 +564,7 @@ def test_event_files_that_are_gone_or_short_are_named(tmp_path):
     assert len(said) == 2 and "tfevents.3 is missing" in said[0] and "tfevents.2 is shorter" in said[1]
 
 
-def test_lock_is_freed_with_the_file(tmp_path):
+def test_the_lock_is_released_with_the_file(tmp_path):
     held = run_folder.lock(tmp_path)
     with pytest.raises(InputError, match="another process is training in"):
         run_folder.lock(tmp_path)

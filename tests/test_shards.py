@@ -35,7 +35,7 @@ def index(folder):
         return dict(file)
 
 
-def refuse(folder, said):
+def expect_refusal(folder, said):
     """Read the shards; returns the refusal."""
     tracemalloc.start()
     try:
@@ -75,7 +75,7 @@ def test_a_number_out_of_range_is_refused(own, index, column, value, said):
     values = index[column].copy()
     values[2] = value
     np.savez(own / "index.npz", **{**index, column: values})
-    refuse(own, said)
+    expect_refusal(own, said)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_a_number_out_of_range_is_refused(own, index, column, value, said):
 )
 def test_a_column_of_another_type_or_shape_is_refused(own, index, column, change, said):
     np.savez(own / "index.npz", **{**index, column: change(index[column])})
-    refuse(own, said)
+    expect_refusal(own, said)
 
 
 def test_a_missing_column_is_named(own, index):
     np.savez(own / "index.npz", **{name: values for name, values in index.items() if name != "val_length"})
-    refuse(own, "val_length is not a file in the archive")
+    expect_refusal(own, "val_length is not a file in the archive")
     np.savez(own / "index.npz", **{name: values for name, values in index.items() if "train" not in name})
-    refuse(own, "has no training pictures")
+    expect_refusal(own, "has no training pictures")
 
 
 def write_members(path, members):
@@ -118,24 +118,24 @@ def write_members(path, members):
                     member.write(piece)
 
 
-def array_header(shape, kind="<i8"):
+def make_array_header(shape, kind="<i8"):
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
     return file.getvalue()
 
 
-def test_an_index_that_unpacks_to_more_than_the_limit_is_refused_packed(own, monkeypatch):
+def test_an_index_that_unpacks_to_more_than_the_limit_is_refused_before_unpacking(own, monkeypatch):
     monkeypatch.setattr(shards, "LARGEST_INDEX", 2**22)
-    write_members(own / "index.npz", {"classes.npy": [array_header((2**20,)), *[bytes(2**20)] * 8]})
+    write_members(own / "index.npz", {"classes.npy": [make_array_header((2**20,)), *[bytes(2**20)] * 8]})
     assert (own / "index.npz").stat().st_size < 10_000
-    refuse(own, "unpacks to 8,388,736 bytes, more than 4,194,304")
+    expect_refusal(own, "unpacks to 8,388,736 bytes, more than 4,194,304")
 
 
 @pytest.mark.parametrize(
     "shape, kind", [((10**15,), "<i8"), ((2**40, 2**40), "<i8"), ((1,), "<U500000000"), ((-1,), "<i8")]
 )
-def test_an_array_that_claims_to_be_huge_takes_no_memory(own, shape, kind):
-    write_members(own / "index.npz", {"classes.npy": [array_header(shape, kind)], "train_label.npy": [b""]})
+def test_an_array_that_claims_to_be_huge_takes_little_memory(own, shape, kind):
+    write_members(own / "index.npz", {"classes.npy": [make_array_header(shape, kind)], "train_label.npy": [b""]})
     with pytest.raises(InputError, match="is not an index of shards"):
         shards.read("shards", own)
 
@@ -172,7 +172,7 @@ def test_every_changed_bit_of_a_record_is_found(folder, index, tmp_path):
             shards.read_picture(path, *wrong)
 
 
-def test_a_damaged_record_is_named_and_the_next_of_its_class_takes_its_place(folder, own, index, capsys):
+def test_a_damaged_record_is_named_and_replaced_by_the_next_of_its_class(folder, own, index, capsys):
     np.savez(own / "index.npz", **index)
     name = shards.name_shard("train", 0, 3)
     raw = bytearray((folder / name).read_bytes())

@@ -44,17 +44,17 @@ def build(digits, recipe=RECIPE):
     return plain.build(recipe, digits)
 
 
-def moving_statistics(network):
+def copy_moving_statistics(network):
     return [copy_values((layer.moving_mean, layer.moving_variance)) for layer in find_normalizations(network)]
 
 
-def batch_statistics(network, images):
+def measure_batch_statistics(network, images):
     """What each normalization sees of one batch in training, from a step with momentum 0."""
     layers = find_normalizations(network)
     for layer in layers:
         layer.momentum = 0.0
     network(images, training=True)
-    return moving_statistics(network)
+    return copy_moving_statistics(network)
 
 
 def test_statistics_are_the_moments_over_all_batches(digits):
@@ -63,11 +63,11 @@ def test_statistics_are_the_moments_over_all_batches(digits):
     images[:16] //= 4  # the batches differ in their means
     examples = Examples(images, digits.train.labels[:48])
     Statistics(network, examples, 16).recompute()
-    recomputed = moving_statistics(network)
+    recomputed = copy_moving_statistics(network)
     assert {layer.momentum for layer in find_normalizations(network)} == {0.9}
 
     reference = build(digits)
-    batches, gained = [batch_statistics(reference, images[i : i + 16]) for i in (0, 16, 32)], []
+    batches, gained = [measure_batch_statistics(reference, images[i : i + 16]) for i in (0, 16, 32)], []
     for i, (mean, variance) in enumerate(recomputed):
         means, variances = (np.stack([batch[i][j] for batch in batches]).astype("float64") for j in (0, 1))
         squares = variances + means**2
@@ -134,7 +134,7 @@ def test_training_is_the_same_bit_for_bit(runs):
         np.testing.assert_array_equal(values, without.checkpoint[name], err_msg=name)
 
 
-def test_saved_networks_are_those_that_were_validated(runs, digits):
+def test_saved_networks_are_the_validated_ones(runs, digits):
     run = runs[0.5]
     best = int(np.argmax(run.history["val_accuracy"]))
     for name, epoch in (("best", best), ("last", 1)):  # the average of the weights, in both

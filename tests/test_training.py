@@ -55,7 +55,7 @@ def tiny_main(*arguments, build=tiny.tiny_build):
     training_cifar10.main(list(arguments), build)
 
 
-def python(code, *arguments, **environment):
+def run_python(code, *arguments, **environment):
     paths = os.pathsep.join([*environment.pop("paths", []), str(ROOT)])
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -106,16 +106,16 @@ def test_saved_model_takes_raw_images_and_scores_as_the_result_says(logs):
     assert json.loads((folder / "classes.json").read_text()) == list(digits.classes)
 
 
-@pytest.mark.parametrize("words", [["masks"], ["channels", "--block", "stage_1_attention_1"], ["responses"]])
-def test_figures_of_the_run(logs, tmp_path, capsys, words):
-    figures.main([words[0], str(find_run(logs)), *words[1:], "--output", str(tmp_path / "new" / "figure.png")])
+@pytest.mark.parametrize("arguments", [["masks"], ["channels", "--block", "stage_1_attention_1"], ["responses"]])
+def test_figures_of_the_run(logs, tmp_path, capsys, arguments):
+    figures.main([arguments[0], str(find_run(logs)), *arguments[1:], "--output", str(tmp_path / "new" / "figure.png")])
     assert Image.open(tmp_path / "new" / "figure.png").width > 300
     with pytest.raises(SystemExit):
         figures.main(["channels", str(find_run(logs)), "--block", "none"])
     assert "--block must be one of stage_1_attention_1" in capsys.readouterr().err
 
 
-def tags_of(folder):
+def read_tags(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
@@ -124,9 +124,9 @@ def tags_of(folder):
 
 
 @pytest.mark.backends
-def test_event_files_hold_every_tag(logs):
+def test_event_files_have_every_tag(logs):
     folder = find_run(logs)
-    events, train = tags_of(folder / "train")
+    events, train = read_tags(folder / "train")
     assert {"recipe", "recipe/defaults", "result", "augmented_batch", "masks/stage_1_attention_1"} <= train
     assert {"confusion_matrix", "most_confident_mistakes", "custom_scalars__config__"} <= train
     assert {f"class/{i}: {i}/pr_curves" for i in range(10)} <= train
@@ -135,7 +135,7 @@ def test_event_files_hold_every_tag(logs):
     assert not [tag for tag in train if "first_step" in tag]
     assert any(tag.endswith("histogram") for tag in train)
     assert [event.step for event in events.Tensors("epoch_loss")] == [0, 1, 2]
-    assert {"epoch_loss", "epoch_accuracy", "epoch_error_percent"} <= tags_of(folder / "validation")[1]
+    assert {"epoch_loss", "epoch_accuracy", "epoch_error_percent"} <= read_tags(folder / "validation")[1]
     assert {path.parent.name for path in folder.rglob("events.out.tfevents*")} == {"train", "validation"}
 
 
@@ -144,8 +144,8 @@ def read_text(events, tag):
 
 
 @pytest.mark.backends
-def test_the_recipe_s_text_has_what_differs_and_the_rest_apart(logs):
-    events, _ = tags_of(find_run(logs) / "train")
+def test_the_text_of_the_recipe_separates_changed_values_and_defaults(logs):
+    events, _ = read_tags(find_run(logs) / "train")
     different, same = read_text(events, "recipe"), read_text(events, "recipe/defaults")
     assert "| epochs | 3 | 200 |" in different and "| momentum |" not in different
     assert "| momentum | 0.9 |" in same and "| epochs |" not in same
@@ -171,14 +171,14 @@ def test_the_projector_has_features_labels_and_thumbnails(logs):
 
 
 @pytest.mark.backends
-def test_a_trace_of_the_steps_asked_for_is_kept(logs):
+def test_a_trace_of_the_requested_steps_is_written(logs):
     assert [path.suffixes[-2:] for path in (find_run(logs) / "train" / "plugins").rglob("*.pb")] == [[".xplane", ".pb"]]
 
 
 @pytest.mark.parametrize(
-    "words, traced", [("3-5", (3, 5)), ("1-1", (1, 1)), ("4-4", (4, 4)), ("7-99", (7, 9)), ("50-60", ())]
+    "arguments, traced", [("3-5", (3, 5)), ("1-1", (1, 1)), ("4-4", (4, 4)), ("7-99", (7, 9)), ("50-60", ())]
 )
-def test_a_trace_starts_and_ends_with_its_steps(monkeypatch, capsys, words, traced):
+def test_a_trace_starts_and_ends_with_its_steps(monkeypatch, capsys, arguments, traced):
     """Three epochs of three steps."""
     from Training.engine import event_callbacks
     from Training.recipe import parse_steps
@@ -186,7 +186,7 @@ def test_a_trace_starts_and_ends_with_its_steps(monkeypatch, capsys, words, trac
     seen, step = [], 0
     monkeypatch.setattr(event_callbacks, "start_trace", lambda folder: seen.append(step))
     monkeypatch.setattr(event_callbacks, "stop_trace", lambda: seen.append(step))
-    trace = event_callbacks.Trace("run", *parse_steps(words))
+    trace = event_callbacks.Trace("run", *parse_steps(arguments))
     for epoch in range(3):
         trace.on_epoch_begin(epoch)
         for batch in range(3):
@@ -197,7 +197,7 @@ def test_a_trace_starts_and_ends_with_its_steps(monkeypatch, capsys, words, trac
     assert tuple(seen) == traced and ("tensorboard-plugin-profile" in capsys.readouterr().out) == bool(traced)
 
 
-def test_progress_is_one_line_of_what_a_person_reads(monkeypatch, capsys):
+def test_progress_is_one_readable_line(monkeypatch, capsys):
     from Training.engine import callbacks
     from Training.engine.callbacks import RunProgress, format_progress
 
@@ -222,7 +222,7 @@ def test_progress_is_one_line_of_what_a_person_reads(monkeypatch, capsys):
     assert first.endswith("123 images/s   about 40 s left") and "left" not in last and "\r" not in first
 
 
-def test_tensorboard_answers_with_every_tag(logs):
+def test_tensorboard_serves_every_tag(logs):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -279,8 +279,15 @@ def test_tensorboard_answers_with_every_tag(logs):
 
 
 def test_a_run_without_validation_and_with_test_flip_has_a_result(tmp_path, capsys):
-    words = ["--validation-split=0", "--test-flip", "--epochs=2", "--ema=0.9", "--data-on-device", "--masks-every=0"]
-    tiny_main(*ARGUMENTS, *words, "--logs", str(tmp_path), build=small.build)
+    arguments = [
+        "--validation-split=0",
+        "--test-flip",
+        "--epochs=2",
+        "--ema=0.9",
+        "--data-on-device",
+        "--masks-every=0",
+    ]
+    tiny_main(*ARGUMENTS, *arguments, "--logs", str(tmp_path), build=small.build)
     result = json.loads((find_run(tmp_path) / "result.json").read_text())
     assert result["validation_error_percent"] is None and 0 <= result["test_error_flip_percent"] <= 100
     assert "with mirror image" in capsys.readouterr().out
@@ -306,15 +313,15 @@ def test_tensorboard_s_pages_are_drawn_in_a_browser(logs, tmp_path):
 
 
 def test_help_shows_every_choice_without_a_framework(tmp_path):
-    run = python("import training_cifar10; training_cifar10.main()", "--help", KERAS_BACKEND="none of them")
+    run = run_python("import training_cifar10; training_cifar10.main()", "--help", KERAS_BACKEND="none of them")
     out, err = run.communicate(timeout=60)
     assert run.returncode == 0 and err == ""
-    for words in ("attention_92", "cifar100", "--validation-split", "mixed_bfloat16", "(default: 64)"):
-        assert words in out
+    for arguments in ("attention_92", "cifar100", "--validation-split", "mixed_bfloat16", "(default: 64)"):
+        assert arguments in out
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "arguments, said",
     [
         ("--epoch 3", "did you mean --epochs?"),
         ("--model attention_57x", "model: the name of a network must be one of attention_DEPTH, attentionnext_DEPTH"),
@@ -325,36 +332,36 @@ def test_help_shows_every_choice_without_a_framework(tmp_path):
         ("--dataset digits --logs /proc/Logs", "--logs /proc/Logs cannot be written"),
     ],
 )
-def test_impossible_runs_end_in_one_line(words, said, capsys, tmp_path):
-    logs = [] if "--logs" in words else ["--logs", str(tmp_path / "Logs")]
+def test_impossible_runs_end_in_one_line(arguments, said, capsys, tmp_path):
+    logs = [] if "--logs" in arguments else ["--logs", str(tmp_path / "Logs")]
     with pytest.raises(SystemExit) as stop:
-        training_cifar10.main([*words.split(), *logs])
+        training_cifar10.main([*arguments.split(), *logs])
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and err.startswith("training_cifar10.py: error: ")
     assert not (tmp_path / "Logs").exists()
 
 
-def test_one_line_is_all_that_a_process_says(tmp_path):
+def test_a_process_prints_only_one_line(tmp_path):
     """Also behind the framework's start, whose own notes are many."""
-    for words, environment, said in (
+    for arguments, environment, said in (
         (["--dataset=digits", "--logs=/proc/Logs"], {}, "--logs /proc/Logs cannot be written"),
         (["--dataset=digits"], {"KERAS_BACKEND": "none"}, "KERAS_BACKEND must be one of tensorflow, jax"),
     ):
-        run = python("import training_cifar10; training_cifar10.main()", *words, **environment)
+        run = run_python("import training_cifar10; training_cifar10.main()", *arguments, **environment)
         out, err = run.communicate(timeout=60)
         assert run.returncode == 2 and out == "" and err.count("\n") == 1 and said in err
 
 
-@pytest.mark.parametrize("words", [["--data-dir", "two\nlines"], ["--resume", "two\nlines"]])
-def test_a_path_of_two_lines_is_told_in_one(words, capsys):
+@pytest.mark.parametrize("arguments", [["--data-dir", "two\nlines"], ["--resume", "two\nlines"]])
+def test_a_path_of_two_lines_is_printed_in_one(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        training_cifar10.main(words)
+        training_cifar10.main(arguments)
     err = capsys.readouterr().err
     assert stop.value.code == 2 and r"two\nlines" in err and err.count("\n") == 1
 
 
-def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):
+def test_two_runs_in_one_second_get_two_folders(tmp_path, monkeypatch):
     from Training.runs import run_folder
 
     monkeypatch.setattr(time, "strftime", lambda form: "20260101-120000")
@@ -374,19 +381,19 @@ def test_a_run_s_label_says_what_is_trained():
     assert len(label_run(long)) <= 100
 
 
-def test_trains_on_jax_where_tensorflow_is_not_installed(tmp_path):
+def test_trains_on_jax_without_tensorflow(tmp_path):
     blocked = tmp_path / "blocked" / "tensorflow"
     blocked.mkdir(parents=True)
     (blocked / "__init__.py").write_text("raise ImportError('TensorFlow is not installed')")
     logs = tmp_path / "Logs"
-    run = python(
+    run = run_python(
         small.MAIN, *ARGUMENTS, "--logs", str(logs), "--jit", KERAS_BACKEND="jax", paths=[str(blocked.parent)]
     )  # fmt: skip
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     result = json.loads((find_run(logs) / "result.json").read_text())
     assert result["backend"] == "jax" and "test accuracy" in out
-    events, tags = tags_of(find_run(logs) / "train")
+    events, tags = read_tags(find_run(logs) / "train")
     assert tags >= SCALARS and events.Tags()["graph"]
 
 

@@ -27,7 +27,7 @@ def test_mask_model_gives_every_block_s_mask():
     np.testing.assert_allclose(masks[blocks[0].name], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_mask_picture_has_images_the_mean_and_the_channels_that_vary_most_with_their_ranges(monkeypatch):
+def test_mask_picture_has_images_the_mean_and_the_most_varied_channels_with_their_ranges(monkeypatch):
     images = np.full((2, 8, 8, 3), 200, "uint8")
     mask = np.full((2, 4, 4, 5), 0.5)
     mask[1, 0, 0] = (0.5, 0.9, 0.5, 0.6, 0.7)
@@ -172,7 +172,7 @@ def test_precision_and_recall_at_each_threshold():
 TERMINAL = "\x1b[2J\x1b]0;owned\x07"
 
 
-def test_text_of_others_is_escaped_for_each_format():
+def test_text_from_outside_is_escaped_for_each_format():
     name = f"a|b\n# c<script>alert(1)</script>`*[x](y)\\{TERMINAL}\u202e"
     console, markdown = escaping.escape_console(name), escaping.escape_markdown(name)
     assert console.isprintable() and r"\x1b[2J" in console and r"\n" in console
@@ -205,7 +205,7 @@ def test_augmented_pixels_beyond_white_stay_white(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a$^$.png", "$_$", r"\$_$ \$", "caf\udce9", "two\nlines"])
-def test_any_name_is_drawn(name):
+def test_any_name_can_be_drawn(name):
     image = np.zeros((1, 8, 8, 3), "uint8")
     plots.draw_masks(image, {}, [name])
     plots.draw_confusion([0, 1], [0, 1], (name, "b"))
@@ -226,7 +226,7 @@ def test_png_is_lossless():
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(plots.encode_png(picture)))), picture)
 
 
-def test_graph_has_the_branches_and_says_nothing(capsys):
+def test_graph_has_the_branches_and_prints_nothing(capsys):
     from Training.runs.event_file import _graph
 
     keras.config.set_dtype_policy("mixed_bfloat16")

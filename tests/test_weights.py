@@ -67,7 +67,7 @@ def packed(digits, tmp_path_factory):
     patch.undo()
 
 
-def logits(model, images):
+def compute_logits(model, images):
     return make_logits_model(model).predict(images, verbose=0)
 
 
@@ -81,7 +81,7 @@ def test_packed_folder_explains_itself(packed, digits):
     }  # fmt: skip
     assert about["class_names"] == list(digits.classes) and about["dataset"] == "digits"
     assert Recipe.from_json((packed.folder / "recipe.json").read_text()) == Recipe(dataset="digits", learning="nal")
-    wrong = int(np.sum(logits(packed.network, digits.test.images).argmax(-1) != digits.test.labels))
+    wrong = int(np.sum(compute_logits(packed.network, digits.test.images).argmax(-1) != digits.test.labels))
     assert about["test_errors"]["float32"]["plain"]["wrong"] == wrong
     assert abs(about["test_errors"]["float16"]["plain"]["wrong"] - wrong) <= 3
 
@@ -101,8 +101,8 @@ def test_loaded_network_gives_the_same_logits_on_every_backend(packed, digits):
     loaded = attention_56(weights="digits-nal")
     assert loaded.name == "attention_56" and loaded.output_shape == (None, 10)
     images = digits.test.images[:2]
-    np.testing.assert_allclose(logits(loaded, images), logits(packed.network, images), atol=2e-2)
-    np.testing.assert_allclose(logits(loaded, images), LOGITS, atol=1e-4)
+    np.testing.assert_allclose(compute_logits(loaded, images), compute_logits(packed.network, images), atol=2e-2)
+    np.testing.assert_allclose(compute_logits(loaded, images), LOGITS, atol=1e-4)
 
 
 def test_kernels_are_float16_and_vectors_are_exact(packed):
@@ -124,12 +124,12 @@ def test_without_the_classifier_it_gives_the_features(packed, digits):
     whole = attention_56(weights="digits-nal")
     kernel, bias = whole.get_layer("logits").get_weights()
     np.testing.assert_allclose(
-        features.predict(images, verbose=0) @ kernel + bias, logits(whole, images), rtol=1e-4, atol=1e-4
+        features.predict(images, verbose=0) @ kernel + bias, compute_logits(whole, images), rtol=1e-4, atol=1e-4
     )
     assert attention_56(include_top=False).output_shape == (None, 16)
 
 
-def test_arguments_that_agree_are_taken(packed):
+def test_arguments_that_agree_are_accepted(packed):
     loaded = attention_56(weights="digits-nal", learning="nal", classes=10, input_shape=(32, 32, 3), dropout=0.5, p=1,
                           geometry="compact", name="mine")  # fmt: skip
     assert loaded.name == "mine" and loaded.get_layer("dropout").rate == 0.5
@@ -203,15 +203,15 @@ def test_training_starts_from_packed_weights(packed):
                 np.testing.assert_array_equal(a, b)
 
 
-def expected_errors(model, digits):
-    wrong = logits(model, digits.test.images).argmax(-1) != digits.test.labels
+def compute_expected_errors(model, digits):
+    wrong = compute_logits(model, digits.test.images).argmax(-1) != digits.test.labels
     return int(wrong.sum()), [int(wrong[digits.test.labels == i].sum()) for i in range(10)]
 
 
 def test_evaluate_counts_what_is_wrong(packed, digits, capsys):
     evaluate.main(["--model", str(packed.run), "--flip", "--statistics", "64", "--json"])
     found = json.loads(capsys.readouterr().out)
-    wrong, by_class = expected_errors(packed.network, digits)
+    wrong, by_class = compute_expected_errors(packed.network, digits)
     assert found["dataset"] == "digits" and set(found["errors"]) == {"plain", "flip", "statistics", "statistics, flip"}
     plain = found["errors"]["plain"]
     assert plain["all"]["wrong"] == wrong and plain["all"]["images"] == 360
@@ -228,18 +228,18 @@ def test_evaluate_counts_what_is_wrong(packed, digits, capsys):
 def test_evaluate_prints_a_table_for_packed_weights(packed, digits, capsys):
     evaluate.main(["--model", "digits-nal"])
     lines = capsys.readouterr().out.splitlines()
-    wrong, by_class = expected_errors(attention_56(weights="digits-nal"), digits)
+    wrong, by_class = compute_expected_errors(attention_56(weights="digits-nal"), digits)
     assert "attention_56-digits-nal" in lines[0] and "360 test images, float32" in lines[0]
     assert [line.split()[-3] for line in lines[1:]] == [str(wrong), *map(str, by_class)]
 
 
-def test_the_interval_is_wilson_s():
+def test_the_interval_is_that_of_wilson():
     assert evaluate.Error(5, 100).interval == pytest.approx((2.1543, 11.1750), abs=1e-3)
     low, high = evaluate.Error(0, 10).interval
     assert low == 0 and high == pytest.approx(27.7533, abs=1e-3)
 
 
-def refused(capsys, main, *arguments):
+def expect_refusal(capsys, main, *arguments):
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     out, err = capsys.readouterr()
@@ -261,22 +261,22 @@ def test_evaluate_refuses_in_one_line(packed, tmp_path, capsys, monkeypatch):
         ),
         (["--model", "digits-nal", "--statistics", "-1"], "--statistics must be 0 or more, received -1"),
     ):
-        assert said in refused(capsys, evaluate.main, *arguments)
+        assert said in expect_refusal(capsys, evaluate.main, *arguments)
     few = datasets.load("digits", samples=64)
     fewer = few._replace(classes=few.classes[:9])
     monkeypatch.setattr(evaluate, "load_for_recipe", lambda recipe: fewer)
-    assert "the network has 10 classes, digits has 9" in refused(capsys, evaluate.main, "--model", "digits-nal")
+    assert "the network has 10 classes, digits has 9" in expect_refusal(capsys, evaluate.main, "--model", "digits-nal")
 
 
 def test_ship_refuses_in_one_line(packed, tmp_path, capsys):
-    assert "exists: give --replace, or another --name" in refused(capsys, ship.main, str(packed.run))
-    assert "nowhere is not a finished run" in refused(capsys, ship.main, "nowhere")
-    said = refused(capsys, ship.main, str(packed.run), "--name", "attention_92-digits")
+    assert "exists: give --replace, or another --name" in expect_refusal(capsys, ship.main, str(packed.run))
+    assert "nowhere is not a finished run" in expect_refusal(capsys, ship.main, "nowhere")
+    said = expect_refusal(capsys, ship.main, str(packed.run), "--name", "attention_92-digits")
     assert "--name must be attention_56-<weights>" in said
     before = sorted(path.name for path in weights.FOLDER.iterdir())
     shutil.copytree(packed.run, tmp_path / "run")
     (tmp_path / "run" / "classes.json").unlink()
-    assert "has no classes.json" in refused(capsys, ship.main, str(tmp_path / "run"), "--replace")
+    assert "has no classes.json" in expect_refusal(capsys, ship.main, str(tmp_path / "run"), "--replace")
     assert sorted(path.name for path in weights.FOLDER.iterdir()) == before
 
 
@@ -297,4 +297,4 @@ def test_predict_without_a_model_uses_the_weights(packed, copy, digits, tmp_path
     assert out.split()[1:4] == [digits.classes[probabilities.argmax()], f"{100 * probabilities.max():.2f}", "%"]
     assert (tmp_path / "masks" / "digit.png.masks.png").exists()
     shutil.rmtree(copy)
-    assert "there are no weights digits-nal" in refused(capsys, predict.main, str(picture))
+    assert "there are no weights digits-nal" in expect_refusal(capsys, predict.main, str(picture))

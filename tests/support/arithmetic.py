@@ -38,12 +38,12 @@ PLANS = {
 }
 
 
-def halved(size: int) -> int:
+def halve(size: int) -> int:
     """Size after a convolution of stride 2 padded on both sides."""
     return math.ceil(size / 2)
 
 
-def pooled(size: int) -> int:
+def pool(size: int) -> int:
     """Size after a 3x3 pooling of stride 2 in ceil mode."""
     return max(1, math.ceil((size - 3) / 2) + 1)
 
@@ -57,92 +57,92 @@ class Tally:
         self.norm_channels = 0
         self.multiply_adds = 0
 
-    def conv(self, kernel: int, inputs: int, outputs: int, size: int, groups: int = 1) -> None:
+    def add_conv(self, kernel: int, inputs: int, outputs: int, size: int, groups: int = 1) -> None:
         """A convolution without a bias, with an output of size x size pixels."""
         weights = kernel * kernel * (inputs // groups) * outputs
         self.kernels += weights
         self.multiply_adds += weights * size * size
 
-    def norm(self, channels: int) -> None:
+    def add_norm(self, channels: int) -> None:
         """A batch normalisation."""
         self.norm_channels += channels
 
-    def unit(self, inputs: int, outputs: int, size: int, stride: int = 1) -> int:
+    def add_unit(self, inputs: int, outputs: int, size: int, stride: int = 1) -> int:
         """A residual unit of the family, on size x size pixels; gives the size of its output."""
-        after = halved(size) if stride == 2 else size
+        after = halve(size) if stride == 2 else size
         project = stride != 1 or inputs != outputs
         {
-            "attention": self.preactivation,
-            "attentionnext": self.resnext,
-            "attentioninception": self.inception,
+            "attention": self.add_preactivation_unit,
+            "attentionnext": self.add_resnext_unit,
+            "attentioninception": self.add_inception_unit,
         }[self.family](inputs, outputs, size, after)
         if project:
-            self.conv(1, inputs, outputs, after)
+            self.add_conv(1, inputs, outputs, after)
             if self.family == "attentionnext":
-                self.norm(outputs)
+                self.add_norm(outputs)
         return after
 
-    def preactivation(self, inputs: int, outputs: int, size: int, after: int) -> None:
+    def add_preactivation_unit(self, inputs: int, outputs: int, size: int, after: int) -> None:
         """Three convolutions, each after a normalisation."""
         inner = outputs // 4
-        self.norm(inputs)
-        self.conv(1, inputs, inner, size)
-        self.norm(inner)
-        self.conv(3, inner, inner, after)
-        self.norm(inner)
-        self.conv(1, inner, outputs, after)
+        self.add_norm(inputs)
+        self.add_conv(1, inputs, inner, size)
+        self.add_norm(inner)
+        self.add_conv(3, inner, inner, after)
+        self.add_norm(inner)
+        self.add_conv(1, inner, outputs, after)
 
-    def resnext(self, inputs: int, outputs: int, size: int, after: int) -> None:
+    def add_resnext_unit(self, inputs: int, outputs: int, size: int, after: int) -> None:
         """Three convolutions, the second in groups, each before a normalisation."""
         inner = outputs // 2
-        self.conv(1, inputs, inner, size)
-        self.norm(inner)
-        self.conv(3, inner, inner, after, CARDINALITY)
-        self.norm(inner)
-        self.conv(1, inner, outputs, after)
-        self.norm(outputs)
+        self.add_conv(1, inputs, inner, size)
+        self.add_norm(inner)
+        self.add_conv(3, inner, inner, after, CARDINALITY)
+        self.add_norm(inner)
+        self.add_conv(1, inner, outputs, after)
+        self.add_norm(outputs)
 
-    def inception(self, inputs: int, outputs: int, size: int, after: int) -> None:
+    def add_inception_unit(self, inputs: int, outputs: int, size: int, after: int) -> None:
         """Four branches of 5, 10, 4 and 5 sixteenths of C/4 channels, joined and widened."""
         n = outputs // 4
         five, ten, four = 5 * n // 16, 10 * n // 16, 4 * n // 16
-        self.norm(inputs)
-        self.conv(1, inputs, five, after)
-        self.conv(1, inputs, ten, size)
-        self.norm(ten)
-        self.conv(3, ten, ten, after)
-        self.conv(1, inputs, four, size)
-        self.norm(four)
-        self.conv(5, four, four, after)
-        self.conv(1, inputs, five, after)
+        self.add_norm(inputs)
+        self.add_conv(1, inputs, five, after)
+        self.add_conv(1, inputs, ten, size)
+        self.add_norm(ten)
+        self.add_conv(3, ten, ten, after)
+        self.add_conv(1, inputs, four, size)
+        self.add_norm(four)
+        self.add_conv(5, four, four, after)
+        self.add_conv(1, inputs, five, after)
         joined = five + ten + four + five
-        self.norm(joined)
-        self.conv(1, joined, outputs, after)
+        self.add_norm(joined)
+        self.add_conv(1, joined, outputs, after)
 
-    def units(self, channels: int, size: int, count: int) -> None:
+    def add_units(self, channels: int, size: int, count: int) -> None:
         """Units that keep size and channels."""
         for _ in range(count):
-            self.unit(channels, channels, size)
+            self.add_unit(channels, channels, size)
 
-    def block(self, channels: int, size: int, depth: int, p: int, t: int, r: int, r_up: int) -> None:
+    def add_block(self, channels: int, size: int, depth: int, p: int, t: int, r: int, r_up: int) -> None:
         """An attention block with an encoder-decoder mask of `depth` poolings."""
-        self.units(channels, size, p + t + p)
+        self.add_units(channels, size, p + t + p)
         sizes = [size]
         for _ in range(depth):
-            sizes.append(pooled(sizes[-1]))
+            sizes.append(pool(sizes[-1]))
         for level in range(1, depth):
-            self.units(channels, sizes[level], r)  # down
-            self.units(channels, sizes[level], 1)  # skip
-            self.units(channels, sizes[level], r_up)  # up
-        self.units(channels, sizes[depth], r + r_up)
+            self.add_units(channels, sizes[level], r)  # down
+            self.add_units(channels, sizes[level], 1)  # skip
+            self.add_units(channels, sizes[level], r_up)  # up
+        self.add_units(channels, sizes[depth], r + r_up)
         if self.family != "attentionnext":
-            self.norm(channels)
-        self.conv(1, channels, channels, size)
-        self.norm(channels)
-        self.conv(1, channels, channels, size)
+            self.add_norm(channels)
+        self.add_conv(1, channels, channels, size)
+        self.add_norm(channels)
+        self.add_conv(1, channels, channels, size)
 
 
-def blocks_of(depth: int, geometry: str) -> tuple[tuple[int, int, int], int, int, int, int]:
+def plan_blocks(depth: int, geometry: str) -> tuple[tuple[int, int, int], int, int, int, int]:
     """Blocks in each stage, p, t, units a level down and units a level up."""
     if depth == 452:
         return (6, 6, 6), 2, 4, 3, 1
@@ -172,38 +172,38 @@ def count(
     plan = PLANS[geometry]
     classes = plan.classes if classes is None else classes
     size = plan.size if size is None else size
-    blocks, p, t, r, r_up = blocks_of(int(depth), geometry)
+    blocks, p, t, r, r_up = plan_blocks(int(depth), geometry)
     tally = Tally(family)
     outside = 0
 
     if plan.stem_stride == 2:
-        size = halved(size)
-    tally.conv(plan.stem, 3, plan.stem_channels, size)
+        size = halve(size)
+    tally.add_conv(plan.stem, 3, plan.stem_channels, size)
     if plan.stem_norm or family == "attentionnext":
-        tally.norm(plan.stem_channels)
+        tally.add_norm(plan.stem_channels)
     if plan.stem_pool == "3x3":
-        size = pooled(size)
+        size = pool(size)
     elif plan.stem_pool == "2x2":
         size //= 2
 
     channels = plan.stem_channels
     for stage, (width, repeats) in enumerate(zip(plan.widths, blocks, strict=True)):
-        size = tally.unit(channels, width, size, 2 if stage else plan.first_stride)
+        size = tally.add_unit(channels, width, size, 2 if stage else plan.first_stride)
         channels = width
         outside += 1
         for _ in range(repeats):
-            tally.block(channels, size, 3 - stage, p, t, r, r_up)
+            tally.add_block(channels, size, 3 - stage, p, t, r, r_up)
         if plan.closing:
-            tally.units(channels, size, 1)
+            tally.add_units(channels, size, 1)
             outside += 1
     if plan.tail:
-        size = tally.unit(channels, plan.tail, size, plan.tail_stride)
+        size = tally.add_unit(channels, plan.tail, size, plan.tail_stride)
         channels = plan.tail
-        tally.units(channels, size, 2)
+        tally.add_units(channels, size, 2)
         outside += 3
     if family != "attentionnext":
-        tally.norm(channels)
-    tally.conv(1, channels, classes, 1)  # the classifier
+        tally.add_norm(channels)
+    tally.add_conv(1, channels, classes, 1)  # the classifier
 
     trainable = tally.kernels + 2 * tally.norm_channels + classes
     return {
@@ -215,7 +215,7 @@ def count(
     }
 
 
-def table() -> str:
+def make_table() -> str:
     """All networks in all geometries, one a line."""
     columns = ("kernels", "trainable", "parameters", "multiply_adds", "trunk_depth")
     lines = [f"{'geometry':9}{'network':24}" + "".join(f"{each:>16}" for each in columns)]
@@ -230,4 +230,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(make_table())

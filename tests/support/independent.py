@@ -24,26 +24,26 @@ Shapes = dict[str, tuple[int, ...]]
 # Shapes and random values of the parameters
 
 
-def norm_shapes(name: str, channels: int) -> Shapes:
+def list_norm_shapes(name: str, channels: int) -> Shapes:
     """The four arrays of a batch normalisation."""
     return {f"{name}/{part}": (channels,) for part in ("gamma", "beta", "mean", "variance")}
 
 
-def unit_shapes(name: str, inputs: int, outputs: int, stride: int = 1) -> Shapes:
+def list_unit_shapes(name: str, inputs: int, outputs: int, stride: int = 1) -> Shapes:
     """The arrays of a residual unit; it projects where its stride or its width changes the tensor."""
     inner = outputs // 4
-    shapes = norm_shapes(f"{name}/bn1", inputs)
+    shapes = list_norm_shapes(f"{name}/bn1", inputs)
     shapes[f"{name}/conv1"] = (1, 1, inputs, inner)
-    shapes |= norm_shapes(f"{name}/bn2", inner)
+    shapes |= list_norm_shapes(f"{name}/bn2", inner)
     shapes[f"{name}/conv2"] = (3, 3, inner, inner)
-    shapes |= norm_shapes(f"{name}/bn3", inner)
+    shapes |= list_norm_shapes(f"{name}/bn3", inner)
     shapes[f"{name}/conv3"] = (1, 1, inner, outputs)
     if stride != 1 or inputs != outputs:
         shapes[f"{name}/project"] = (1, 1, inputs, outputs)
     return shapes
 
 
-def block_shapes(name: str, channels: int, mask_depth: int, p: int = 1, t: int = 2, r: int = 1) -> Shapes:
+def list_block_shapes(name: str, channels: int, mask_depth: int, p: int = 1, t: int = 2, r: int = 1) -> Shapes:
     """The arrays of an attention block."""
     units = [f"before{n}" for n in range(1, p + 1)]
     units += [f"trunk{n}" for n in range(1, t + 1)]
@@ -55,33 +55,33 @@ def block_shapes(name: str, channels: int, mask_depth: int, p: int = 1, t: int =
     units += [f"after{n}" for n in range(1, p + 1)]
     shapes: Shapes = {}
     for each in units:
-        shapes |= unit_shapes(f"{name}/{each}", channels, channels)
+        shapes |= list_unit_shapes(f"{name}/{each}", channels, channels)
     for n in (1, 2):
-        shapes |= norm_shapes(f"{name}/mask/bn{n}", channels)
+        shapes |= list_norm_shapes(f"{name}/mask/bn{n}", channels)
         shapes[f"{name}/mask/conv{n}"] = (1, 1, channels, channels)
     return shapes
 
 
-def network_shapes(blocks: tuple[int, int, int] = (1, 1, 1), classes: int = 1000) -> Shapes:
+def list_network_shapes(blocks: tuple[int, int, int] = (1, 1, 1), classes: int = 1000) -> Shapes:
     """The arrays of the whole network, with `blocks` attention blocks in each stage."""
     shapes: Shapes = {"stem/conv": (7, 7, 3, STEM)}
-    shapes |= norm_shapes("stem/bn", STEM)
+    shapes |= list_norm_shapes("stem/bn", STEM)
     inputs = STEM
     for stage, (width, depth, count) in enumerate(zip(WIDTHS, MASK_DEPTHS, blocks, strict=True), 1):
-        shapes |= unit_shapes(f"stage{stage}/unit", inputs, width, 1 if stage == 1 else 2)
+        shapes |= list_unit_shapes(f"stage{stage}/unit", inputs, width, 1 if stage == 1 else 2)
         for n in range(1, count + 1):
-            shapes |= block_shapes(f"stage{stage}/block{n}", width, depth)
+            shapes |= list_block_shapes(f"stage{stage}/block{n}", width, depth)
         inputs = width
-    shapes |= unit_shapes("tail/unit1", inputs, TAIL, 2)
-    shapes |= unit_shapes("tail/unit2", TAIL, TAIL)
-    shapes |= unit_shapes("tail/unit3", TAIL, TAIL)
-    shapes |= norm_shapes("tail/bn", TAIL)
+    shapes |= list_unit_shapes("tail/unit1", inputs, TAIL, 2)
+    shapes |= list_unit_shapes("tail/unit2", TAIL, TAIL)
+    shapes |= list_unit_shapes("tail/unit3", TAIL, TAIL)
+    shapes |= list_norm_shapes("tail/bn", TAIL)
     shapes["classifier/kernel"] = (TAIL, classes)
     shapes["classifier/bias"] = (classes,)
     return shapes
 
 
-def random_values(shapes: Shapes, seed: int = 0) -> Weights:
+def draw_values(shapes: Shapes, seed: int = 0) -> Weights:
     """Random float32 arrays of these shapes, scaled so that the activations neither explode nor vanish."""
     random = np.random.default_rng(seed)
     values: Weights = {}
@@ -98,9 +98,9 @@ def random_values(shapes: Shapes, seed: int = 0) -> Weights:
     return values
 
 
-def weights(blocks: tuple[int, int, int] = (1, 1, 1), classes: int = 1000, seed: int = 0) -> Weights:
+def draw_weights(blocks: tuple[int, int, int] = (1, 1, 1), classes: int = 1000, seed: int = 0) -> Weights:
     """Random values for every parameter of the network."""
-    return random_values(network_shapes(blocks, classes), seed)
+    return draw_values(list_network_shapes(blocks, classes), seed)
 
 
 # Operations
@@ -128,21 +128,21 @@ def norm_relu(x: np.ndarray, w: Weights, name: str) -> np.ndarray:
     return np.maximum(norm(x, w, name), 0)
 
 
-def pooled(size: int) -> int:
+def compute_pooled_size(size: int) -> int:
     """Rows or columns after a 3x3 pooling of stride 2 in ceil mode."""
     if size < 2:
-        raise ValueError("a map of one pixel cannot be pooled")
+        raise ValueError("a map of one pixel cannot be compute_pooled_size")
     return math.ceil((size - 3) / 2) + 1
 
 
 def pool(x: np.ndarray) -> np.ndarray:
     """3x3 max pooling, stride 2, no padding; the windows that reach past the border are clipped there."""
-    rows, columns = ((pooled(n) - 1) * 2 + 3 - n for n in x.shape[1:3])
+    rows, columns = ((compute_pooled_size(n) - 1) * 2 + 3 - n for n in x.shape[1:3])
     extended = np.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), constant_values=-np.inf)
     return sliding_window_view(extended, (3, 3), axis=(1, 2))[:, ::2, ::2].max(axis=(-2, -1))
 
 
-def interpolation(size: int, target: int, dtype: np.dtype) -> np.ndarray:
+def make_interpolation_matrix(size: int, target: int, dtype: np.dtype) -> np.ndarray:
     """The (target, size) matrix of linear interpolation with aligned corners."""
     matrix = np.zeros((target, size))
     for row in range(target):
@@ -156,8 +156,8 @@ def interpolation(size: int, target: int, dtype: np.dtype) -> np.ndarray:
 
 def upsample(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Bilinear upsampling with aligned corners."""
-    down = interpolation(x.shape[1], rows, x.dtype)
-    across = interpolation(x.shape[2], columns, x.dtype)
+    down = make_interpolation_matrix(x.shape[1], rows, x.dtype)
+    across = make_interpolation_matrix(x.shape[2], columns, x.dtype)
     tall = np.moveaxis(np.tensordot(down, x, axes=(1, 1)), 0, 1)
     return np.moveaxis(np.tensordot(across, tall, axes=(1, 2)), 0, 2)
 

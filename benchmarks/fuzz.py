@@ -97,8 +97,8 @@ def mutate(raw, chance, hostile=HOSTILE):
 def make_archive():
     """Return an archive like CIFAR-10's with four images per file, and the bytes of its files."""
     archive = archives.ARCHIVES["cifar10"]._replace(rows=(ROWS, ROWS))
-    files = {name: tiny.batch(archive, ROWS, i) for i, name in enumerate((*archive.train, *archive.test))}
-    files[archive.meta] = tiny.pickled({archive.names: [b"class %d" % i for i in range(10)]})
+    files = {name: tiny.make_batch(archive, ROWS, i) for i, name in enumerate((*archive.train, *archive.test))}
+    files[archive.meta] = tiny.pickle_as_python_2({archive.names: [b"class %d" % i for i in range(10)]})
     return archive, files
 
 

@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# A package may import itself and what stands below it.
+# A package may import itself and those before it.
 ORDER = ("Module", "Model", "Training", "Training.data", "Training.visual", "Training.runs", "Training.engine",
          "Training.tools")  # fmt: skip
 FILES = [path for top in ("Module", "Model", "Training") for path in sorted((ROOT / top).rglob("*.py"))]
 
 
 def find_package(module):
-    """The longest entry of `ORDER` that a module belongs to, or None for a module from outside."""
+    """Return the longest entry of `ORDER` to which a module belongs, or None for other modules."""
     fitting = [name for name in ORDER if f"{module}.".startswith(f"{name}.")]
     return max(fitting, key=len, default=None)
 
 
 def find_imports(path):
-    """The project's packages that a file imports, also within functions."""
+    """Return the project's packages that a file imports, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -42,7 +42,7 @@ def test_training_itself_is_small():
 
 
 def test_no_path_is_changed():
-    """Tests and benchmarks import each other as packages."""
+    """Tests and benchmarks are packages, so they need no change of `sys.path`."""
     changed = [path for top in ("tests", "benchmarks") for path in (ROOT / top).rglob("*.py")
                if "sys.path" in path.read_text() and path.name not in (Path(__file__).name, "subjects.py")]  # fmt: skip
     assert not changed, changed

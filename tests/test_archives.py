@@ -1,4 +1,4 @@
-"""The official archives: read in every place they may lie, and refused by name when anything in them is off."""
+"""The official archives are read from every supported place, and damaged ones are refused by name."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.tiny import batch, official_files, pickled, write_folder, write_tar
+from tests.support.tiny import make_batch, make_official_files, pickle_as_python_2, write_folder, write_tar
 from Training.data import archives
 from Training.data.archives import ARCHIVES
 from Training.errors import InputError
@@ -24,7 +24,7 @@ CIFAR10 = ARCHIVES["cifar10"]
 
 @pytest.fixture(scope="module")
 def files():
-    return official_files("cifar10")
+    return make_official_files("cifar10")
 
 
 def test_folder_and_archive_give_the_same_images(tmp_path, files):
@@ -46,7 +46,7 @@ def test_folder_and_archive_give_the_same_images(tmp_path, files):
 
 
 def test_cifar100_has_fine_labels(tmp_path):
-    write_folder(tmp_path, "cifar100", official_files("cifar100"))
+    write_folder(tmp_path, "cifar100", make_official_files("cifar100"))
     images, labels, _, test_labels, names = archives.read("cifar100", str(tmp_path))
     assert images.shape == (50_000, 32, 32, 3) and labels.max() == test_labels.max() == 99 and len(names) == 100
 
@@ -75,32 +75,38 @@ class Command:
 def test_manipulated_pickles_run_no_code(capsys, monkeypatch):
     touched = []
     monkeypatch.setattr("os.system", touched.append)
-    expect_refusal(pickled({b"data": Command()}), "it asks for __builtin__.print")
+    expect_refusal(pickle_as_python_2({b"data": Command()}), "it asks for __builtin__.print")
     expect_refusal(b"\x80\x02cos\nsystem\n(U\x0ctouch /tmp/ttR.", "it asks for os.system")
     expect_refusal(b"cos\nsystem\n(S'touch /tmp/x'\ntR.", "it has the instruction STRING")
     expect_refusal(pickle.dumps(np.ones(3), protocol=4), "it has the instruction FRAME")
     expect_refusal(b"\x80\x02}r\xff\xff\xff\x7f.", "it has the object number 2147483647, more than any CIFAR file")
-    expect_refusal(pickled({b"data": np.ones((10, 3072)), b"labels": [0] * 10}), "an array of dtype b'f8'", rows=10)
+    expect_refusal(
+        pickle_as_python_2({b"data": np.ones((10, 3072)), b"labels": [0] * 10}), "an array of dtype b'f8'", rows=10
+    )
     expect_refusal(b"\x80\x02cnumpy\ndtype\n(U\x01OK\x00K\x01tR.", "dtype b'O'")
     assert not touched and capsys.readouterr().out == ""
 
 
 def test_wrong_contents_are_named():
-    good = batch(CIFAR10, 10)
+    good = make_batch(CIFAR10, 10)
     archives.read_batch(good, "data_batch_1", CIFAR10, 10)
     expect_refusal(good[:-100], "truncated or not a CIFAR file", rows=10)
     expect_refusal(good[:20000], "truncated or not a CIFAR file", rows=10)
     expect_refusal(b"", "truncated or not a CIFAR file")
     expect_refusal(b"\x00" * 1000, "truncated or not a CIFAR file")
-    expect_refusal(pickled([1, 2]), "must contain a dictionary, received list")
-    expect_refusal(pickled({b"labels": [0]}), "no uint8 array under the key 'data'")
-    expect_refusal(batch(CIFAR10, 9_999), r"images of shape \(10000, 3072\), received \(9999, 3072\)")
-    expect_refusal(batch(CIFAR10, 10, labels=[0] * 9), "must have 10 labels under 'labels', received 9 labels", rows=10)
-    expect_refusal(batch(CIFAR10, 10, **{"labels": [0] * 9 + [10]}), "labels from 0 to 9, received 10", rows=10)
-    expect_refusal(batch(CIFAR10, 10, **{"labels": [0] * 9 + [-1]}), "labels from 0 to 9, received -1", rows=10)
-    expect_refusal(batch(CIFAR10, 10, **{"labels": [0] * 9 + [b"cat"]}), "labels from 0 to 9, received b'cat'", rows=10)
+    expect_refusal(pickle_as_python_2([1, 2]), "must contain a dictionary, received list")
+    expect_refusal(pickle_as_python_2({b"labels": [0]}), "no uint8 array under the key 'data'")
+    expect_refusal(make_batch(CIFAR10, 9_999), r"images of shape \(10000, 3072\), received \(9999, 3072\)")
+    expect_refusal(
+        make_batch(CIFAR10, 10, labels=[0] * 9), "must have 10 labels under 'labels', received 9 labels", rows=10
+    )
+    expect_refusal(make_batch(CIFAR10, 10, **{"labels": [0] * 9 + [10]}), "labels from 0 to 9, received 10", rows=10)
+    expect_refusal(make_batch(CIFAR10, 10, **{"labels": [0] * 9 + [-1]}), "labels from 0 to 9, received -1", rows=10)
+    expect_refusal(
+        make_batch(CIFAR10, 10, **{"labels": [0] * 9 + [b"cat"]}), "labels from 0 to 9, received b'cat'", rows=10
+    )
     with pytest.raises(InputError, match="must have 10 class names"):
-        archives.read_names(pickled({b"label_names": [b"cat"]}), "batches.meta", CIFAR10)
+        archives.read_names(pickle_as_python_2({b"label_names": [b"cat"]}), "batches.meta", CIFAR10)
 
 
 def test_broken_archives_are_named(tmp_path, files):
@@ -136,7 +142,7 @@ PAX = b"25 size=-1000000000000000\n"
 @pytest.mark.parametrize(
     "pieces, said",
     [
-        # 2 GB that the header claims, of which 100 MB are there and take a few kB in the file
+        # a header that claims 2 GB, followed by 100 MB that are compressed to a few kB
         ([make_header(tarfile.GNUTYPE_LONGNAME, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
         ([make_header(tarfile.GNUTYPE_LONGLINK, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
         ([make_header(tarfile.XHDTYPE, 2**31 - 512), bytes(10**8)], "it has a header of 2,147,483,136 bytes"),
@@ -151,7 +157,7 @@ PAX = b"25 size=-1000000000000000\n"
     ],
 )
 def test_headers_of_an_archive_take_little_memory(tmp_path, pieces, said):
-    """The peak of memory is that of one read of 64 kB a header, whatever size a header claims."""
+    """The peak of memory does not depend on the size that a header claims."""
     path = tmp_path / CIFAR10.file
     with gzip.open(path, "wb", compresslevel=1) as file:
         for piece in pieces:
@@ -169,13 +175,13 @@ def test_headers_of_an_archive_take_little_memory(tmp_path, pieces, said):
 
 
 def test_a_pickle_of_many_objects_is_refused_before_any_is_created():
-    """A byte of the file makes an object of 64: 200 MB of them would take 13 GB."""
+    """Each byte of the file would create an object of 64 bytes: 200 MB would take 13 GB."""
     expect_refusal(b"\x80\x02" + b"}" * 20_000_000 + b".", "it has more than 1,000,000 instructions")
 
 
 def test_a_deeply_nested_label_is_refused_in_one_line():
     deep = b"]" * 100_000 + b"a" * 99_999
-    raw = batch(CIFAR10, 1).removesuffix(b"u.")
+    raw = make_batch(CIFAR10, 1).removesuffix(b"u.")
     expect_refusal(raw + b"U\x06labels](" + deep + b"eu.", r"labels from 0 to 9, received \[\[\[", rows=1)
 
 
@@ -208,7 +214,7 @@ def test_missing_paths_are_named(tmp_path):
 
 
 def test_no_network_is_one_line_within_ten_seconds(tmp_path):
-    # A proxy that refuses: the same on a machine with a network and on one without.
+    # A proxy that refuses connections gives the same result on machines with and without a network.
     environment = {"PATH": "/usr/bin:/bin", "KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
     started = time.perf_counter()
     run = subprocess.run(

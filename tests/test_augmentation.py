@@ -1,4 +1,4 @@
-"""Augmentation: what each change does to pixels, and that it is compiled, repeatable and off outside training."""
+"""Augmentation: effects on pixels, compilation, reproducibility, and no effect outside training."""
 
 import keras
 import numpy as np
@@ -56,7 +56,7 @@ def test_crop_is_a_window_of_the_padded_image():
 
 
 def test_affine_equals_keras_affine_transform():
-    """The same matrix through `keras.ops.image.affine_transform`, which XLA cannot compile on TensorFlow."""
+    """Compare with `keras.ops.image.affine_transform`, which XLA cannot compile on TensorFlow."""
     x = draw_images(6).astype("float32")
     layer, size = RandomAffine(30.0, 0.2, True, seed=5), 8
     y = augment(layer, x)
@@ -130,9 +130,9 @@ def test_cutout_blanks_one_square():
     for each in blank:
         rows, columns = each.any(axis=1), each.any(axis=0)
         assert each.sum() == rows.sum() * columns.sum()  # one rectangle
-        assert 2 <= rows.sum() <= 4 and 2 <= columns.sum() <= 4  # a square that the border may cut
+        assert 2 <= rows.sum() <= 4 and 2 <= columns.sum() <= 4  # a square, possibly cut off by the border
         inside += each.sum() == 16
-    assert 0.25 < inside / 300 < 0.55  # centres at 5 of 8 places on each side leave it whole: 39 %
+    assert 0.25 < inside / 300 < 0.55  # expected 39 %: it is whole for 5 of 8 centres in each direction
 
 
 def test_mixup_is_equation_1():
@@ -148,7 +148,7 @@ def test_cutmix_shares_are_the_areas():
     x[::2] = 1  # neighbours differ everywhere
     mixed, share = map(ops.convert_to_numpy, Mix("cutmix")(x, training=True))
     np.testing.assert_allclose((mixed == x).all(axis=-1).mean(axis=(1, 2)), share, atol=1e-6)
-    assert 0.4 < share.mean() < 0.8  # half, and more where the border cuts the window
+    assert 0.4 < share.mean() < 0.8  # one half, or more if the border cuts off the window
 
 
 @pytest.mark.parametrize("layer", [Cutout(4, 3.0), Mix("mixup")])

@@ -1,4 +1,4 @@
-"""Standard streams and signals, at every entry point: whatever the process is started with, it ends in one line."""
+"""Standard streams and signals at every entry point: errors are always one line."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def make_script(body, needed=True):
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_every_program_survives_streams_that_are_closed_or_full(name):
-    """Once for each program; what any streams do to one is tested below."""
+    """Test each program once; the tests below cover all cases for one program."""
     for arguments, code in (("--help >&- 2>&- <&-", 0), ("--no-such-flag 2>&-", 2), ("--help > /dev/full", None)):
         done = run_shell(f'"$PYTHON" -m {name} {arguments}')
         assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
@@ -89,7 +89,7 @@ def test_characters_outside_the_console_s_encoding_are_escaped(encoding, shown):
 
 
 def start(body, before="", **environment):
-    """A process of `script`, which has printed its first line."""
+    """Start a process with this `main`, and wait until it has printed its first line."""
     process = subprocess.Popen(
         [*before.split(), sys.executable, "-uc", make_script("    print('ready')\n" + body)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, cwd=ROOT, text=True,

@@ -41,7 +41,7 @@ def test_impossible_split_is_named():
     with pytest.raises(InputError, match="3 of 1293 images cannot be split off by class"):
         datasets.load("digits", samples=3)
     with pytest.raises(InputError, match="9 of 10 images cannot be split off by class"):
-        datasets._split(np.arange(10) % 5, 0.9, 0)  # one image would be left to train on, of five classes
+        datasets._split(np.arange(10) % 5, 0.9, 0)  # would leave one training image of five classes
 
 
 def test_mean_is_per_pixel():
@@ -78,7 +78,7 @@ def test_even_batches_divide_the_images_if_possible():
 
 
 def test_label_noise_has_the_paper_s_confusion_matrix():
-    """Wang et al. 2017, section 4.1: r on the diagonal, (1 - r) / 9 beside it, here on as many labels as CIFAR-10."""
+    """Wang et al. 2017, section 4.1: r on the diagonal, (1 - r) / 9 elsewhere, for as many labels as in CIFAR-10."""
     from sklearn.metrics import confusion_matrix
 
     labels = np.repeat(np.arange(10, dtype="int32"), 5000)

@@ -1,4 +1,4 @@
-"""Several devices and several processes: the result of one device, refusals, and the end of one process."""
+"""Several devices and several processes: results equal to those of one device, errors, and lost processes."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from Training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 
-# What takes time here is compiling: not even the tiny network.
+# These tests mostly compile, so they use the smallest network.
 SMALL = "import training_cifar10; from tests.support.small import build\n"
 ARGUMENTS = [
     *(each for each in distribute.ARGUMENTS if "masks" not in each),
@@ -25,7 +25,7 @@ ARGUMENTS = [
 ]
 
 
-# What is drawn for each image, by every layer that draws: on two replicas as on one device.
+# Every layer that draws random numbers draws the same ones for each image on two replicas and on one device.
 SAME_DRAWS = """
 import keras, numpy as np, tensorflow as tf
 from Training.engine import augmentation
@@ -43,7 +43,7 @@ for kind, arguments in {"RandomLighting": {}, "RandomCrop": {}, "RandomAffine": 
 
 
 def make_script(mode, logs):
-    """A script that trains on one device, then on two."""
+    """Return a script that trains on one device, then on two."""
     runs = ((f"{logs}/one", "none"), (f"{logs}/two", mode))
     arguments = [*ARGUMENTS, "--checkpoint-epochs=20"]
     return SMALL + "".join(
@@ -54,7 +54,7 @@ def make_script(mode, logs):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """What JAX has compiled, kept for the module."""
+    """Environment variables with which JAX keeps compiled code for all tests of the module."""
     folder = tmp_path_factory.mktemp("cache")
     return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
@@ -103,7 +103,7 @@ def test_batches_are_shared_without_gap_or_overlap():
 
 @pytest.mark.parametrize("devices", [1, 2, 7, 64])
 def test_padding_of_the_last_batch_has_no_weight(devices):
-    """Means over batches, as Keras takes them, are those over the examples."""
+    """Means over batches, as computed by Keras, are the means over the examples."""
     examples = datasets.load("digits", samples=50).train
     batches = Batches(examples, find_even_batch(50, devices), devices=Devices(devices))
     values, counts = [], []

@@ -1,4 +1,4 @@
-"""Exports: the same probabilities from the format's own library, or no file."""
+"""Exports give the same probabilities in the library of the format, or no file is written."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ on_tensorflow = pytest.mark.skipif(not TENSORFLOW, reason="Keras exports to this
 
 @pytest.fixture(scope="module", params=["float32"])
 def run(request, tmp_path_factory):
-    """A run's folder with a network for the digits, a single block and what stands around it, of some precision."""
+    """The folder of a run with a small network for the digits, trained in float32 or mixed precision."""
     folder = tmp_path_factory.mktemp("run")
     keras.utils.set_random_seed(3)
     keras.config.set_dtype_policy(request.param)
@@ -37,7 +37,7 @@ def run(request, tmp_path_factory):
 
 
 def run_export(run, kind, output, capsys):
-    """The exported network as a function, and the differences that the command printed."""
+    """Export a run; return the exported network as a function, and the printed differences."""
     export.main([str(run.folder), "--to", kind, "--output", str(output), "--images", "70"])
     out, err = capsys.readouterr()
     assert err == "" and "70 test images of digits" in out
@@ -49,7 +49,7 @@ def run_export(run, kind, output, capsys):
 
 
 def assert_same(function, run):
-    """Images as float32, in a batch of another size than the command has tried."""
+    """Compare with Keras, in a batch of another size than the command has used."""
     np.testing.assert_allclose(function(run.images.astype("float32")), run.answers, atol=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_tflite_of_a_network_trained_in_mixed_precision(run, tmp_path, capsys):
 
 
 def save_linear_network(folder, size):
-    """A saved network that is quick to compile: one layer."""
+    """Save a network of one layer, which compiles quickly; return its path."""
     images = keras.Input((size, size, 3))
     network = keras.Model(images, keras.layers.Dense(3, "softmax")(keras.layers.Flatten()(images)))
     network.save(folder / "linear.keras")
@@ -85,7 +85,7 @@ def save_linear_network(folder, size):
 
 @pytest.mark.parametrize("error", [2e-4, np.nan])
 def test_an_export_that_differs_is_not_kept(tmp_path, capsys, monkeypatch, error):
-    """In batches of several, so that one image at a time alone would not show it."""
+    """The difference only appears in batches of several images."""
     path = save_linear_network(tmp_path, 32)
     network = keras.models.load_model(path)
 

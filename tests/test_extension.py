@@ -1,4 +1,4 @@
-"""An augmentation, an optimizer and a data set are added through one row and one piece of code each."""
+"""Adding an augmentation, an optimizer or a data set takes one row and one piece of code each."""
 
 import keras
 import numpy as np

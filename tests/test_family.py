@@ -1,4 +1,4 @@
-"""Every network against what was published, against independent arithmetic, and against a second implementation."""
+"""Compares networks with published counts, with independent arithmetic and with a second implementation."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ def count_network(name, **kwargs):
 
 
 def test_authors_graph_has_the_published_counts():
-    """From the authors' prototxts: sums over their layers, not over ours."""
+    """Compare with the counts in the authors' prototxt files."""
     counts = count_network("attention_56", geometry="imagenet")
     assert counts["kernels"] == 29_689_024 + 2048 * 1000
     assert counts["trainable"] == 31_810_728
@@ -51,7 +51,7 @@ def test_authors_graph_has_the_published_counts():
 )
 def test_paper_s_cifar_networks_have_the_published_counts(depth, weights, millions):
     counts = count_network(f"attention_{depth}", geometry="paper")
-    assert counts["kernels"] + 10 == weights  # the facts count the classifier's biases
+    assert counts["kernels"] + 10 == weights  # the published counts include the biases of the classifier
     assert counts["trunk_depth"] == depth
     if millions:
         assert counts["multiply_adds"] / 1e6 == pytest.approx(millions, abs=0.5)
@@ -101,7 +101,7 @@ def test_local_masks_cost_as_much_as_encoder_decoder_masks(geometry, name):
     assert local["trunk_depth"] == 56
 
 
-# From the names of the second implementation to the layers of ours.
+# The names of the second implementation, mapped to our layers.
 
 
 def place_norm(norm, values, name):
@@ -139,7 +139,7 @@ def place_block(block, values, name):
 
 
 def place(model, values):
-    """Give the network the second implementation's weights; every one of them must find its place."""
+    """Copy all weights of the second implementation into the network."""
     for layer in model.layers:
         if match := re.fullmatch(r"stage_(\d)_attention_(\d)", layer.name):
             place_block(layer, values, f"stage{match[1]}/block{match[2]}")
@@ -161,7 +161,7 @@ def values():
 
 @pytest.fixture(scope="module")
 def build_placed(values):
-    """A function that gives Attention-56 with these values; those of one size share layers, which are changed."""
+    """A function that returns Attention-56 with these values; networks of one size share their layers."""
 
     @functools.cache
     def get_placed(size):
@@ -199,7 +199,7 @@ def test_logits_equal_the_second_implementation_s(values, build_placed, size, le
 @pytest.mark.parametrize("learning", LEARNING)
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_block_and_mask_equal_the_second_implementation_s(learning, attention):
-    """With naive channel attention hardly anything reaches the logits, so blocks are compared on their own."""
+    """With naive channel attention, the logits hardly depend on the blocks, so blocks are compared separately."""
     shapes = independent.list_block_shapes("block", 16, 2, 2, 1, 3)
     values = independent.draw_values(shapes, seed=1)
     block = AttentionBlock(16, mask_depth=2, p=2, t=1, r=3, learning=learning, attention=attention)

@@ -1,4 +1,4 @@
-"""Files from outside: whatever lies in a file's place is read or refused in one line, without waiting."""
+"""Files from outside are read or refused in one line, without blocking, even if they are special files."""
 
 import io
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="FIFOs and devices ar
 
 @pytest.fixture(autouse=True)
 def alarm():
-    """A test that waits for a FIFO ends in an error instead of hanging."""
+    """Fail a test that blocks on a FIFO, instead of hanging."""
 
     def end(number, _frame):
         raise Interrupted(number)
@@ -47,7 +47,7 @@ def put_directory(path):
 
 
 def put_socket(path):
-    # The name of a socket may have 107 bytes, and tmp_path is longer.
+    # The path of a socket may have at most 107 bytes; tmp_path is longer.
     back = os.getcwd()
     os.chdir(path.parent)
     try:
@@ -66,15 +66,15 @@ special = pytest.mark.parametrize("kind", SPECIAL)
 
 
 def make_run(path):
-    """A run's folder without files."""
+    """Create the folder of a run without files."""
     (path / "backup").mkdir(parents=True)
     return path
 
 
-# What reads a file from outside, and where below its folder that lies.
+# Files from outside by path, and functions that read them.
 READERS = {
     "picture.png": lambda root: decoding.read(root / "picture.png"),
-    "data_batch_3": lambda root: archives._from_folder(root, ("data_batch_3",)),
+    "data_batch_3": lambda root: archives._read_folder(root, ("data_batch_3",)),
     "cifar-10-python.tar.gz": lambda root: archives._read_tar(
         root / "cifar-10-python.tar.gz", archives.ARCHIVES["cifar10"], ("data_batch_1",)
     ),
@@ -102,7 +102,7 @@ def test_special_files_are_refused_in_one_line(tmp_path, name, kind):
     finally:
         tracemalloc.stop()
     message = str(refusal.value)
-    # The lock and the event files are our own: a link is refused as one, wherever it leads.
+    # The lock and the event files are the program's own: links are refused regardless of their targets.
     what = "a symbolic link" if kind == "a character device" and name in ("lock", "events.out.tfevents.1") else kind
     assert f"must be a regular file, but is {what}" in message and name in message and "\n" not in message
 
@@ -112,7 +112,7 @@ def test_the_recipe_of_a_run_to_resume_is_refused_with_exit_code_2(tmp_path, kin
     SPECIAL[kind](tmp_path / "recipe.json")
     with pytest.raises(SystemExit) as stop:
         flags.parse(["--resume", str(tmp_path)], "")
-    assert stop.value.code == 2 and f"it is {kind}" in capsys.readouterr().err
+    assert stop.value.code == 2 and f"but is {kind}" in capsys.readouterr().err
 
 
 @special
@@ -141,7 +141,7 @@ def test_searches_skip_special_files(tmp_path, kind, capsys):
 def test_a_limit_holds_before_anything_is_read(tmp_path):
     path = tmp_path / "large"
     with open(path, "wb") as file:
-        file.truncate(2**40)  # takes no space
+        file.truncate(2**40)  # a sparse file takes no space
     with pytest.raises(InputError, match=r"large must have at most 67,108,864 bytes, but has 1,099,511,627,776"):
         read_text(path)
     with pytest.raises(InputError, match="at most 536,870,912 bytes"):
@@ -228,9 +228,9 @@ def make_h5(shape, **options):
 @pytest.mark.parametrize(
     "h5, method",
     [
-        ([bytes(2**20)] * 20, zipfile.ZIP_DEFLATED),  # zeros that the archive packs a thousandfold
-        ([make_h5((2**26,), chunks=(2**16,), compression="gzip")], zipfile.ZIP_STORED),  # and those that HDF5 packs
-        ([make_h5((2**40, 2**20), chunks=(1, 2**16))], zipfile.ZIP_STORED),  # no number of which is in the file
+        ([bytes(2**20)] * 20, zipfile.ZIP_DEFLATED),  # zeros that the archive compresses a thousandfold
+        ([make_h5((2**26,), chunks=(2**16,), compression="gzip")], zipfile.ZIP_STORED),  # zeros compressed by HDF5
+        ([make_h5((2**40, 2**20), chunks=(1, 2**16))], zipfile.ZIP_STORED),  # a huge array without any stored values
     ],
 )
 def test_a_network_that_unpacks_to_more_than_the_limit_is_refused_before_unpacking(tmp_path, h5, method, monkeypatch):

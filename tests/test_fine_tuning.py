@@ -1,4 +1,4 @@
-"""Weights of another run to begin from, and layers that keep theirs."""
+"""Starting from the weights of another run, and freezing layers."""
 
 import json
 
@@ -46,7 +46,9 @@ def test_other_classes_and_image_size_keep_all_layers_except_the_classifier(save
             np.testing.assert_array_equal(a, b)
     images = np.full((1, 32, 32, 3), 50, "uint8")
     subtracted = keras.Model(made.inputs, made.get_layer("mean_subtraction").output).predict(images, verbose=0)
-    np.testing.assert_allclose(subtracted, 50 / 255, rtol=1e-5)  # the own data's mean of 0, not the file's of 100
+    np.testing.assert_allclose(
+        subtracted, 50 / 255, rtol=1e-5
+    )  # the mean of the new data, 0, not that of the file, 100
 
 
 def test_equal_classifier_is_loaded_too(saved):

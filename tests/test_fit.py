@@ -64,7 +64,7 @@ def test_linear_rises_and_falls_to_zero():
 @pytest.mark.backends
 @pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
 def test_l2_is_the_gradient_of_the_penalty(name):
-    """`decay * weight` in the gradient is what Keras' regularizer `decay / 2 * sum(weight ** 2)` gives."""
+    """Adding `decay * weight` to the gradient equals Keras' regularizer `decay / 2 * sum(weight ** 2)`."""
     kind = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[name]
     extra = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
     models = []
@@ -102,7 +102,7 @@ def test_momentum_equals_keras_momentum(nesterov, jit):
 
 
 class LiveObjects(keras.callbacks.Callback):
-    """Counts what the garbage collector knows at each epoch's end: a number that no other process disturbs."""
+    """Counts the objects of the garbage collector at the end of each epoch, which other processes cannot affect."""
 
     def __init__(self):
         super().__init__()
@@ -125,7 +125,7 @@ def test_nothing_is_traced_again_and_nothing_grows(tmp_path, monkeypatch):
 
 
 def test_steps_equal_keras_steps_within_rounding():
-    """One graph of a known batch size, without the graph optimizer, against the functions that it replaces."""
+    """Compare the graph of a known batch size, without the graph optimizer, with the functions that it replaces."""
 
     def train_losses(own):
         keras.utils.set_random_seed(0)
@@ -259,7 +259,7 @@ def test_images_on_the_device_and_whole_epochs_per_call_change_nothing(tmp_path)
 
 
 def test_steps_are_counted_if_the_last_call_of_an_epoch_has_fewer(tmp_path, monkeypatch):
-    """Keras numbers the last step as if that call had as many as every other."""
+    """Keras numbers the last step as if the last call had as many steps as the others."""
     seconds = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
     batches = Batches(datasets.Examples(np.zeros((194, 1, 1, 3), "uint8"), np.zeros(194, "int32")), 2, seed=0)
@@ -326,7 +326,7 @@ def test_loss_of_mixed_images_is_the_share_of_both_labels():
 
 @pytest.mark.backends
 def test_average_of_the_weights_is_kept_at_the_end(tmp_path):
-    """Against the average by hand, from the weights after each step."""
+    """Compare with the average computed by hand from the weights after each step."""
 
     class Weights(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -349,7 +349,7 @@ def test_average_of_the_weights_is_kept_at_the_end(tmp_path):
 
 
 def test_average_of_the_weights_is_kept_with_a_scaled_loss(tmp_path):
-    """Validated and kept are the averaged weights, which differ from those of a run without an average."""
+    """The averaged weights are validated and kept; they differ from those of a run without an average."""
     keras.config.set_dtype_policy("mixed_float16")
     recipe = dataclasses.replace(QUICK, precision="mixed_float16")
     weights, _ = run(tmp_path / "average", dataclasses.replace(recipe, ema=0.9))

@@ -1,4 +1,4 @@
-"""Pictures that are streamed: from folders, shards and TensorFlow Datasets."""
+"""Streamed pictures: from folders, shards and TensorFlow Datasets."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ SIZES = {"ant": 14, "bee": 12, "cat": 10}  # training pictures
 
 
 def draw_colours(rng, label, height, width):
-    """Pixels in which one colour stands out."""
+    """Draw pixels in which one colour dominates."""
     pixels = rng.integers(0, 100, (height, width, 3), dtype=np.uint8)
     pixels[..., label] += 120
     return pixels
@@ -64,12 +64,12 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def own(root, tmp_path):
-    """A copy of that folder, to break."""
+    """A copy of that folder, which a test may damage."""
     return Path(shutil.copytree(root, tmp_path / "own"))
 
 
 def break_behind_the_head(path):
-    """Overwrite a JPEG file's tables: both of its ends stay those of a whole file."""
+    """Overwrite the tables of a JPEG file; it still begins and ends like a complete file."""
     raw = path.read_bytes()
     path.write_bytes(raw[:20] + bytes(300) + raw[320:])
 
@@ -223,7 +223,7 @@ def test_labels_are_read_from_the_records_once(tmp_path):
     for _ in range(2):
         np.testing.assert_array_equal(tfds.read_labels(source, path), [0, 1, 2, 0, 1, 2, 0])
     assert source.reads == 1
-    for damage in (b"", b"torn", path.read_bytes()[:-1]):  # then they are read again, and kept again
+    for damage in (b"", b"torn", path.read_bytes()[:-1]):  # the labels are then read from the records and kept again
         path.write_bytes(damage)
         for _ in range(2):
             assert tfds.read_labels(source, path).tolist() == [0, 1, 2, 0, 1, 2, 0]
@@ -257,7 +257,7 @@ def test_a_class_that_cannot_be_read_is_refused_in_one_line(own, monkeypatch):
     scandir = folder.os.scandir
 
     def refuse(path):
-        if Path(path).name == "bee":  # as for a user who is not root
+        if Path(path).name == "bee":  # permissions do not stop root
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
@@ -279,7 +279,7 @@ def test_random_crops_lie_within_the_picture_and_depend_on_seed_epoch_and_positi
     share, aspect = wide * high / 60_000, wide / high
     assert 0.0799 < share.min() < 0.1 and share.max() > 0.8
     assert 0.7499 < aspect.min() < 0.76 and 1.32 < aspect.max() < 1.3334
-    assert draw_crop(rng, 10, 1000) == (495, 0, 505, 10)  # nothing of such an aspect fits
+    assert draw_crop(rng, 10, 1000) == (495, 0, 505, 10)  # no crop of such an aspect ratio fits
     images = datasets.load("folder", str(root), size=16, random_crops=True).train.images
     one = images.crop_randomly([5, 6], (0, 1))
     np.testing.assert_array_equal(images.crop_randomly([6], (0, 1))[0], one[1])
@@ -290,11 +290,11 @@ def test_random_crops_lie_within_the_picture_and_depend_on_seed_epoch_and_positi
 def test_with_random_crops_other_pictures_are_center_crops_of_a_larger_size(own):
     Image.fromarray(np.arange(256, dtype=np.uint8).repeat(768).reshape(256, 256, 3)).save(own / "val/ant/00.png")
     images = datasets.load("folder", str(own), size=224, random_crops=True).validation.images
-    np.testing.assert_array_equal(images[0][:, 0, 0], np.arange(16, 240))  # 256 rows, of which the middle 224
+    np.testing.assert_array_equal(images[0][:, 0, 0], np.arange(16, 240))  # the middle 224 of 256 rows
 
 
 def build_dense(recipe, source):
-    """Stands in for `training_cifar10.build`: one layer, which is traced in no time."""
+    """Stand in for `training_cifar10.build` with a network of one layer, which is traced quickly."""
     inputs = keras.Input(source.train.images.shape[1:], name="images")
     x = mean_subtraction(*source.mean_and_std(recipe.mean))(inputs)
     x = keras.layers.Dense(len(source.classes), name="logits", kernel_initializer="zeros")(keras.layers.Flatten()(x))
@@ -303,7 +303,7 @@ def build_dense(recipe, source):
 
 @pytest.mark.backends
 def test_several_threads_keep_the_order_of_every_epoch(root):
-    """The same weights after three epochs as from an array, in the last of which an epoch begins in its middle."""
+    """The weights equal those after training on an array, for three epochs of which the last starts in its middle."""
     source = datasets.load("folder", str(root), size=8, workers=4)
     in_memory = Examples(source.train.images[:], source.train.labels)
     weights = []
@@ -323,7 +323,7 @@ def test_several_threads_keep_the_order_of_every_epoch(root):
 
 @pytest.mark.backends
 def test_a_folder_of_png_files_trains_as_the_same_images_in_memory(tmp_path):
-    """The same losses, since order, pixels and mean are the same; the images in memory are sorted as the files are."""
+    """The losses are equal, since order, pixels and mean are; the images in memory are sorted like the files."""
     rng = np.random.default_rng(0)
     labels = np.sort(rng.integers(0, 3, 60)).astype("int32")
     images = np.stack([draw_colours(rng, label, 16, 16) for label in labels])
@@ -346,7 +346,7 @@ def test_a_folder_of_png_files_trains_as_the_same_images_in_memory(tmp_path):
 
 @pytest.fixture
 def main(monkeypatch):
-    """The training script with one dense layer, and without event files, whose masks that has not."""
+    """The `main` of the training script with a network of one dense layer, without event files."""
     monkeypatch.setattr(event_callbacks, "is_available", lambda: False)
     return lambda *arguments: training_cifar10.main([str(each) for each in arguments], build_dense)
 
@@ -400,7 +400,7 @@ def test_a_cache_saves_decoding_and_broken_pictures_are_still_named(own, tmp_pat
 
 @pytest.mark.parametrize("kind", ["folder", "shards"])
 def test_a_cache_keeps_parts_and_data_sets_of_one_size_apart(tmp_path, kind):
-    """Uncompressed pictures of one colour: names, labels and sizes are the same everywhere."""
+    """The pictures have one colour and are not compressed, so their names, labels and sizes are the same."""
 
     def write(name, colours):
         for part, colour in zip(("train", "val", "test"), colours):
@@ -419,7 +419,7 @@ def test_a_cache_keeps_parts_and_data_sets_of_one_size_apart(tmp_path, kind):
 
 
 def test_figures_and_exports_use_the_test_pictures_of_the_run(root, tmp_path):
-    """Without val/ and test/ the images held out play the test set: their share and size are the recipe's."""
+    """Without val/ and test/, the held-out images are the test set; their share and size are in the recipe."""
     own = Path(shutil.copytree(root / "train", tmp_path / "own" / "train")).parent
     recipe = Recipe(dataset="folder", data_dir=str(own), image_size=20, validation_split=0.25)
     (tmp_path / "recipe.json").write_text(recipe.to_json())

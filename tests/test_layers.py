@@ -1,4 +1,4 @@
-"""Every layer: shapes, config, saving, one compiled step, mixed precision; and the equations of the paper."""
+"""All layers: shapes, config, saving, a compiled step, mixed precision, and the equations of the paper."""
 
 import keras
 import numpy as np
@@ -49,7 +49,7 @@ def draw_images(shape, batch=4, seed=0):
 
 
 def randomize(layer, seed=0):
-    """Give every weight a value, also those that start at 0 or 1, so that no term of an equation is hidden."""
+    """Give every weight a random value, also those that start at 0 or 1, so that no term of an equation vanishes."""
     generator = np.random.default_rng(seed)
     for weight in layer.weights:
         low, high = (0.5, 1.5) if weight.name in ("gamma", "moving_variance") else (-0.3, 0.3)
@@ -76,7 +76,7 @@ def test_layer_is_saved_and_loaded_with_identical_outputs(kind, config, shape, o
     np.testing.assert_array_equal(loaded(draw_images(shape)), model(draw_images(shape)))
 
 
-@pytest.mark.parametrize("jit", [True] if JIT else [False, True])  # JAX trains compiled
+@pytest.mark.parametrize("jit", [True] if JIT else [False, True])  # JAX always compiles
 @pytest.mark.parametrize("kind, config, shape, out", LAYERS, ids=NAMES)
 def test_layer_trains_one_compiled_step(kind, config, shape, out, jit):
     model = make_model(kind(**config), shape)
@@ -131,7 +131,7 @@ def test_projection_takes_the_activated_tensor_and_only_if_the_shape_changes():
     x = ops.convert_to_tensor(draw_images((6, 6, 8)))
     unit(x)
     randomize(unit)
-    unit.branch[-1].kernel.assign(np.zeros(unit.branch[-1].kernel.shape))  # leaves the shortcut alone
+    unit.branch[-1].kernel.assign(np.zeros(unit.branch[-1].kernel.shape))  # only the shortcut is left
     activated = unit.activate[1](unit.activate[0](x))
     expected = ops.conv(activated, unit.projection[0].kernel, strides=2, padding="valid")
     np.testing.assert_allclose(unit(x), expected, rtol=1e-5, atol=1e-6)
@@ -146,7 +146,7 @@ def test_strided_convolution_pads_both_sides():
     *_, pad, convolve, _, _, _ = unit.branch
     convolve.kernel.assign(np.ones(convolve.kernel.shape))
     counted = ops.convert_to_numpy(convolve(pad(np.ones((1, 4, 4, 1), "float32"))))[0, :, :, 0]
-    # Of the nine pixels under the kernel, four are inside at the padded corner and nine further in.
+    # The kernel covers four pixels at the padded corner, and nine further inside.
     np.testing.assert_array_equal(counted, [[4, 6], [6, 9]])
 
 
@@ -190,7 +190,7 @@ def test_mask_is_the_encoder_decoder_of_the_paper():
 def test_mask_pools_in_ceil_mode(height, width):
     block = AttentionBlock(4, mask_depth=1)
     block.build((None, height, width, 4))
-    x = draw_images((height, width, 4)) - 5  # all negative: a padding of zeros would show
+    x = draw_images((height, width, 4)) - 5  # all negative, so that padding with zeros would change the maximum
     pooled = ops.convert_to_tensor(x)
     for pool in block.pools[0]:
         pooled = pool(pooled)
@@ -292,7 +292,7 @@ def test_pooling_and_its_gradient_equal_those_of_keras(shape, pool, strides, pad
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
 def test_normalization_trains_like_keras_layer(known):
-    """Also where the batch's size is not known while the step is traced, as in `fit`."""
+    """This also holds if the batch size is unknown while the step is traced, as in `fit`."""
     ours = make_model(BatchNormalization(), (4, 4, 3))
     theirs = make_model(keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5), (4, 4, 3))
     for model in (ours, theirs):
@@ -311,7 +311,7 @@ def test_normalization_trains_like_keras_layer(known):
 
 @pytest.mark.parametrize("kernel, strides", [(1, 1), (1, 2), (3, 1)])
 def test_convolution_in_bfloat16_and_its_gradients_equal_those_of_keras(kernel, strides):
-    """Within bfloat16's rounding: products may sum in another order."""
+    """They are equal up to the rounding of bfloat16: sums may be computed in another order."""
     from Module.convolution import Conv2D
 
     x = keras.random.normal((4, 6, 5, 16), seed=0)
@@ -337,7 +337,7 @@ def test_convolution_in_bfloat16_and_its_gradients_equal_those_of_keras(kernel, 
 
 
 def test_normalization_of_values_far_from_zero():
-    """Sums of squares must not cancel, once the moving mean is near."""
+    """Sums of squares must not cancel once the moving mean is close to the mean."""
     layer = BatchNormalization()
     x = 1_000 + draw_images((16, 16, 2), batch=8)
     layer.build(x.shape)

@@ -1,4 +1,4 @@
-"""Every layer behaves as Keras' own layers do, and does not depend on the user's configuration of Keras."""
+"""All layers behave like Keras' own layers, and do not depend on the user's configuration of Keras."""
 
 import inspect
 import json
@@ -76,7 +76,7 @@ def test_every_registered_layer_is_checked():
     "given", [{"renorm": True}, {"axis": 1}, {"center": False}, {"scale": False}, {"mask": True}], ids=str
 )
 def test_normalization_does_what_its_arguments_say(given):
-    """Also those that the fused operation cannot do."""
+    """This includes arguments that the fused operation does not support."""
     x = np.random.default_rng(0).normal(3, 2, (4, 5, 6, 7)).astype("float32")
     mask = {"mask": ops.convert_to_tensor(np.arange(120).reshape(4, 5, 6) % 3 > 0)} if "mask" in given else {}
     given = {name: value for name, value in given.items() if name != "mask"}
@@ -96,7 +96,7 @@ def test_dropout_and_pooling_do_what_their_arguments_say():
     )
     assert (dropped == dropped[:, :1, :1]).all() and 0 < (dropped == 0).mean() < 1
     assert not ops.convert_to_numpy(Dropout(1.0)(np.ones((2, 3)), training=True)).any()
-    if keras.backend.backend() == "jax":  # TensorFlow has no pooling of this format on a CPU
+    if keras.backend.backend() == "jax":  # TensorFlow does not support this format on a CPU
         x = np.random.default_rng(0).normal(size=(2, 3, 6, 4)).astype("float32")
         both = [kind(2, data_format="channels_first")(x) for kind in (MaxPooling2D, keras.layers.MaxPooling2D)]
         np.testing.assert_array_equal(*both)
@@ -109,7 +109,7 @@ def test_unknown_attention_is_refused(name):
 
 
 def list_parameters(function, *left_out):
-    """Return the names in a function's signature; one that only passes arguments on has `kwargs` among them."""
+    """Return the names in a function's signature; `kwargs` among them shows that arguments are only passed on."""
     return [name for name in inspect.signature(function).parameters if name not in left_out]
 
 

@@ -1,4 +1,4 @@
-"""The networks against the published table, and what a saved model must keep."""
+"""Compares the networks with the published table, and checks saved networks."""
 
 import keras
 import numpy as np
@@ -13,8 +13,8 @@ from tests.support.backend import JIT
 from tests.support.shapes import shapes_only
 from tests.support.tiny import tiny_network
 
-# The compact network, row by row: kind of layer and output size. BN-ReLU before the pooling belongs to the
-# pre-activation form; the input layer is no row.
+# The compact network, row by row: kind of layer and output size. BN-ReLU before the pooling is part of the
+# pre-activation form; the input layer has no row.
 STEM = [("Conv2D", (32, 32, 32)), ("MaxPooling2D", (16, 16, 32))]
 STAGE_1 = ("ResidualUnit", (16, 16, 128)), ("AttentionBlock", (16, 16, 128))
 STAGE_2 = ("ResidualUnit", (8, 8, 256)), ("AttentionBlock", (8, 8, 256))
@@ -52,7 +52,7 @@ def test_summary_reads_like_the_published_table(build, blocks, depth):
 
 
 def arithmetic_parameters(blocks):
-    """Kernels of the compact network by hand, from the table alone."""
+    """Return the kernel weights of the compact network, computed by hand from the table."""
 
     def unit(a, b):
         return a * (b // 4) + 9 * (b // 4) ** 2 + (b // 4) * b + (a * b if a != b else 0)

@@ -1,4 +1,4 @@
-"""Both notebooks run from their first cell to their last: on what is recorded, and training the smallest network."""
+"""Both notebooks run completely: with the recorded runs, and while training the smallest network."""
 
 import ast
 import json
@@ -22,7 +22,7 @@ from tests.support.small import build as BUILD
 TRAIN, DATASET, DATA_DIR, SAMPLES, EPOCHS, SEED, LOGS, SHOW_DATA = True, "digits", "", 128, 2, 0, {logs!r}, True
 """
 PARAMETERS = {"TRAIN", "DATASET", "DATA_DIR", "SAMPLES", "EPOCHS", "SEED", "LOGS", "SHOW_DATA", "BUILD"}
-RECORDED = {"training_56.ipynb": 11, "training_92.ipynb": 4}  # pictures, at least: predictions add one
+RECORDED = {"training_56.ipynb": 11, "training_92.ipynb": 4}  # least number of pictures: predictions add one
 TRAINED = {"training_56.ipynb": 12, "training_92.ipynb": 6}
 
 
@@ -64,7 +64,7 @@ def test_trains_with_a_tiny_budget(name, tmp_path):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_shows_what_is_recorded(name, tmp_path, monkeypatch):
-    """As a reader runs it on a fresh clone: no data set (its folder is empty), nothing trained."""
+    """On a fresh clone, there is no data set, and nothing is trained."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     notebook = read(name)
     assert "TRAIN = False" in find_parameters(notebook).source

@@ -1,4 +1,4 @@
-"""Options of a run: optimizers, accumulation, clipping, class weights, the end of mixing, precision, minutes."""
+"""Options of a run: optimizers, accumulation, clipping, class weights, end of mixing, precision, minutes."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def apply(optimizer, variables, steps):
 
 @pytest.fixture
 def make():
-    """A function that makes the optimizer of a recipe, built on a few variables of ones."""
+    """A function that makes the optimizer of a recipe, built for a few variables of ones."""
 
     def make_built(recipe):
         variables = [keras.Variable(np.ones(shape, "float32"), name=name) for name, shape in SHAPES.items()]
@@ -80,13 +80,13 @@ def test_muon_orthogonalizes_convolutions_and_leaves_the_rest_to_adamw(make):
     change = 1 - ops.convert_to_numpy(variables[0]).reshape(18, 4)
     lengths = np.linalg.svd(change, compute_uv=False) / (0.01 * 0.2 * np.sqrt(18))
     assert (lengths > 0.6).all() and (lengths < 1.3).all(), lengths
-    for variable in variables[1:]:  # the first step of Adam is the rate times the gradient's sign
+    for variable in variables[1:]:  # the first step of Adam is the rate times the sign of the gradient
         np.testing.assert_allclose(np.abs(1 - ops.convert_to_numpy(variable)), 0.01, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["l2", "decoupled"])
 def test_norms_and_biases_of_a_network_are_not_decayed(kind):
-    """TensorFlow's variables carry the path of their layer in their names."""
+    """The names of TensorFlow's variables contain the paths of their layers."""
     recipe = dataclasses.replace(
         QUICK, decay_all=False, weight_decay=0.5, weight_decay_kind=kind, schedule="constant", learning_rate=0.1
     )
@@ -238,7 +238,7 @@ def test_a_run_with_minutes_refuses_other_epochs_on_resuming(tmp_path, capsys):
 
 
 def test_older_recipes_keep_their_meaning():
-    """A recipe.json of commit 9187e69 has none of these fields, and states its rate and its kind of decay."""
+    """A recipe.json of commit 9187e69 has none of these fields, but a rate and a kind of weight decay."""
     new = ("accumulate", "clip_norm", "class_weights", "mix_until", "compile_cache", "minutes")
     values = {key: value for key, value in json.loads(Recipe().to_json()).items() if key not in new}
     assert (values["learning_rate"], values["weight_decay_kind"], values["precision"]) == (0.1, "l2", "float32")

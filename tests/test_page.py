@@ -1,4 +1,4 @@
-"""page.py: it shows what the network gives, in Chromium, on this machine alone; anything else is one line."""
+"""page.py shows the output of the network in Chromium and serves this machine only; errors are one line."""
 
 import base64
 import importlib.util
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs' folders, ARL and NAL, the networks in them, and a picture of their size."""
+    """The folders of two runs, ARL and NAL, their networks, and a picture of their size."""
     folder = tmp_path_factory.mktemp("runs")
     networks = {}
     for learning in ("arl", "nal"):
@@ -47,7 +47,7 @@ def runs(tmp_path_factory):
 
 
 def png_in(text):
-    """Pixels of the PNG in a `data:` address."""
+    """Return the pixels of the PNG in a `data:` address."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text.split("base64,")[1]))))
 
 
@@ -140,7 +140,7 @@ def test_settings_for_other_pages_are_dropped(monkeypatch):
 
 @pytest.fixture
 def served(runs, tmp_path):
-    """The page of both networks in a process of its own, its address, and the folder of its temporary files."""
+    """A process that serves the page for both networks, its address, and the folder of its temporary files."""
     if not importlib.util.find_spec("gradio"):
         pytest.skip("gradio is not installed: requirements-page.txt")
     browser.require_browser()
@@ -152,7 +152,7 @@ def served(runs, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        line = process.stdout.readline()  # pytest's own limit is the time that this may take
+        line = process.stdout.readline()  # limited only by the timeout of the test
         assert line == f"http://127.0.0.1:{port} (only on this machine; Ctrl-C ends it)\n", process.stderr.read()
         yield SimpleNamespace(process=process, address=line.split()[0], port=port, temporary=tmp_path)
     finally:
@@ -161,7 +161,7 @@ def served(runs, tmp_path):
 
 
 def wait_for(condition, seconds=120):
-    """What `condition` returns once it is true; elements that are being replaced are asked again."""
+    """Wait until `condition` returns something true, and return it; elements that are being replaced are retried."""
     from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 
     end = time.monotonic() + seconds
@@ -176,7 +176,7 @@ def wait_for(condition, seconds=120):
 
 
 class Driver:
-    """What a person does on the page and sees there."""
+    """Actions on the page, and its content."""
 
     def __init__(self, chromium):
         self.chromium = chromium
@@ -224,7 +224,7 @@ def test_the_page_in_a_browser(runs, served):
         driver.upload(broken)
         message = wait_for(lambda: driver.find("#message .error").text)
         assert "cannot be read" in message and "\n" not in message
-        assert driver.sources() == []  # nothing of the picture before it is left
+        assert driver.sources() == []  # nothing is left of the picture before
         driver.find(".thumbnail-lg, .gallery-item button").click()
         wait_for(lambda: len(driver.sources()) == 3)
         assert browser.read_hosts(chromium) == {"127.0.0.1"}

@@ -1,4 +1,4 @@
-"""Picture files: every kind to upright RGB of 8 bits, every broken one to one line."""
+"""Picture files: all kinds become upright 8-bit RGB, and broken ones give one line."""
 
 import os
 import struct
@@ -29,7 +29,7 @@ def write(path, image, **options):
 
 
 def write_bomb(path, width=60_000, height=60_000):
-    """A PNG of a few bytes that claims to be very large."""
+    """Write a PNG of a few bytes that claims to be very large."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
         (b"IDAT", zlib.compress(b"")),
@@ -53,8 +53,8 @@ def test_pictures_of_the_requested_size_are_not_changed(tmp_path, ending):
 
 
 def test_exif_orientation_is_applied(tmp_path):
-    upright = PIXELS[:16]  # (16, 32): the sides tell a quarter turn
-    stored = {  # as a camera stores what is upright: EXIF 2.32, tag 0x0112
+    upright = PIXELS[:16]  # (16, 32): a quarter turn swaps the sides
+    stored = {  # how a camera stores an upright picture: EXIF 2.32, tag 0x0112
         1: upright,
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],
@@ -161,7 +161,8 @@ def write_broken_files(folder):
     write_bomb(folder / "large.png", 12_000, 12_000)
     return {
         "cut.png": "cannot be read: ", "cut.jpg": "cannot be read: image file is truncated", "empty.png": "is empty",
-        "text.jpg": "is not a picture", "vector.eps": "EPS is not supported", "two\\nlines.png": "is not a picture",
+        "text.jpg": "is not a readable picture", "vector.eps": "EPS is not supported",
+        "two\\nlines.png": "is not a readable picture",
         "pipe.png": "must be a regular file, but is a FIFO", "bomb.png": "cannot be read: ",
         "large.png": "more than 90,000,000 pixels",
         "nothing.png": "does not exist", ".": "is a directory",
@@ -194,7 +195,7 @@ def test_a_folder_s_pictures_are_found_below_it(tmp_path):
 
 
 def test_an_unreadable_folder_is_not_reported_as_empty(tmp_path, monkeypatch):
-    def refuse(path):  # as for a user who is not root
+    def refuse(path):  # permissions do not stop root
         raise PermissionError(13, "Permission denied", str(path))
 
     assert decoding.find_pictures(tmp_path) == []
@@ -256,14 +257,14 @@ print(measure_peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux")
 @pytest.mark.parametrize("mode, ending", [("F", "tif"), ("RGBA", "webp")])
 def test_eight_threads_stay_within_the_stated_memory(tmp_path, mode, ending):
-    """Pictures of exactly the limit, made a hundredth of the real one."""
+    """Pictures have exactly the limit, which is reduced to a hundredth."""
     options = {"compression": "tiff_deflate"} if ending == "tif" else {"lossless": True} if ending == "webp" else {}
     small = write(tmp_path / f"small.{ending}", Image.new(mode, (10, 10)), **options)
     large = write(tmp_path / f"large.{ending}", Image.new(mode, (1200, 750)), **options)
     pixels = 1200 * 750
     assert 100 * pixels == decoding.LARGEST_PIXELS
     command = [sys.executable, "-c", MEASURE, str(pixels), str(small), str(large)]
-    # What is freed must go back to the system at once, as it does for pictures of the real limit.
+    # Freed memory must be returned to the system immediately, as it is for pictures of the real limit.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     peak = int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment, timeout=60).stdout)
     # In addition to the pixels, each thread has a stack and buffers.

@@ -1,4 +1,4 @@
-"""predict.py: the saved network's own probabilities, for any picture, and one line for everything else."""
+"""predict.py prints the probabilities of the saved network for any picture; errors are one line."""
 
 import csv
 import errno
@@ -28,7 +28,7 @@ NAMES = [f"class {letter}" for letter in "abcdefghij"]
 
 
 def build_linear_network():
-    """A network that is quick to compile."""
+    """Return a network that compiles quickly."""
     images = keras.Input((32, 32, 3))
     flat = keras.layers.Rescaling(0.01)(keras.layers.Flatten()(images))
     return keras.Model(images, keras.layers.Dense(10, "softmax")(flat))
@@ -36,7 +36,7 @@ def build_linear_network():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's folder with two networks, a folder of 20 pictures of their size, and what the networks say of them."""
+    """The folder of a run with two networks, a folder of 20 pictures of their size, and the probabilities for them."""
     folder = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(0)
     keras.utils.set_random_seed(3)
@@ -55,7 +55,7 @@ def run(tmp_path_factory):
 
 
 def test_csv_has_the_probabilities_of_the_network(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(predict, "BATCH", 8)  # the last batch is a part of one
+    monkeypatch.setattr(predict, "BATCH", 8)  # the last batch is shorter
     table = tmp_path / "table.csv"
     folder = run.folder
     predict.main([str(folder / "pictures"), "--model", str(folder), "--csv", str(table), "--top", "3"])
@@ -180,7 +180,7 @@ def test_without_names_classes_are_numbered_with_a_warning(run, tmp_path, capsys
 
 
 def write_other_networks(folder, source):
-    """Files that are called networks, with what is said of each."""
+    """Write files that are not networks of this project; return the expected messages by file name."""
     (folder / "text.keras").write_text("no network")
     (folder / "cut.keras").write_bytes(source.read_bytes()[:2000])
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(folder / "newer.keras", "w") as new:

@@ -189,7 +189,7 @@ def test_limits_of_a_fit():
 @only_jax
 @pytest.mark.backends
 def test_multihost_utils():
-    """What several processes on JAX agree by (Training/devices.py)."""
+    """Several processes on JAX agree through these functions (Training/devices.py)."""
     from jax.experimental import multihost_utils
 
     raw = np.frombuffer(b"text", np.uint8)
@@ -199,7 +199,7 @@ def test_multihost_utils():
 
 @pytest.mark.backends
 def test_distribution():
-    """`DataParallel` asks for a layout by path, and a distribution can be unset (Training/devices.py)."""
+    """`DataParallel` asks for layouts by path, and a distribution can be unset (Training/devices.py)."""
     if BACKEND == "jax":
         parallel = keras.distribution.DataParallel(devices=keras.distribution.list_devices(), auto_shard_dataset=False)
         assert parallel.num_model_replicas == len(keras.distribution.list_devices())
@@ -210,7 +210,7 @@ def test_distribution():
 
 @pytest.mark.backends
 def test_tensorboard_writes_and_reads_events(tmp_path):
-    """`tensorboard.compat`, its summaries and its writer, which are not documented (Training/runs/event_file.py)."""
+    """`tensorboard.compat`, its summaries and its writer are not documented (Training/runs/event_file.py)."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.compat.proto import event_pb2
     from tensorboard.compat.proto.graph_pb2 import GraphDef
@@ -238,7 +238,7 @@ def test_tensorboard_writes_and_reads_events(tmp_path):
 
 @pytest.mark.backends
 def test_registered_objects_and_their_names():
-    """Layers are found by `package>name`, as they are saved (Module/attention_block.py)."""
+    """Layers are found by the `package>name` under which they are saved (Module/attention_block.py)."""
     from Module import ResidualUnit
 
     assert keras.saving.get_registered_name(ResidualUnit) == "ResidualAttention>ResidualUnit"

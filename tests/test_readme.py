@@ -1,4 +1,4 @@
-"""The documents agree with the project: links, commands, requirements, the plain Keras example."""
+"""Checks the documentation: links, commands, requirements, the plain Keras example."""
 
 import re
 import tomllib
@@ -13,13 +13,13 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchma
 
 
 def read_requirements(name):
-    """Return the packages that a requirements file lists itself, without those that it includes."""
+    """Return the packages in a requirements file, without those of included files."""
     lines = (ROOT / name).read_text().splitlines()
     return [line for line in lines if line and not line.startswith(("#", "-r "))]
 
 
 def can_be_run(module):
-    """Return whether `python -m module` finds a file in the project."""
+    """Return whether `python -m module` runs a file of the project."""
     path = ROOT / module.replace(".", "/")
     return path.with_suffix(".py").exists() or (path / "__main__.py").exists()
 
@@ -72,7 +72,7 @@ def test_plain_keras_example_of_the_readme_trains(monkeypatch, capsys):
     monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: (make_part(8), make_part(4)))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     code = next(block for block in blocks if ".fit(" in block)
-    # Narrower layers, and no time spent on tracing and compiling for two steps.
+    # Narrow layers, run eagerly: tracing and compiling would take longer than two steps.
     lighter = {
         "epochs=8": "epochs=1",
         "56(": "56(geometry='paper', ",

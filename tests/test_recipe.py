@@ -1,4 +1,4 @@
-"""The recipe: one place for every hyper-parameter, and one line for every impossible one."""
+"""The recipe: all hyper-parameters, and one line for every impossible value."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Tables of runs, published errors beside them, experiments and figures; no network is trained here."""
+"""Tables of runs with published errors, experiments and figures; no network is trained here."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_run(folder, error=10.0, finished=True, seconds=60.0, **fields):
-    """A run's folder, as far as the report reads it."""
+    """Write the files of a run that the report reads."""
     folder.mkdir(parents=True)
     recipe = Recipe(**fields)
     (folder / "recipe.json").write_text(recipe.to_json())
@@ -95,7 +95,7 @@ HOSTILE = "a|b\n\x1b[2J<script>alert(1)</script>"
 
 @pytest.mark.parametrize("name", [HOSTILE, "=cmd|' /C calc'!A0", "@SUM(1+1)", "x" * 5000, "翘头剪", ["a", 1], {"b": 2}])
 def test_names_from_outside_are_escaped_in_every_format(tmp_path, capsys, name):
-    """A recipe that was edited; what the report does not refuse, it prints as one cell of one line."""
+    """A recipe may have been edited: values that the report does not refuse stay in one cell of one line."""
     run = write_run(tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())
     (run / "recipe.json").write_text(json.dumps({**fields, "model": name, "dataset": name}))
@@ -210,7 +210,7 @@ def test_architectures_are_trained_with_equal_multiply_adds():
         spent = [recipe.epochs * experiments.COSTS[recipe.model, recipe.geometry] for recipe in planned]
         least = min(recipe.epochs for recipe in planned)
         assert len({(recipe.model, recipe.geometry) for recipe in planned}) == len(planned) >= 5
-        assert max(spent) / min(spent) < 1 + 2 / least  # epochs are whole
+        assert max(spent) / min(spent) < 1 + 2 / least  # epochs are whole numbers
 
 
 def test_costs_are_the_multiply_adds_of_the_networks():
@@ -231,7 +231,7 @@ def test_commands_reproduce_the_recipe():
 
 
 def test_experiments_skip_finished_runs_resume_others_and_report(tmp_path, monkeypatch, capsys):
-    """The processes are replaced by what they leave behind."""
+    """Processes are replaced by functions that write their files."""
     ran = []
 
     def trained(command):
@@ -262,7 +262,7 @@ def test_experiments_skip_finished_runs_resume_others_and_report(tmp_path, monke
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_experiment_waits_until_its_run_has_saved_itself(tmp_path, number):
-    """The run is a process that takes a second to save itself; SIGINT comes as Ctrl-C sends it, to both."""
+    """The run takes a second to save itself. As with Ctrl-C, both processes receive SIGINT."""
     run = """
 import pathlib, signal, sys, time
 def save(number, _):
@@ -332,7 +332,7 @@ def test_figures_stay_in_the_run_s_folder_and_overwrite_nothing_silently(tmp_pat
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder of runs of which no figure can be made."""
+    """A folder of runs for which no figure can be drawn."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("run", "empty", "header", "negative", "linear", "latin"):
         write_run(folder / name)

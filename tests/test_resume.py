@@ -1,4 +1,4 @@
-"""A run that cannot be lost: killed, stopped, out of space, damaged, and resumed to the same end."""
+"""Runs that are killed, stopped, out of space or damaged are resumed to the same end."""
 
 import errno
 import hashlib
@@ -54,7 +54,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def run(whole, tmp_path):
-    """A copy of that run, as if it had been killed behind its last checkpoint but one."""
+    """A copy of that run. Tests remove its last checkpoint to resume from the one before."""
     folder = tmp_path / "Logs" / whole.name
     shutil.copytree(whole, folder)
     return folder
@@ -63,7 +63,7 @@ def run(whole, tmp_path):
 def test_kills_change_nothing(tmp_path):
     arguments = [*kill.ARGUMENTS, "--epochs=12"]
     kill.finish(kill.start(*arguments, f"--logs={tmp_path}/whole", script=small.MAIN))
-    # This seed draws one kill of each kind: at an epoch's end, within a save, at a random moment.
+    # This seed draws one kill of each kind: at the end of an epoch, during a save, at a random moment.
     came = kill.kill_and_resume(f"{tmp_path}/killed", 3, 2.0, random.Random(88), arguments, script=small.MAIN)
     assert len(came) >= 2
     assert kill.find_differences(kill.find_run(tmp_path / "whole"), kill.find_run(tmp_path / "killed")) == []
@@ -129,7 +129,7 @@ def expect_refusal(capsys, code, *arguments):
 
 
 def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path):
-    """A limit on the size of files stands for a full disk: writing fails half-way, as there."""
+    """A limit on the size of files stands in for a full disk: writing fails in the middle of a file."""
     process = kill.start(*ARGUMENTS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
     for line in process.stdout:
         if line.startswith("epoch    2 of 3000 "):
@@ -166,7 +166,7 @@ def test_a_folder_lost_during_training_ends_in_one_line(how, tmp_path, monkeypat
             folder = kill.find_run(tmp_path)
             if how == "gone":
                 shutil.rmtree(folder)
-            else:  # a file where the folder was: refused also to root, whom read-only folders do not stop
+            else:  # a file in place of the folder: permissions would not stop root
                 shutil.rmtree(folder / "backup", ignore_errors=True)
                 (folder / "backup").write_text("")
 
@@ -331,8 +331,8 @@ def test_a_checkpoint_of_another_network_is_refused():
 
 
 def test_arrays_are_assigned_by_name_in_any_order():
-    """Gamma, beta, mean and variance of a normalization have one shape: a position tells them apart only today."""
-    for _ in range(2):  # the second model's own names are numbered by Keras
+    """Gamma, beta, mean and variance of a normalization have the same shape, so only names distinguish them."""
+    for _ in range(2):  # Keras numbers the default names in the second model
         model = keras.Sequential(
             [keras.Input((3,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.1)], name="line"
         )
@@ -351,12 +351,12 @@ def test_fuzzed_files_of_every_kind_raise_one_line_or_nothing():
     for kind, counts in verdicts.items():
         assert not [verdict for verdict in counts if verdict.startswith("wrong")]
         assert counts["refused"]
-        assert counts["read"] or kind == "checkpoints"  # a checksum guards them: few changes leave one whole
+        assert counts["read"] or kind == "checkpoints"  # few changes of a checkpoint keep its checksum correct
 
 
 @pytest.fixture
 def old_run(tmp_path):
-    """A run of commit 9187e69, whose checkpoints hold arrays without names, as if killed within its last epoch."""
+    """A run of commit 9187e69, killed in its last epoch; its checkpoints have arrays without names."""
     with tarfile.open(ROOT / "tests" / "data" / "run-9187e69.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     (folder,) = tmp_path.iterdir()
@@ -371,7 +371,7 @@ def test_a_run_of_commit_9187e69_resumes_to_its_end(old_run):
     tiny_main("--resume", str(old_run), build=tiny.tiny_build)
     arrays = unpack(list_checkpoints(old_run)[0].read_bytes())[1]
     assert "stem_convolve/kernel" in arrays
-    for a, b in zip(expected.values(), arrays.values(), strict=True):  # one processor's rounding is not another's
+    for a, b in zip(expected.values(), arrays.values(), strict=True):  # processors differ in rounding
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)
     for then, now in zip(history, kill.read_history(old_run), strict=True):
         assert float(then["loss"]) == pytest.approx(float(now["loss"]), rel=1e-3)
@@ -418,7 +418,7 @@ def test_a_checkpoint_that_lacks_a_part_of_the_state_counts_as_damaged(name, tmp
 
 
 def seal(content):
-    """A checkpoint of this content, with its right checksum."""
+    """Return a checkpoint with this content and a correct checksum."""
     return checkpoint.MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 

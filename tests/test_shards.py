@@ -1,4 +1,4 @@
-"""Shards whose index or records were damaged or written to do harm: one line, little memory, no wrong picture."""
+"""Damaged or malicious shards and indexes give one line, take little memory, and never a wrong picture."""
 
 import io
 import tracemalloc
@@ -16,7 +16,7 @@ from Training.tools import shards as shards_tool
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Shards of twelve pictures to train on and four to validate with, five a shard."""
+    """Shards of twelve training and four validation pictures, five per shard."""
     root = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     for part, count in (("train", 12), ("val", 4)):
@@ -36,7 +36,7 @@ def index(folder):
 
 
 def expect_refusal(folder, said):
-    """Read the shards; returns the refusal."""
+    """Read the shards, and check and return the error."""
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match=said) as refusal:
@@ -50,7 +50,7 @@ def expect_refusal(folder, said):
 
 @pytest.fixture
 def own(folder, tmp_path):
-    """The same shards, linked, and an index of one's own."""
+    """Links to the same shards, and a copy of the index."""
     for path in folder.glob("*.tfrecord"):
         (tmp_path / path.name).symlink_to(path)
     return tmp_path
@@ -141,14 +141,14 @@ def test_an_array_that_claims_to_be_huge_takes_little_memory(own, shape, kind):
 
 
 def test_every_changed_bit_of_a_record_is_found(folder, index, tmp_path):
-    """Of the length, of its checksum, of the picture, of what is around it, and of the checksum at the end."""
+    """Bits of the length, its checksum, the picture, the bytes around it, and the checksum at the end are flipped."""
     path = next(iter(sorted(folder.glob("train-00000*"))))
     raw = path.read_bytes()
     (second,) = np.flatnonzero(index["train_shard"] == 0)[1:2]
     offset, length = int(index["train_offset"][second]), int(index["train_length"][second])
     expected = raw[offset : offset + length]
     assert shards.read_picture(path, offset, length) == expected
-    # The second record starts at the end of the first, which has 12 bytes before its Example and 4 behind it.
+    # The second record starts at the end of the first, which has 12 bytes before its Example and 4 after it.
     start = 12 + int.from_bytes(raw[:8], "little") + 4
     end = start + 12 + int.from_bytes(raw[start : start + 8], "little") + 4
     changed = tmp_path / path.name
@@ -159,7 +159,7 @@ def test_every_changed_bit_of_a_record_is_found(folder, index, tmp_path):
         changed.write_bytes(damaged)
         with pytest.raises(InputError, match=rf"{path.name}, byte {offset}: .*checksum"):
             shards.read_picture(changed, offset, length)
-    for at in (start - 1, end):  # of its neighbours
+    for at in (start - 1, end):  # bytes of the neighbouring records
         damaged = bytearray(raw)
         damaged[at] ^= 16
         changed.write_bytes(damaged)
@@ -194,7 +194,7 @@ def test_checksums_are_those_of_rfc_3720():
 
 @pytest.mark.parametrize("length", [1, 3, 4, 255, 256, 257, 511, 513, 5000, 65_536])
 def test_checksums_do_not_depend_on_rows(length):
-    """Against the definition, bit by bit."""
+    """Compare with the definition, bit by bit."""
     raw = np.random.default_rng(length).integers(0, 256, length, dtype=np.uint8).tobytes()
     state = 0xFFFFFFFF
     for byte in raw[-600:] if length > 600 else raw:

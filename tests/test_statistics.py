@@ -49,7 +49,7 @@ def copy_moving_statistics(network):
 
 
 def measure_batch_statistics(network, images):
-    """What each normalization sees of one batch in training, from a step with momentum 0."""
+    """Return the statistics of one batch at each normalization in training, measured with momentum 0."""
     layers = find_normalizations(network)
     for layer in layers:
         layer.momentum = 0.0
@@ -112,7 +112,7 @@ def test_examples_are_whole_batches(digits):
 
 @pytest.fixture(scope="module")
 def runs(digits, tmp_path_factory):
-    """The same run with recomputed statistics and without."""
+    """The same run with and without recomputed statistics."""
     made = {}
     for share in (0.5, 0.0):
         folder, recipe = tmp_path_factory.mktemp("run"), dataclasses.replace(RECIPE, statistics_share=share)

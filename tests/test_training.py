@@ -1,4 +1,4 @@
-"""The training script: a whole run, its folder, its end by Ctrl-C, its resumption, its refusals, its TensorBoard."""
+"""The training script: a whole run, its folder, signals, resuming, errors, TensorBoard."""
 
 import contextlib
 import csv
@@ -307,7 +307,7 @@ def test_tensorboard_s_pages_are_drawn_in_a_browser(logs, tmp_path):
         picture = Image.open(tmp_path / f"tensorboard-{page}.png").convert("RGB")
         pixels = np.asarray(picture.convert("L"))
         assert pixels.shape[1] == 1700 and pixels.std() > 15
-        if page in ("scalars", "custom-scalars", "pr-curves"):  # lines are coloured, on a page that is grey
+        if page in ("scalars", "custom-scalars", "pr-curves"):  # curves are coloured, the rest of the page is grey
             shown = np.asarray(picture)[150:, 400:].astype(int)
             assert (shown.max(axis=-1) - shown.min(axis=-1) > 60).sum() > 300, page
 
@@ -343,7 +343,7 @@ def test_impossible_runs_end_in_one_line(arguments, said, capsys, tmp_path):
 
 
 def test_a_process_prints_only_one_line(tmp_path):
-    """Also behind the framework's start, whose own notes are many."""
+    """This includes errors after the start of the framework, which writes many notes."""
     for arguments, environment, said in (
         (["--dataset=digits", "--logs=/proc/Logs"], {}, "--logs /proc/Logs cannot be written"),
         (["--dataset=digits"], {"KERAS_BACKEND": "none"}, "KERAS_BACKEND must be one of tensorflow, jax"),

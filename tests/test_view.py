@@ -1,4 +1,4 @@
-"""Pictures: masks over images, the confusion matrix, PNG."""
+"""Figures: masks over images, confusion matrix, curves, PNG files."""
 
 import html as html_text
 import io
@@ -43,7 +43,7 @@ def test_mask_picture_has_images_the_mean_and_the_most_varied_channels_with_thei
     mean = picture[side + 6 : 2 * side + 6, left : left + 2 * side + 8].astype(int)
     second = mean[:, side + 6 : 2 * side + 6]
     assert second[0, 0].sum() > second[-1, -1].sum() + 100
-    assert (mean[:, 2 : 2 + side] == second[-1, -1]).all()  # the first image's is dark everywhere
+    assert (mean[:, 2 : 2 + side] == second[-1, -1]).all()  # the mask of the first image is dark everywhere
     bar = picture[side + 4 + 14 : 2 * (side + 4) - 14, -plots.MARGINS[1] + 18].astype(int).sum(axis=-1)
     assert bar[0] > bar[-1] + 100 and (picture[:, -60:] == 0).any()  # bright is high; the numbers are black
 
@@ -88,7 +88,7 @@ def test_responses_are_mean_absolute_features():
 
 
 def texts_of(monkeypatch):
-    """What figures show, read before they become pixels: a list of their texts for each figure."""
+    """The texts of each figure, collected before it is drawn."""
     import matplotlib.text
 
     found, pixels = [], plots._pixels
@@ -126,7 +126,7 @@ def test_long_names_and_other_scripts_are_shortened_or_numbered(monkeypatch, rec
     plots.draw_mistakes(images, range(5), np.eye(5)[::-1], LONG)
     plots.draw_responses({name: {name: 1.0} for name in LONG})
     plots.draw_curves({name: [{"loss": [1.0], "accuracy": [0.5]}] for name in LONG})
-    assert widths[0] == widths[1]  # the axes are not what gives way
+    assert widths[0] == widths[1]  # long names do not shrink the axes
     assert "3" in texts[1] and "image 3" in texts[2] and any("class 3" in text for text in texts[3])
     assert all(len(text) < 100 for figure in texts for text in figure)
     assert plots.label_names(["a" * 30 + "b" + "a" * 30, "a" * 30 + "c" + "a" * 30], "") == [

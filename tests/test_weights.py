@@ -1,4 +1,4 @@
-"""Weights that come with the project: packed from a run, loaded, checked, evaluated, predicted with, trained from."""
+"""Weights that come with the project: packing, loading, checking, evaluating, predicting, fine-tuning."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from Training.tools import evaluate, ship
 
 pytestmark = pytest.mark.backends
 TINY = Geometry(stem_filters=4, stem_kernel=3, stem_pool=2, stages=(Stage(8, 2, 1),), tail=((16, 2),))
-# Logits of the packed network for the first two test images: of TensorFlow, and JAX must give the same.
+# Logits of the packed network for the first two test images on TensorFlow; JAX must give the same.
 LOGITS = [
     [-1.09111, 0.99866, 0.99491, -1.48943, 0.12692, 1.99009, -0.56699, -0.54372, -5.03346, 3.15064],
     [-1.05914, 1.00919, 1.06053, -1.53770, 0.15960, 1.95898, -0.51432, -0.53454, -4.99254, 3.11475],
@@ -46,7 +46,7 @@ def digits():
 
 @pytest.fixture(scope="module", autouse=True)
 def packed(digits, tmp_path_factory):
-    """The folder of weights with one network, and the run that it was packed from."""
+    """A folder of weights with one network, and the run from which it was packed."""
     patch = pytest.MonkeyPatch()
     patch.setitem(GEOMETRIES, "compact", TINY)
     patch.setattr(weights, "FOLDER", tmp_path_factory.mktemp("weights"))
@@ -166,7 +166,7 @@ def test_weights_of_another_network_are_refused():
 
 @pytest.fixture
 def copy(packed, tmp_path, monkeypatch):
-    """A folder of weights that may be damaged."""
+    """A copy of the folder of weights, which a test may damage."""
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     return shutil.copytree(packed.folder, tmp_path / packed.folder.name)
 

@@ -1,1 +1,1 @@
-"""What tests and benchmarks share: small networks, generated archives, a second implementation of the network."""
+"""Shared by tests and benchmarks: small networks, generated archives, a second implementation of the network."""

@@ -1,7 +1,7 @@
-"""Counts of every network by pure arithmetic on the description.
+"""Counts weights and multiply-adds of all networks by arithmetic on their description.
 
-Nothing is built: each function walks through a part of the description with nothing but sizes and channels, and
-adds what it meets to a tally. Run as a program, the file prints a table of all networks.
+Nothing is built: each function goes through a part of the description with only sizes and channels, and adds its
+counts to a tally. Run as a program, this file prints a table of all networks.
 """
 
 import math
@@ -14,7 +14,7 @@ CARDINALITY = 32
 
 @dataclass(frozen=True)
 class Plan:
-    """A geometry: stem kernel, stride, channels, normalisation and pool, then widths of stages and tail."""
+    """A geometry: image size, classes, the stem, then widths and strides of stages and tail."""
 
     size: int
     classes: int
@@ -39,17 +39,17 @@ PLANS = {
 
 
 def halve(size: int) -> int:
-    """Size after a convolution of stride 2 padded on both sides."""
+    """Return the size after a convolution of stride 2 that is padded on both sides."""
     return math.ceil(size / 2)
 
 
 def pool(size: int) -> int:
-    """Size after a 3x3 pooling of stride 2 in ceil mode."""
+    """Return the size after 3x3 pooling of stride 2 in ceil mode."""
     return max(1, math.ceil((size - 3) / 2) + 1)
 
 
 class Tally:
-    """What has been counted so far."""
+    """The counts so far."""
 
     def __init__(self, family: str) -> None:
         self.family = family
@@ -58,17 +58,17 @@ class Tally:
         self.multiply_adds = 0
 
     def add_conv(self, kernel: int, inputs: int, outputs: int, size: int, groups: int = 1) -> None:
-        """A convolution without a bias, with an output of size x size pixels."""
+        """Add a convolution without bias, with an output of size x size pixels."""
         weights = kernel * kernel * (inputs // groups) * outputs
         self.kernels += weights
         self.multiply_adds += weights * size * size
 
     def add_norm(self, channels: int) -> None:
-        """A batch normalisation."""
+        """Add a batch normalization."""
         self.norm_channels += channels
 
     def add_unit(self, inputs: int, outputs: int, size: int, stride: int = 1) -> int:
-        """A residual unit of the family, on size x size pixels; gives the size of its output."""
+        """Add a residual unit of the family, on size x size pixels; return the size of its output."""
         after = halve(size) if stride == 2 else size
         project = stride != 1 or inputs != outputs
         {
@@ -83,7 +83,7 @@ class Tally:
         return after
 
     def add_preactivation_unit(self, inputs: int, outputs: int, size: int, after: int) -> None:
-        """Three convolutions, each after a normalisation."""
+        """Add three convolutions, each after a normalization."""
         inner = outputs // 4
         self.add_norm(inputs)
         self.add_conv(1, inputs, inner, size)
@@ -93,7 +93,7 @@ class Tally:
         self.add_conv(1, inner, outputs, after)
 
     def add_resnext_unit(self, inputs: int, outputs: int, size: int, after: int) -> None:
-        """Three convolutions, the second in groups, each before a normalisation."""
+        """Add three convolutions, the second in groups, each before a normalization."""
         inner = outputs // 2
         self.add_conv(1, inputs, inner, size)
         self.add_norm(inner)
@@ -103,7 +103,7 @@ class Tally:
         self.add_norm(outputs)
 
     def add_inception_unit(self, inputs: int, outputs: int, size: int, after: int) -> None:
-        """Four branches of 5, 10, 4 and 5 sixteenths of C/4 channels, joined and widened."""
+        """Add four branches of 5, 10, 4 and 5 sixteenths of C/4 channels, concatenated and widened."""
         n = outputs // 4
         five, ten, four = 5 * n // 16, 10 * n // 16, 4 * n // 16
         self.add_norm(inputs)
@@ -120,12 +120,12 @@ class Tally:
         self.add_conv(1, joined, outputs, after)
 
     def add_units(self, channels: int, size: int, count: int) -> None:
-        """Units that keep size and channels."""
+        """Add units that keep size and channels."""
         for _ in range(count):
             self.add_unit(channels, channels, size)
 
     def add_block(self, channels: int, size: int, depth: int, p: int, t: int, r: int, r_up: int) -> None:
-        """An attention block with an encoder-decoder mask of `depth` poolings."""
+        """Add an attention block with an encoder-decoder mask of `depth` poolings."""
         self.add_units(channels, size, p + t + p)
         sizes = [size]
         for _ in range(depth):
@@ -143,7 +143,7 @@ class Tally:
 
 
 def plan_blocks(depth: int, geometry: str) -> tuple[tuple[int, int, int], int, int, int, int]:
-    """Blocks in each stage, p, t, units a level down and units a level up."""
+    """Return the blocks in each stage, p, t, units per level down and units per level up."""
     if depth == 452:
         return (6, 6, 6), 2, 4, 3, 1
     if depth == 92 and geometry != "paper":
@@ -161,7 +161,7 @@ def count(
     mask: str = "encoder_decoder",
     size: int | None = None,
 ) -> dict[str, int]:
-    """Weights, multiply-adds of one image and trunk depth of a network such as "attention_56"."""
+    """Return weights, multiply-adds for one image and trunk depth of a network such as "attention_56"."""
     if mask != "encoder_decoder":
         raise ValueError(f"mask {mask!r} is not counted here")
     family, _, depth = name.rpartition("_")
@@ -216,7 +216,7 @@ def count(
 
 
 def make_table() -> str:
-    """All networks in all geometries, one a line."""
+    """Return a table of all networks in all geometries, one per line."""
     columns = ("kernels", "trainable", "parameters", "multiply_adds", "trunk_depth")
     lines = [f"{'geometry':9}{'network':24}" + "".join(f"{each:>16}" for each in columns)]
     for geometry in GEOMETRIES:

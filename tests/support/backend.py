@@ -1,6 +1,6 @@
-"""What tests ask of the backend."""
+"""Settings of tests that depend on the backend."""
 
 import keras
 
-# For `jit_compile` if a test is not about XLA: Keras also compiles on TensorFlow by default, in several times the time.
+# For `jit_compile` in tests that are not about XLA: on TensorFlow, Keras compiles by default, which takes much longer.
 JIT = keras.backend.backend() == "jax"

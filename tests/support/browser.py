@@ -21,7 +21,7 @@ def require_browser():
 
 @contextlib.contextmanager
 def open_chromium(width=1300, height=900):
-    """A headless Chromium that records its network requests."""
+    """Open headless Chromium, which records its network requests."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -37,7 +37,7 @@ def open_chromium(width=1300, height=900):
 
 
 def read_hosts(browser):
-    """The hosts that the browser has asked since the last call; without `data:` and `blob:` addresses."""
+    """Return the hosts of the browser's requests since the last call, without `data:` and `blob:` addresses."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
     urls += [event["params"]["url"] for event in events if event["method"] == "Network.webSocketCreated"]
@@ -45,7 +45,7 @@ def read_hosts(browser):
 
 
 def find_free_port():
-    """A port of 127.0.0.1 that nothing listens on."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

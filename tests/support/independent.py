@@ -1,8 +1,8 @@
-"""A second implementation of the ImageNet network, in plain NumPy, from the description alone.
+"""A second implementation of the ImageNet network in plain NumPy, written only from the description.
 
-Inference only. Images and maps are (batch, rows, columns, channels), kernels (rows, columns, in, out). Arrays are
-kept in a flat dictionary under structural names such as "stage1/block1/trunk2/conv2" or "tail/bn/gamma"; everything
-is computed in the type of the weights.
+It is for inference only. Images and maps are (batch, rows, columns, channels), kernels (rows, columns, in, out). Arrays
+are in a flat dictionary with structural names such as "stage1/block1/trunk2/conv2" or "tail/bn/gamma". Everything is
+computed in the dtype of the weights.
 """
 
 import math
@@ -25,12 +25,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def list_norm_shapes(name: str, channels: int) -> Shapes:
-    """The four arrays of a batch normalisation."""
+    """Return the shapes of the four arrays of a batch normalization."""
     return {f"{name}/{part}": (channels,) for part in ("gamma", "beta", "mean", "variance")}
 
 
 def list_unit_shapes(name: str, inputs: int, outputs: int, stride: int = 1) -> Shapes:
-    """The arrays of a residual unit; it projects where its stride or its width changes the tensor."""
+    """Return the shapes of a residual unit; it has a projection if its stride or width changes the tensor."""
     inner = outputs // 4
     shapes = list_norm_shapes(f"{name}/bn1", inputs)
     shapes[f"{name}/conv1"] = (1, 1, inputs, inner)
@@ -44,7 +44,7 @@ def list_unit_shapes(name: str, inputs: int, outputs: int, stride: int = 1) -> S
 
 
 def list_block_shapes(name: str, channels: int, mask_depth: int, p: int = 1, t: int = 2, r: int = 1) -> Shapes:
-    """The arrays of an attention block."""
+    """Return the shapes of an attention block."""
     units = [f"before{n}" for n in range(1, p + 1)]
     units += [f"trunk{n}" for n in range(1, t + 1)]
     for level in range(1, mask_depth + 1):
@@ -63,7 +63,7 @@ def list_block_shapes(name: str, channels: int, mask_depth: int, p: int = 1, t: 
 
 
 def list_network_shapes(blocks: tuple[int, int, int] = (1, 1, 1), classes: int = 1000) -> Shapes:
-    """The arrays of the whole network, with `blocks` attention blocks in each stage."""
+    """Return the shapes of the whole network, with `blocks` attention blocks in its stages."""
     shapes: Shapes = {"stem/conv": (7, 7, 3, STEM)}
     shapes |= list_norm_shapes("stem/bn", STEM)
     inputs = STEM
@@ -82,7 +82,7 @@ def list_network_shapes(blocks: tuple[int, int, int] = (1, 1, 1), classes: int =
 
 
 def draw_values(shapes: Shapes, seed: int = 0) -> Weights:
-    """Random float32 arrays of these shapes, scaled so that the activations neither explode nor vanish."""
+    """Draw random float32 arrays of these shapes, scaled so that activations neither explode nor vanish."""
     random = np.random.default_rng(seed)
     values: Weights = {}
     for name, shape in shapes.items():
@@ -99,7 +99,7 @@ def draw_values(shapes: Shapes, seed: int = 0) -> Weights:
 
 
 def draw_weights(blocks: tuple[int, int, int] = (1, 1, 1), classes: int = 1000, seed: int = 0) -> Weights:
-    """Random values for every parameter of the network."""
+    """Draw random values for all parameters of the network."""
     return draw_values(list_network_shapes(blocks, classes), seed)
 
 
@@ -107,7 +107,7 @@ def draw_weights(blocks: tuple[int, int, int] = (1, 1, 1), classes: int = 1000, 
 
 
 def conv(x: np.ndarray, kernel: np.ndarray, stride: int = 1) -> np.ndarray:
-    """Convolution without a bias, padded with (size - 1) / 2 zeros on every side."""
+    """Apply a convolution without bias, padded with (size - 1) / 2 zeros on every side."""
     size = kernel.shape[0]
     pad = (size - 1) // 2
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -118,32 +118,32 @@ def conv(x: np.ndarray, kernel: np.ndarray, stride: int = 1) -> np.ndarray:
 
 
 def norm(x: np.ndarray, w: Weights, name: str) -> np.ndarray:
-    """Batch normalisation with the moving statistics."""
+    """Apply batch normalization with the moving statistics."""
     scale = w[f"{name}/gamma"] / np.sqrt(w[f"{name}/variance"] + x.dtype.type(EPSILON))
     return (x - w[f"{name}/mean"]) * scale + w[f"{name}/beta"]
 
 
 def norm_relu(x: np.ndarray, w: Weights, name: str) -> np.ndarray:
-    """Batch normalisation and ReLU."""
+    """Apply batch normalization and ReLU."""
     return np.maximum(norm(x, w, name), 0)
 
 
 def compute_pooled_size(size: int) -> int:
-    """Rows or columns after a 3x3 pooling of stride 2 in ceil mode."""
+    """Return the rows or columns after 3x3 pooling of stride 2 in ceil mode."""
     if size < 2:
         raise ValueError("a map of one pixel cannot be compute_pooled_size")
     return math.ceil((size - 3) / 2) + 1
 
 
 def pool(x: np.ndarray) -> np.ndarray:
-    """3x3 max pooling, stride 2, no padding; the windows that reach past the border are clipped there."""
+    """Apply 3x3 max pooling with stride 2 and no padding; windows are clipped at the border."""
     rows, columns = ((compute_pooled_size(n) - 1) * 2 + 3 - n for n in x.shape[1:3])
     extended = np.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), constant_values=-np.inf)
     return sliding_window_view(extended, (3, 3), axis=(1, 2))[:, ::2, ::2].max(axis=(-2, -1))
 
 
 def make_interpolation_matrix(size: int, target: int, dtype: np.dtype) -> np.ndarray:
-    """The (target, size) matrix of linear interpolation with aligned corners."""
+    """Return the (target, size) matrix of linear interpolation with aligned corners."""
     matrix = np.zeros((target, size))
     for row in range(target):
         place = row * (size - 1) / (target - 1) if target > 1 else 0.0
@@ -155,7 +155,7 @@ def make_interpolation_matrix(size: int, target: int, dtype: np.dtype) -> np.nda
 
 
 def upsample(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Bilinear upsampling with aligned corners."""
+    """Apply bilinear upsampling with aligned corners."""
     down = make_interpolation_matrix(x.shape[1], rows, x.dtype)
     across = make_interpolation_matrix(x.shape[2], columns, x.dtype)
     tall = np.moveaxis(np.tensordot(down, x, axes=(1, 1)), 0, 1)
@@ -163,13 +163,13 @@ def upsample(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """The logistic function, without overflow."""
+    """Apply the logistic function, without overflow."""
     small = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, small) / (1 + small)
 
 
 def attend(x: np.ndarray, attention: str = "mixed") -> np.ndarray:
-    """The last step of a mask: mixed, channel or spatial attention."""
+    """Apply the last step of a mask: mixed, channel or spatial attention."""
     if attention == "mixed":
         return sigmoid(x)
     if attention == "channel":
@@ -185,7 +185,7 @@ def attend(x: np.ndarray, attention: str = "mixed") -> np.ndarray:
 
 
 def unit(x: np.ndarray, w: Weights, name: str, stride: int = 1) -> np.ndarray:
-    """A pre-activation residual unit."""
+    """Apply a pre-activation residual unit."""
     active = norm_relu(x, w, f"{name}/bn1")
     inner = conv(active, w[f"{name}/conv1"])
     inner = conv(norm_relu(inner, w, f"{name}/bn2"), w[f"{name}/conv2"], stride)
@@ -205,7 +205,7 @@ def block(
     t: int = 2,
     r: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An attention block: its output and its mask."""
+    """Apply an attention block; return its output and its mask."""
 
     def units(value: np.ndarray, path: str, count: int) -> np.ndarray:
         for n in range(1, count + 1):
@@ -240,7 +240,7 @@ def forward(
     learning: str = "arl",
     attention: str = "mixed",
 ) -> np.ndarray:
-    """The logits of a batch of images."""
+    """Return the logits of a batch of images."""
     x = np.asarray(images, dtype=w["stem/conv"].dtype)
     x = pool(norm_relu(conv(x, w["stem/conv"], 2), w, "stem/bn"))
     for stage, (depth, count) in enumerate(zip(MASK_DEPTHS, blocks, strict=True), 1):

@@ -1,4 +1,4 @@
-"""The checks that every layer must pass, as Keras' own layers do."""
+"""Checks that every layer must pass, like those for Keras' own layers."""
 
 import inspect
 import json
@@ -13,16 +13,16 @@ def check_layer(make, shape, tmp_path, call=None):
     """Check arguments, config, symbolic call, output spec, dtypes, saving and loading of a layer.
 
     Args:
-        make: function that takes `dtype` and `name` as keyword arguments and returns the layer.
+        make: function with the keyword arguments `dtype` and `name` that returns the layer.
         shape: shape of one input, without the batch.
         tmp_path: folder for the saved model.
-        call: dictionary of further arguments of a call.
+        call: dictionary of additional arguments of a call.
     """
     x = np.random.default_rng(0).uniform(0, 255, (3, *shape)).astype("float32")
     _check_config(make(name="named"), x)
     dtypes = (*DTYPES, "float64") if keras.backend.backend() == "tensorflow" else DTYPES  # JAX has none by default
     for i, dtype in enumerate(dtypes):
-        given = keras.dtype_policies.get(dtype) if i % 2 else dtype  # a policy and a name in turn
+        given = keras.dtype_policies.get(dtype) if i % 2 else dtype  # policies and names alternate
         layer = make(name="named", dtype=given)
         assert layer.dtype_policy.name == dtype
         _check_specs(layer, x, call or {})
@@ -44,7 +44,7 @@ def _check_config(layer, x):
 
 
 def _check_specs(layer, x, call):
-    """The symbolic output, the output spec and the computed output agree, in training and outside."""
+    """Check that symbolic output, output spec and computed output agree, in training and outside."""
     symbol = keras.Input(x.shape[1:], batch_size=len(x))
     for training in (False, True):
         given = layer(x, training=training, **call)

@@ -1,4 +1,4 @@
-"""The smallest network with all that several devices must agree on: an attention block of units of one convolution."""
+"""The smallest network with all kinds of state that devices must agree on: one attention block of minimal units."""
 
 import keras
 from keras import layers
@@ -25,13 +25,13 @@ class Plain(Unit):
 
 
 def build(recipe, data):
-    """Stands in for `training_cifar10.build`."""
+    """Stand in for `training_cifar10.build`."""
     preprocessing = mean_subtraction(*data.mean_and_std(recipe.mean))
     return plain_network(data.train.images.shape[1:], len(data.classes), recipe.dropout, preprocessing, recipe.learning)
 
 
 def plain_network(input_shape=(32, 32, 3), classes=10, dropout=0.0, preprocessing=None, learning="arl"):
-    """The network alone: about 3,000 weights, from images to class probabilities."""
+    """Return a network with about 3,000 weights, from images to class probabilities."""
     inputs = keras.Input(input_shape, name="images")
     x = preprocessing(inputs) if preprocessing else inputs
     x = convolution(4, 3, 4, padding="same", name="stem_convolve")(x)

@@ -1,4 +1,4 @@
-"""Networks of which only the shapes matter."""
+"""Networks without values, for tests of shapes."""
 
 import keras
 
@@ -6,7 +6,7 @@ import keras
 def shapes_only():
     """Return a scope that builds layers without values for their weights.
 
-    Shapes, counts, names and configurations are those of an ordinary network, in an eighth of the time. The layers
-    cannot be called on images.
+    Shapes, counts, names and configurations are those of an ordinary network, which takes eight times as long to build.
+    The layers cannot be called on images.
     """
     return keras.StatelessScope(initialize_variables=False)

@@ -1,4 +1,4 @@
-"""Small stand-ins that the tests share: a network of a few thousand weights, and archives in the official form."""
+"""Shared by tests: a network of a few thousand weights, and archives in the official format."""
 
 import io
 import pickle
@@ -11,7 +11,7 @@ from Training.data.archives import ARCHIVES
 
 
 def tiny_network(**kwargs):
-    """One stage of one attention block with 8 channels: everything the real ones have, in little."""
+    """Return a small network with all parts of the real ones: one stage with one attention block of 8 channels."""
     from Model import Geometry, Stage, residual_attention_network
 
     geometry = Geometry(stem_filters=4, stem_kernel=3, stem_pool=2, stages=(Stage(8, 2, 2),), tail=((16, 2),))
@@ -19,7 +19,7 @@ def tiny_network(**kwargs):
 
 
 def tiny_build(recipe, data):
-    """Stands in for `training_cifar10.build`."""
+    """Stand in for `training_cifar10.build`."""
     from Model.preprocessing import mean_subtraction
 
     return tiny_network(
@@ -32,7 +32,7 @@ def tiny_build(recipe, data):
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes byte strings as Python 2 did, which is how the official files hold them."""
+    """Writes byte strings like Python 2, as in the official files."""
 
     dispatch = dict(pickle._Pickler.dispatch)
 
@@ -49,26 +49,26 @@ class Python2Pickler(pickle._Pickler):
     dispatch[str] = save_str
 
 
-def pickled(value):
+def pickle_as_python_2(value):
     buffer = io.BytesIO()
     Python2Pickler(buffer, protocol=2).dump(value)
     return buffer.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
 
 
-def batch(archive, rows, seed=0, **changes):
-    """One file of the archive: random images, labels that go round the classes."""
+def make_batch(archive, rows, seed=0, **changes):
+    """Return one file of the archive, with random images and cyclic labels."""
     images = np.random.default_rng(seed).integers(0, 256, (rows, 3072), dtype=np.uint8)
     labels = [i % archive.classes for i in range(rows)]
-    return pickled({"batch_label": b"a batch", archive.labels: labels, b"data": images, **changes})
+    return pickle_as_python_2({"batch_label": b"a batch", archive.labels: labels, b"data": images, **changes})
 
 
-def official_files(name):
-    """All files of an archive in the official form and size, as bytes."""
+def make_official_files(name):
+    """Return all files of an archive in the official format and size, `{name: bytes}`."""
     archive = ARCHIVES[name]
-    files = {f: batch(archive, archive.rows[0], i) for i, f in enumerate(archive.train)}
-    files[archive.test[0]] = batch(archive, archive.rows[1], 99)
+    files = {f: make_batch(archive, archive.rows[0], i) for i, f in enumerate(archive.train)}
+    files[archive.test[0]] = make_batch(archive, archive.rows[1], 99)
     names = [b"class %d" % i for i in range(archive.classes)]
-    files[archive.meta] = pickled({archive.names: names, b"num_vis": 3072})
+    files[archive.meta] = pickle_as_python_2({archive.names: names, b"num_vis": 3072})
     return files
 
 

@@ -1,8 +1,8 @@
-# Every target but setup and clean takes ARGS="..."; PYTHON names the interpreter that creates the environment.
+# All targets except setup and clean take ARGS="..."; PYTHON names the interpreter that creates the environment.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# tests/conftest.py has the slowest files start first; without this option xdist would order them anew.
+# tests/conftest.py starts the slowest files first; without this option, xdist would reorder them.
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # GPU=1: the CUDA packages of KERAS_BACKEND, which is tensorflow by default.
@@ -27,8 +27,8 @@ page: .venv/installed-page
 notebooks: .venv/installed-dev
 	$(BIN)/jupyter execute --inplace --timeout=-1 training_56.ipynb training_92.ipynb $(ARGS)
 
-# The second pass repeats, on JAX, the tests that must hold on every backend. Both passes always run; the last line has
-# the counts of both, taken from the JUnit files. With ARGS, the second pass may select no test: pytest exits with 5.
+# The second pass repeats, on JAX, the tests that must pass on every backend. Both passes always run; the last line has
+# the counts of both, from the JUnit files. With ARGS, the second pass may select no test: pytest then exits with 5.
 test: .venv/installed-dev
 	@rm -f .venv/junit-*.xml; failed=0; \
 	$(TESTS) --junitxml .venv/junit-tensorflow.xml $(ARGS) || failed=1; \

@@ -162,7 +162,7 @@ def look_at_file(networks, name, raw):
     """Return the answers of each network for the bytes of a picture file.
 
     Raises:
-        InputError: they are not a picture that can be read.
+        InputError: they are not a readable picture.
     """
     with silence_stderr():  # libtiff writes warnings about damaged files there
         images = {size: decoding.read(name, size, raw) for size in {network.size for network in networks}}

@@ -98,9 +98,9 @@ def train_on(hardware, keras, data, recipe, resume, build):
         say(freeze(network, recipe.freeze))
 
     folder, held = open_folder(hardware, data, recipe, resume)  # `held` keeps the lock until the end
-    say(f"{recipe.model} on {recipe.dataset}: {len(data.train.labels)} images to train on, {folder}", flush=True)
+    say(f"{recipe.model} on {recipe.dataset}: {len(data.train.labels)} training images, {folder}", flush=True)
     where = f"{hardware} ({devices.device_name()})"
-    say(f"{recipe.batch_size} images a step on {where}, {describe_rate(recipe)}", flush=True)
+    say(f"{recipe.batch_size} images per step on {where}, {describe_rate(recipe)}", flush=True)
 
     shown = data.validation if len(data.validation.labels) else data.train
 

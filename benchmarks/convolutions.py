@@ -1,8 +1,8 @@
-"""How fast convolutions are by themselves on TensorFlow: python -m benchmarks.convolutions [NETWORK] [BATCH SIZE]
+"""Measure the speed of single convolutions on TensorFlow: python -m benchmarks.convolutions [NETWORK] [BATCH SIZE]
 
-Each shape of convolution in the network runs alone: forward, gradient of the input, gradient of the kernel; a 1x1
-convolution as a product of matrices, too, which it is. Prints GFLOP/s (two operations a multiply-add) beside those of a
-large product, and what share of its rate a step could reach if all else in it took no time.
+Each shape of convolution in the network runs alone: forward, gradient of the input, gradient of the kernel. 1x1
+convolutions are also measured as matrix products. Prints GFLOP/s (two operations per multiply-add), compares them with
+a large matrix product, and prints the rate of a step that consists of convolutions only.
 """
 
 import collections
@@ -15,13 +15,13 @@ from benchmarks.operations import parse
 from Training.console import entry_point, report_errors, run_program, start_keras
 
 PROGRAM = "benchmarks/convolutions.py"
-SECONDS = 0.2  # of one measurement
+SECONDS = 0.2  # duration of one measurement
 MATRIX = 2048
 WAYS = ("forward", "to the input", "to the kernel")
 
 
-def seconds_of(act):
-    """The median seconds of a call of a function that gives a tensor, compiled."""
+def measure_seconds(act):
+    """Return the median seconds of a compiled call of a function that returns a tensor."""
     import tensorflow as tf
 
     compiled = tf.function(lambda: tf.reshape(act(), (-1,))[0])
@@ -34,8 +34,8 @@ def seconds_of(act):
     return statistics.median(spent)
 
 
-def shapes(name):
-    """`{(map's shape, kernel's shape, strides, padding): how many convolutions}` of a network."""
+def count_convolutions(name):
+    """Return `{(map shape, kernel shape, strides, padding): number of convolutions}` of a network."""
     import keras
 
     from Model import network
@@ -48,29 +48,31 @@ def shapes(name):
     return found
 
 
-def convolution(image, kernel, strides, padding, batch_size):
-    """Seconds of the three passes of one convolution."""
+def measure_convolution(image, kernel, strides, padding, batch_size):
+    """Return the seconds of the three passes of a convolution."""
     import tensorflow as tf
 
     x, weights = tf.random.normal((batch_size, *image)), tf.random.normal(kernel)
     how = {"strides": [1, strides, strides, 1], "padding": padding}
     y = tf.nn.conv2d(x, weights, **how)
     return [
-        seconds_of(lambda: tf.nn.conv2d(x, weights, **how)),
-        seconds_of(lambda: tf.raw_ops.Conv2DBackpropInput(input_sizes=x.shape, filter=weights, out_backprop=y, **how)),
-        seconds_of(lambda: tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=kernel, out_backprop=y, **how)),
+        measure_seconds(lambda: tf.nn.conv2d(x, weights, **how)),
+        measure_seconds(
+            lambda: tf.raw_ops.Conv2DBackpropInput(input_sizes=x.shape, filter=weights, out_backprop=y, **how)
+        ),
+        measure_seconds(lambda: tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=kernel, out_backprop=y, **how)),
     ]
 
 
-def product(rows, inner, columns):
-    """Seconds of the three passes of a product of matrices."""
+def measure_product(rows, inner, columns):
+    """Return the seconds of the three passes of a matrix product."""
     import tensorflow as tf
 
     x, weights, y = (tf.random.normal(shape) for shape in ((rows, inner), (inner, columns), (rows, columns)))
     return [
-        seconds_of(lambda: tf.matmul(x, weights)),
-        seconds_of(lambda: tf.matmul(y, weights, transpose_b=True)),
-        seconds_of(lambda: tf.matmul(x, y, transpose_a=True)),
+        measure_seconds(lambda: tf.matmul(x, weights)),
+        measure_seconds(lambda: tf.matmul(y, weights, transpose_b=True)),
+        measure_seconds(lambda: tf.matmul(x, y, transpose_a=True)),
     ]
 
 
@@ -81,29 +83,30 @@ def main(arguments=None):
     with report_errors(PROGRAM, "Stopped."):
         start_keras()
     batch_size = options.batch_size
-    large = []  # once beside each shape, since a machine's speed varies
-    print("| map | kernel | stride | how many | " + " | ".join(WAYS) + " | the same as products |\n|" + "---|" * 8)
+    large = []  # measured again for each shape, since the speed of a machine varies
+    print("| map | kernel | stride | number | " + " | ".join(WAYS) + " | as matrix products |\n|" + "---|" * 8)
     work = taken = 0
     for (image, kernel, strides, padding), many in sorted(
-        shapes(options.network).items(), key=lambda item: -math.prod(item[0][0])
+        count_convolutions(options.network).items(), key=lambda item: -math.prod(item[0][0])
     ):
         height, width = (
             -(-side // strides) if padding == "SAME" else (side - kernel[0]) // strides + 1 for side in image[:2]
         )
-        large.append(2 * MATRIX**3 / product(MATRIX, MATRIX, MATRIX)[0] / 1e9)
+        large.append(2 * MATRIX**3 / measure_product(MATRIX, MATRIX, MATRIX)[0] / 1e9)
         operations = 2 * batch_size * height * width * math.prod(kernel)
-        spent = convolution(image, kernel, strides, padding, batch_size)
+        spent = measure_convolution(image, kernel, strides, padding, batch_size)
         work, taken = work + 3 * many * operations, taken + many * sum(spent)
         rates = [f"{operations / each / 1e9:.0f}" for each in spent]
         alike = "-"
         if kernel[:2] == (1, 1) and strides == 1:
-            alike = ", ".join(f"{operations / s / 1e9:.0f}" for s in product(batch_size * height * width, *kernel[2:]))
+            times = measure_product(batch_size * height * width, *kernel[2:])
+            alike = ", ".join(f"{operations / each / 1e9:.0f}" for each in times)
         row = ["x".join(map(str, image)), "x".join(map(str, kernel)), str(strides), str(many), *rates, alike]
         print(f"| {' | '.join(row)} |", flush=True)
     rate = work / taken / 1e9
     best = statistics.median(large)
-    print(f"\nproduct of {MATRIX} x {MATRIX}: {best:.0f} GFLOP/s, as all figures in the table are")
-    print(f"all convolutions of a step: {taken:.3f} s, {rate:.0f} GFLOP/s, {100 * rate / best:.0f} % of that")
+    print(f"\nAll figures are GFLOP/s. Matrix product of {MATRIX} x {MATRIX}: {best:.0f}.")
+    print(f"All convolutions of a step: {taken:.3f} s, {rate:.0f} GFLOP/s, {100 * rate / best:.0f} % of the product.")
 
 
 if __name__ == "__main__":

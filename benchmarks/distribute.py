@@ -1,10 +1,10 @@
-"""Compare runs on two devices and in two processes with a run on one device, and with one whose process is killed.
+"""Compare runs on two devices and in two processes with a run on one device, also after a process was killed.
 
-    python -m benchmarks.distribute               # prints a line a run; exit code 1 if one differs
-    python -m benchmarks.distribute --ema=0.9     # the same with further flags for each run, and none killed
+    python -m benchmarks.distribute               # prints a line for each run; exit code 1 if one differs
+    python -m benchmarks.distribute --ema=0.9     # with additional flags for each run, and without kills
 
-Each is a real run of `training_cifar10.py` on the digits with a network of a few thousand weights, 20 epochs of one
-step, augmentation and dropout on. The devices are parts of one CPU; the processes meet at 127.0.0.1.
+Runs are those of `training_cifar10.py` on the digits, with a network of a few thousand weights, 20 epochs of one step,
+augmentation and dropout. The devices are parts of one CPU; the processes connect at 127.0.0.1.
 """
 
 import csv
@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import kill
 
 ROOT = Path(__file__).resolve().parent.parent
-# TensorFlow's CPU as two devices; on one of them a run without --distribute is as ever.
+# Splits TensorFlow's CPU into two devices; runs without --distribute use one of them.
 TWO = (
     "import tensorflow as tf; tf.config.set_logical_device_configuration("
     "tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2); "
@@ -33,7 +33,7 @@ def start(backend, *arguments, script=kill.SCRIPT, **environment):
 
 
 def start_processes(*arguments, script=kill.SCRIPT, **environment):
-    """Two processes of one run on JAX, the first one first."""
+    """Start two processes of one run on JAX; return them in order."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -49,7 +49,7 @@ def resume_processes(folder, script=kill.SCRIPT, **environment):
 
 
 def end_one(run, which, number=signal.SIGKILL, after="epoch  8 of 20 "):
-    """Send a signal to one of two processes; returns exit codes, the other's last line, and its seconds to its end."""
+    """Send a signal to one of two processes; return exit codes, the last line of the other, and its seconds to exit."""
     for line in run[0].stdout:
         if line.startswith(after):
             run[which].send_signal(number)
@@ -61,19 +61,19 @@ def end_one(run, which, number=signal.SIGKILL, after="epoch  8 of 20 "):
     return [process.returncode for process in run], err.strip().splitlines()[-1:], waited
 
 
-def losses(logs):
-    """The loss of each epoch, which is one step's, and of the validation."""
+def read_losses(logs):
+    """Return the training and validation losses of all epochs; an epoch is one step."""
     with open(kill.find_run(logs) / "history.csv", newline="") as file:
         return [float(row[key]) for row in csv.DictReader(file) for key in ("loss", "val_loss")]
 
 
-def furthest(one, other):
-    """The largest relative difference of two runs' losses."""
-    return max(abs(a / b - 1) for a, b in zip(losses(one), losses(other), strict=True))
+def find_largest_difference(one, other):
+    """Return the largest relative difference between the losses of two runs."""
+    return max(abs(a / b - 1) for a, b in zip(read_losses(one), read_losses(other), strict=True))
 
 
 def compare(place, arguments):
-    """Runs on one device and on two, whose losses must be equal; returns how many differ."""
+    """Train on one device and on two, and compare the losses; return the number of runs that differ."""
     for backend in ("tensorflow", "jax"):
         kill.finish(start(backend, *arguments, f"--logs={place}/{backend}"))
     kill.finish(
@@ -84,14 +84,14 @@ def compare(place, arguments):
         kill.finish(run)
     wrong = 0
     for one, name in (("tensorflow", "mirrored"), ("jax", "data"), ("jax", "processes")):
-        largest = furthest(f"{place}/{one}", f"{place}/{name}")
+        largest = find_largest_difference(f"{place}/{one}", f"{place}/{name}")
         wrong += largest > TOLERANCE
         print(f"{name}: losses within {largest:.1e} of the run on one device ({one})", flush=True)
     return wrong
 
 
 def end_and_resume(place):
-    """Runs of two processes of which one is ended, resumed; returns how many differ from the one of `compare`."""
+    """End one of two processes, and resume the run; return the number of runs that differ from that of `compare`."""
     wrong = 0
     for which, number in ((1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)):
         logs = f"{place}/{number.name}-{which}"

@@ -1,8 +1,8 @@
 """Train one epoch from a folder of generated JPEG files: python -m benchmarks.folder [--count N] [--size N] [--shards]
 
-Writes 20,000 files of 300x200 into a temporary folder, 1 % of them broken in four ways, and gives the seconds to the
-first batch, images decoded and augmented a second (the network is one dense layer), the peak of memory, and whether
-every broken file was named. Exit code 1 if one was not. Runs on the backend that KERAS_BACKEND names.
+Writes 20,000 files of 300x200 to a temporary folder, 1 % of them broken in four ways. Prints the seconds to the first
+batch, images decoded and augmented per second (the network is one dense layer), the peak memory, and whether every
+broken file was named. The exit code is 1 if one was not. KERAS_BACKEND selects the backend.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from Training.console import entry_point, run_program
 ROOT = Path(__file__).resolve().parent.parent
 
 CLASSES = 10
-BROKEN_EVERY = 100  # files of which one is broken
+BROKEN_EVERY = 100  # one of so many files is broken
 
 
-def damaged(raw, kind):
-    """A JPEG file's bytes: empty, cut, a text, or with its tables overwritten and both ends intact."""
+def damage(raw, kind):
+    """Return damaged bytes of a JPEG file: empty, truncated, a text, or with overwritten tables and intact ends."""
     return (b"", raw[: len(raw) // 2], b"no picture\n", raw[:20] + bytes(300) + raw[320:])[kind]
 
 
 def generate(folder, count):
-    """Write `count` JPEG files in ten classes, a tenth of them to validate on; returns the paths of the broken ones."""
+    """Write `count` JPEG files in ten classes, a tenth of them for validation; return the paths of broken files."""
     from PIL import Image
 
     rng, broken = np.random.default_rng(0), []
@@ -44,13 +44,13 @@ def generate(folder, count):
         coarse = Image.fromarray(rng.integers(0, 256, (13, 19, 3), dtype=np.uint8))
         coarse.resize((300, 200), Image.Resampling.BICUBIC).save(path, quality=90)
         if i % BROKEN_EVERY == 1:
-            path.write_bytes(damaged(path.read_bytes(), i // BROKEN_EVERY % 4))
+            path.write_bytes(damage(path.read_bytes(), i // BROKEN_EVERY % 4))
             broken.append(str(path))
     return broken
 
 
-def network(data):
-    """Raw images to probabilities through one dense layer: its time is nearly all decoding and augmentation."""
+def make_network(data):
+    """Make a network of one dense layer, so that nearly all time is spent on decoding and augmentation."""
     import keras
     from keras import layers
 
@@ -62,8 +62,8 @@ def network(data):
     return keras.Model(inputs, layers.Softmax()(x), name="dense")
 
 
-def decoding(batches, count=30):
-    """Images decoded and cropped a second, and milliseconds of processor time for each."""
+def measure_decoding(batches, count=30):
+    """Return the images decoded and cropped per second, and milliseconds of processor time for each."""
     count = min(count, len(batches))
     begun, busy = time.perf_counter(), time.process_time()
     images = sum(len(batches[i][1]) for i in range(count))
@@ -71,7 +71,7 @@ def decoding(batches, count=30):
 
 
 def measure(dataset, data_dir, size):
-    """One epoch in this process; prints its figures as JSON."""
+    """Train one epoch in this process, and print its figures as JSON."""
     from Training.console import start_keras
     from Training.data import datasets as sets
     from Training.recipe import RECIPES, Recipe
@@ -90,9 +90,9 @@ def measure(dataset, data_dir, size):
     batches = Batches(data.train, recipe.batch_size, recipe.seed, random_crops=True)
     batches[0]
     first = time.perf_counter()
-    rate, cpu = decoding(batches)
+    rate, cpu = measure_decoding(batches)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        dense = network(data)
+        dense = make_network(data)
         fit(dense, data, recipe, Path(folder))
         trained = time.perf_counter()
         evaluate(dense, data)
@@ -121,7 +121,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--shards", action="store_true", help="write the folder as shards first, and train from those")
+    parser.add_argument("--shards", action="store_true", help="write the folder as shards first, and train from them")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -142,7 +142,7 @@ def main():
         if run.returncode:
             sys.exit(run.stderr)
         lines = {line for line in (said + run.stderr).splitlines() if line.startswith("skipped: ")}
-        # What a shard holds is named by the shard and its place in it.
+        # Pictures in shards are named by shard and position.
         named = len(lines) if options.shards else sum(any(path in line for line in lines) for path in broken)
         print(f"{named} of {len(broken)} broken files were named")
         return int(named < len(broken))

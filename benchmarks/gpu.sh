@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What one GPU is to show, in parts of under ten minutes that can be called one by one:
+# Measurements for one GPU, in parts of under ten minutes each:
 #
 #     benchmarks/gpu.sh throughput|race|best|best-92|all [DATA_DIR] [LOGS] [extra flags of training_cifar10.py...]
 #
 # JAX is enough: TensorFlow need not be installed. The runs of race, best and best-92 are kept in LOGS (default
-# benchmarks/results/gpu); best and best-92 go on where an earlier call was stopped. PEAK is the device's rate in bfloat16.
+# benchmarks/results/gpu); best and best-92 resume where an earlier call was stopped. PEAK is the device's rate in bfloat16
+# in TFLOP/s.
 set -euo pipefail
 if [ $# = 0 ]; then
     echo "usage: benchmarks/gpu.sh throughput|race|best|best-92|all [DATA_DIR] [LOGS] [FLAG...]" >&2
@@ -13,7 +14,7 @@ fi
 cd "$(dirname "$0")/.."
 export KERAS_BACKEND="${KERAS_BACKEND:-jax}"
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/residual-attention-xla}"
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 # or hundreds of small functions are compiled anew in each process
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 # otherwise, each process compiles hundreds of small functions again
 python="${PYTHON:-python3}"
 peak="${PEAK:-790}"
 part="$1"
@@ -21,13 +22,13 @@ data="${2:-}"
 logs="${3:-benchmarks/results/gpu}"
 extra=("${@:4}")
 
-train() { # the run of these flags: a new one, or the one that was stopped
+train() { # start a run with these flags, or resume the one that was stopped
     local folder="$logs/$1" run
     shift
     mkdir -p "$folder"
     run=$(find "$folder" -maxdepth 2 -name recipe.json -printf "%h\n" | sort | tail -1)
     if [ -n "$run" ] && [ -e "$run/result.json" ]; then
-        echo "done before: $run"
+        echo "already finished: $run"
     elif [ -n "$run" ]; then
         "$python" training_cifar10.py --resume "$run"
     else
@@ -46,6 +47,6 @@ case "$part" in
     best) best ;;
     best-92) best_92 ;;
     all) throughput; race; best; best_92 ;;
-    *) echo "benchmarks/gpu.sh: throughput, race, best, best-92 or all, received $part" >&2; exit 2 ;;
+    *) echo "benchmarks/gpu.sh: expected throughput, race, best, best-92 or all, received $part" >&2; exit 2 ;;
 esac
 [ "$part" = throughput ] || "$python" -m Training.tools.report "$logs"

@@ -1,9 +1,9 @@
-"""Train for many epochs and watch what must not grow: python -m benchmarks.growth --epochs 100 [--name NAME]
+"""Train for many epochs and watch memory and time: python -m benchmarks.growth --epochs 100 [--name NAME]
 
-A run is a real one of `training_cifar10.py` on the digits, checkpoints, event files and pictures and all, with a
-network of a few thousand weights. Prints, and with `--name` writes into `benchmarks/results/<name>/growth.json`, the
-medians of each quarter of the epochs: resident memory and seconds a step. Exit code 1 if the last quarter takes 2 %
-more memory than the second; the first is not judged, since buffers fill. Linux only.
+The run is one of `training_cifar10.py` on the digits with a network of a few thousand weights, including checkpoints,
+event files and pictures. Prints the medians of resident memory and seconds per step in each quarter of the epochs, and
+with `--name` writes them to `benchmarks/results/<name>/growth.json`. The exit code is 1 if the last quarter takes 2 %
+more memory than the second; in the first, buffers are still filling. Linux only.
 """
 
 import argparse
@@ -21,17 +21,17 @@ from Training.recipe import Recipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LARGEST_GROWTH = 1.02
-STEPS = 20  # an epoch, of 16 images
+STEPS = 20  # steps of 16 images per epoch
 
 
-def resident():
-    """The process' resident memory in MB."""
+def measure_memory():
+    """Return the resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def watch(found):
-    """Have every run append to `found`, at each epoch's end, `(MB, seconds of the median step)`."""
+    """Make every run append `(MB, seconds of the median step)` to `found` at the end of each epoch."""
     keras = start_keras()
     from Training.engine import event_callbacks
 
@@ -44,14 +44,14 @@ def watch(found):
 
         def on_epoch_end(self, epoch, logs=None):
             steps = [b - a for a, b in zip(self.ends, self.ends[1:])]
-            found.append((resident(), statistics.median(steps)))
+            found.append((measure_memory(), statistics.median(steps)))
 
     own = event_callbacks.make_event_callbacks
     event_callbacks.make_event_callbacks = lambda *arguments: [*own(*arguments), Watch()]
 
 
-def quarters(found):
-    """Medians of memory and step in each quarter of the epochs."""
+def summarize_quarters(found):
+    """Return the medians of memory and time per step in each quarter of the epochs."""
     size = len(found) // 4
     parts = [found[i * size : (i + 1) * size] for i in range(4)]
     return [
@@ -76,9 +76,9 @@ def main(arguments=None):
                    checkpoint_steps=7, logs=logs),
             build=tiny.tiny_build,
         )  # fmt: skip
-    result = quarters(found)
+    result = summarize_quarters(found)
     for number, quarter in enumerate(result, start=1):
-        print(f"quarter {number}: {quarter['memory_mb']:.1f} MB, {1000 * quarter['step_s']:.2f} ms a step")
+        print(f"quarter {number}: {quarter['memory_mb']:.1f} MB, {1000 * quarter['step_s']:.2f} ms per step")
     if options.name:
         folder = RESULTS / options.name
         folder.mkdir(parents=True, exist_ok=True)

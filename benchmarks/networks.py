@@ -1,7 +1,7 @@
-"""Build, save, load and train one step of every network of the family: python -m benchmarks.networks [NAME ...]
+"""Build, save, load and train every network for one step: python -m benchmarks.networks [NAME ...]
 
-Runs on the backend that KERAS_BACKEND names. The step runs eagerly, on two images; ImageNet's networks take 64 pixels.
-Prints a row of a Markdown table for each; exit code 1 if a loaded network answers differently or a loss is not finite.
+KERAS_BACKEND selects the backend. The step runs eagerly on two images; ImageNet's networks get 64 pixels. Prints a row
+of a Markdown table for each network. The exit code is 1 if a loaded network has other outputs or a loss is not finite.
 """
 
 import argparse
@@ -22,7 +22,7 @@ CASES += [(name, "imagenet", 64) for name in NETWORKS if name.endswith(("_56", "
 
 
 def check(name, geometry, pixels, folder):
-    """Seconds to build and to save and load, and whether the network survives both and a step of training."""
+    """Return seconds to build, seconds to save and load, loss of a step, and whether outputs and loss are right."""
     import keras
 
     from Model import network

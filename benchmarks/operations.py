@@ -1,7 +1,7 @@
-"""Where a training step's time goes on TensorFlow: python -m benchmarks.operations [NETWORK] [BATCH SIZE]
+"""Profile a training step on TensorFlow: python -m benchmarks.operations [NETWORK] [BATCH SIZE]
 
-Prints a Markdown table of the kinds of operations: how many run in a step, their milliseconds from begin to end, and
-their share of all. Taken by TensorFlow's profiler over ten steps; operations that run side by side count both.
+Prints a Markdown table of the kinds of operations: their number in a step, their milliseconds and their share of the
+total, measured with TensorFlow's profiler over ten steps. The times of concurrent operations add up.
 """
 
 import argparse
@@ -21,8 +21,8 @@ STEPS = 10
 SHOWN = 14
 
 
-def training_step(name, batch_size):
-    """A function that trains one step of the default recipe on random images, as `fit` does."""
+def make_training_step(name, batch_size):
+    """Return a function that trains one step of the default recipe on random images, as `fit` does."""
     import tensorflow as tf
 
     from Model import network
@@ -40,8 +40,8 @@ def training_step(name, batch_size):
     return lambda: model.train_function(batches)["loss"].numpy()
 
 
-def profiled(step):
-    """`{kind of operation: [how many, seconds]}` of a step, the mean over ten."""
+def profile(step):
+    """Return `{kind of operation: [number, seconds]}` of a step, the mean over ten steps."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -58,7 +58,7 @@ def profiled(step):
         for line in plane.lines:
             for event in line.events if line.name.startswith("tf_Compute") else ():
                 name, colon, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
-                if colon and not name.endswith(":"):  # name:Kind is an operation, Class::Method the runtime
+                if colon and not name.endswith(":"):  # name:Kind is an operation, Class::Method part of the runtime
                     each = found[kind.removeprefix("_MklNative").removeprefix("_Mkl")]
                     each[0] += 1 / STEPS
                     each[1] += event.duration_ps / 1e12 / STEPS
@@ -66,7 +66,7 @@ def profiled(step):
 
 
 def parse(arguments, program=PROGRAM, about=__doc__):
-    """A network's name and a batch size, as `benchmarks/convolutions.py` takes them, too."""
+    """Parse the name of a network and a batch size; also for `benchmarks/convolutions.py`."""
     parser = Parser(prog=program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", nargs="?", choices=NETWORKS, default="attention_56", help="(default: %(default)s)")
     parser.add_argument("batch_size", nargs="?", type=int, default=64, help="(default: %(default)s)")
@@ -82,9 +82,9 @@ def main(arguments=None):
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with report_errors(PROGRAM, "Stopped."):
         start_keras()
-    found = profiled(training_step(options.network, options.batch_size))
+    found = profile(make_training_step(options.network, options.batch_size))
     total = sum(seconds for _, seconds in found.values())
-    print("| operation | a step | ms | share |\n|---|---|---|---|")
+    print("| operation | number | ms | share |\n|---|---|---|---|")
     for kind, (number, seconds) in sorted(found.items(), key=lambda item: -item[1][1])[:SHOWN]:
         print(f"| {kind} | {number:.0f} | {1000 * seconds:.1f} | {100 * seconds / total:.1f} % |")
     print(f"| all | {sum(number for number, _ in found.values()):.0f} | {1000 * total:.0f} | 100 % |")

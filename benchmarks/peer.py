@@ -1,7 +1,7 @@
-"""The same network in PyTorch, to compare speed with: residual units, arl, mixed attention, encoder-decoder masks.
+"""The same network in PyTorch, for comparing speed: residual units, arl, mixed attention, encoder-decoder masks.
 
-Written for the comparison, from the same tables (`Model.geometries`). Modules stand in the order in which
-`copy_weights` takes the Keras layers. `check` shows that both are one network: parameters, multiply-adds, logits.
+It is built from the same tables (`Model.geometries`). Modules are in the order in which `copy_weights` visits the Keras
+layers. `check` verifies that both are the same network: parameters, multiply-adds, logits.
 """
 
 import numpy as np
@@ -72,10 +72,10 @@ class AttentionBlock(nn.Module):
         levels.pop()
         for skip, up in zip(self.skip, self.up):
             level = levels.pop()
-            x = up(self.resized(x, level.shape[2:]) + skip(level))
-        return torch.sigmoid(self.weigh(self.resized(x, sizes[0])))
+            x = up(self.resize(x, level.shape[2:]) + skip(level))
+        return torch.sigmoid(self.weigh(self.resize(x, sizes[0])))
 
-    def resized(self, x, size):
+    def resize(self, x, size):
         return functional.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
@@ -109,7 +109,7 @@ class Network(nn.Module):
         return [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
 
     def multiply_adds(self, images):
-        """Those of convolutions and classifier for one image, counted while it passes."""
+        """Return the multiply-adds of convolutions and classifier for one image, counted in a forward pass."""
         counted = []
 
         def add(module, _, output):
@@ -123,8 +123,8 @@ class Network(nn.Module):
         return sum(counted)
 
 
-def keras_layers(network):
-    """The Keras network's layers with weights, in the order of the modules here."""
+def list_keras_layers(network):
+    """Return the layers of the Keras network with weights, in the order of the modules here."""
     from keras import layers
 
     from Module import AttentionBlock, ResidualUnit
@@ -143,8 +143,8 @@ def keras_layers(network):
 
 
 def copy_weights(network, peer):
-    """Give the PyTorch network the Keras network's weights."""
-    for layer, module in zip(keras_layers(network), peer.weighted(), strict=True):
+    """Copy the weights of the Keras network to the PyTorch network."""
+    for layer, module in zip(list_keras_layers(network), peer.weighted(), strict=True):
         arrays = [torch.tensor(np.asarray(weight)) for weight in layer.get_weights()]
         if isinstance(module, nn.BatchNorm2d):
             targets = [module.weight, module.bias, module.running_mean, module.running_var]
@@ -156,14 +156,18 @@ def copy_weights(network, peer):
 
 
 def check(network, peer, images):
-    """What both networks count to, and how far their logits differ with the same weights.
+    """Compare counts and logits of both networks with the same weights.
 
-    The difference is the largest one, as a share of the largest logit: untrained, the sums of residual units grow.
+    The difference of logits is the largest one, as a share of the largest logit, since the logits of an untrained
+    residual network are large.
 
     Args:
-        network: the Keras network, raw images in.
-        peer: `Network`; gets the weights.
+        network: the Keras network, which takes raw images.
+        peer: `Network`, to which the weights are copied.
         images: uint8 `(batch, height, width, 3)`.
+
+    Returns:
+        `{name: [Keras' count, PyTorch's count]}` and "logit_difference".
     """
     import keras
 
@@ -179,7 +183,7 @@ def check(network, peer, images):
     theirs_count = sum(p.numel() for p in peer.parameters()) + statistics
     return {
         "trainable": [counts["trainable"], sum(p.numel() for p in peer.parameters())],
-        "parameters": [sum(int(np.prod(w.shape)) for x in keras_layers(network) for w in x.weights), theirs_count],
+        "parameters": [sum(int(np.prod(w.shape)) for x in list_keras_layers(network) for w in x.weights), theirs_count],
         "multiply_adds": [counts["multiply_adds"], peer.multiply_adds(raw)],
         "logit_difference": float(np.abs(logits - theirs).max() / np.abs(logits).max()),
     }

@@ -1,9 +1,9 @@
-"""What training on ImageNet would take on 1, 8 and 64 GPUs, as arithmetic from a few figures.
+"""Estimate the time of training on ImageNet with 1, 8 and 64 GPUs from a few figures.
 
     python -m benchmarks.scale                       # the tables of docs/scale.md
     python -m benchmarks.scale --utilization 0.3 --decoded 250
 
-Nothing is run: the figures that go in are flags with their source in the help.
+Nothing is measured: the figures are flags, with their sources in the help.
 """
 
 import argparse
@@ -12,29 +12,29 @@ import math
 from Training.console import entry_point, run_program
 
 TRAIN_IMAGES = 1_281_167
-PAPER_IMAGES = 530_000 * 256  # Wang et al. 2017, section 4.2: 530k steps; 256 images a step is our choice
+PAPER_IMAGES = 530_000 * 256  # Wang et al. 2017, section 4.2: 530k steps; 256 images per step is our choice
 NVLINK_GPUS = 8  # GPUs of one machine
 
 
-def parser():
-    made = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    made.add_argument(
-        "--multiply-adds", type=float, default=6_270_836_736, help="of one image forward: python -m Model"
+def make_parser():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--multiply-adds", type=float, default=6_270_836_736, help="for one image, forward: python -m Model"
     )
-    made.add_argument("--weights", type=float, default=31_810_728, help="trainable: python -m Model")
-    made.add_argument(
-        "--matrix-rate", type=float, default=790e12, help="FLOP/s in bfloat16 that a GPU's matmul reaches"
+    parser.add_argument("--weights", type=float, default=31_810_728, help="trainable weights: python -m Model")
+    parser.add_argument("--matrix-rate", type=float, default=790e12, help="FLOP/s of a GPU's bfloat16 matrix products")
+    parser.add_argument(
+        "--utilization", type=float, help="share of that rate in training (default: 0.15, 0.25 and 0.35)"
     )
-    made.add_argument("--utilization", type=float, help="share of it that training reaches; else 0.15, 0.25, 0.35")
-    made.add_argument("--batch", type=int, default=256, help="images a GPU and step")
-    made.add_argument("--link", type=float, default=450e9, help="bytes/s of one GPU to those of its machine")
-    made.add_argument("--network", type=float, default=50e9, help="bytes/s of one GPU to those of other machines")
-    made.add_argument("--decoded", type=float, help="images/s that one CPU core decodes: benchmarks/folder.py")
-    return made
+    parser.add_argument("--batch", type=int, default=256, help="images per GPU and step")
+    parser.add_argument("--link", type=float, default=450e9, help="bytes/s of a GPU to others in its machine")
+    parser.add_argument("--network", type=float, default=50e9, help="bytes/s of a GPU to others in other machines")
+    parser.add_argument("--decoded", type=float, help="images/s that a CPU core decodes: python -m benchmarks.folder")
+    return parser
 
 
-def row(flags, utilization, gpus):
-    """`(images/s, ms of compute a step, MB and ms of all-reduce, days of the paper's run, days of 90 epochs)`."""
+def estimate(flags, utilization, gpus):
+    """Return images/s, ms of compute per step, MB and ms of all-reduce, days of the paper's run, days of 90 epochs."""
     compute = flags.batch * 3 * 2 * flags.multiply_adds / (flags.matrix_rate * utilization)  # backward is twice forward
     volume = 2 * (gpus - 1) / gpus * flags.weights * 4
     link = flags.link if gpus <= NVLINK_GPUS else flags.network
@@ -46,13 +46,13 @@ def row(flags, utilization, gpus):
 
 @entry_point("python -m benchmarks.scale")
 def main(arguments=None):
-    flags = parser().parse_args(arguments)
+    flags = make_parser().parse_args(arguments)
     print("| GPUs | MFU | compute, ms | reduce, MB | reduce, ms | images/s | paper's run, days | 90 epochs, days |")
     print("|---|---|---|---|---|---|---|---|")
     rates = []
     for gpus in (1, 8, 64):
         for utilization in [flags.utilization] if flags.utilization else (0.15, 0.25, 0.35):
-            rate, compute, volume, reduce, paper, long = row(flags, utilization, gpus)
+            rate, compute, volume, reduce, paper, long = estimate(flags, utilization, gpus)
             print(
                 f"| {gpus} | {utilization:.0%} | {compute:.1f} | {volume:.0f} | {reduce:.2f} | {rate:,.0f} "
                 f"| {paper:.3f} | {long:.3f} |"
@@ -61,7 +61,7 @@ def main(arguments=None):
     if flags.decoded:
         for gpus, utilization, rate in rates:
             cores = math.ceil(rate / flags.decoded)
-            print(f"{gpus} GPUs at {utilization:.0%}: {cores:,} cores decode {rate:,.0f} images/s")
+            print(f"{gpus} GPUs at {utilization:.0%}: {cores:,} cores to decode {rate:,.0f} images/s")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Compare the project's speed with a matrix product and with PyTorch: python -m benchmarks.speed [--peer]
 
-Every subject (TensorFlow, with and without augmentation and XLA, JAX, PyTorch, an earlier checkout) trains in a process
-of its own. One after the other they take their first step; then they take turns, so that what else the machine does
-meets all alike. Ratios are made within a round, and their median counts: read those, not the absolute figures.
+Every subject (TensorFlow, with and without augmentation and XLA, JAX, PyTorch, an earlier checkout) trains in its own
+process. First, each in turn takes its first step. Then they take turns, so that other load on the machine affects all
+of them alike. Ratios are computed within a round, and their median is reported: they are more reliable than the
+absolute figures.
 
-A step costs 6 floating-point operations for each multiply-add of `Model.count` and image: 2 a multiply-add, and the
-backward pass counted as twice the forward one. Writes `speed.json` and `speed.md` into `benchmarks/results/<name>`.
+A step counts as 6 floating-point operations for each multiply-add of `Model.count` and image: 2 per multiply-add, with
+the backward pass as twice the forward pass. Writes `speed.json` and `speed.md` to `benchmarks/results/<name>`.
 """
 
 import argparse
@@ -23,22 +24,22 @@ from Training.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PARTS = ("import", "build", "first step")  # of the time to the first step
-FLOP = 6  # of a step, for each multiply-add and image
+FLOP = 6  # operations of a step for each multiply-add and image
 
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="attention_56", help="(default: %(default)s)")
     parser.add_argument("--geometry", default="compact", choices=tuple(GEOMETRIES), help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[64], help="images a step (default: 64)")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[64], help="images per step (default: 64)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each subject (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="duration of a measurement (default: %(default)s)")
     parser.add_argument("--subjects", nargs="+", choices=tuple(subjects.SUBJECTS), default=list(subjects.DEFAULT))
     parser.add_argument(
         "--peer", nargs="*", choices=tuple(subjects.PEERS), metavar="PEER",
         help=f"PyTorch, which must be installed: {', '.join(subjects.PEERS)} (default: the first two)",
     )  # fmt: skip
-    parser.add_argument("--before", metavar="DIR", help="an earlier checkout of this project, measured beside this one")
+    parser.add_argument("--before", metavar="DIR", help="an earlier checkout of this project, measured too")
     parser.add_argument("--before-precision", default="", help="precision of the earlier checkout (default: float32)")
     parser.add_argument("--name", default="speed", help="folder in benchmarks/results (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -51,20 +52,20 @@ def parse(arguments):
     return options
 
 
-def commit(checkout):
-    """The commit that a checkout is at, or None for no checkout."""
+def read_commit(checkout):
+    """Return the commit of a checkout, or None for no checkout."""
     if not checkout:
         return None
     asked = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True)
     return asked.stdout.strip() or "unknown"
 
 
-def process():
+def start_process():
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
-def alternating(running, options):
-    """Each subject's step and matrix product in every round: `{name: [(seconds, GFLOP/s), ...]}`."""
+def measure_rounds(running, options):
+    """Measure step and matrix product of each subject in every round; return `{name: [(seconds, GFLOP/s), ...]}`."""
     found = {name: [] for name in running}
     for turn in range(options.rounds):
         for name, pool in running.items():
@@ -76,8 +77,8 @@ def alternating(running, options):
     return found
 
 
-def once(pool, name, options):
-    """What is measured once: `{figure: value}`."""
+def measure_once(pool, name, options):
+    """Measure the figures that need no rounds; return `{figure: value}`."""
     each = options.seconds / 2
     wanted = ["memory", "evaluation", "latency"]
     figures = {what: pool.submit(subjects.ask, what, *[each] * (what != "memory")).result() for what in wanted}
@@ -89,32 +90,32 @@ def once(pool, name, options):
 
 
 def measure(options):
-    """Everything, as plain data."""
+    """Measure all subjects; return the results as plain data."""
     names = [*options.subjects, *[subjects.BEFORE] * bool(options.before), *(options.peer or ())]
-    running = {name: process() for name in names}
+    running = {name: start_process() for name in names}
     try:
-        result = {"options": {**vars(options), "before": commit(options.before)}, "first": {}}
+        result = {"options": {**vars(options), "before": read_commit(options.before)}, "first": {}}
         for name, pool in running.items():
             result["first"][name] = pool.submit(subjects.begin, name, options).result()
-            print(f"{name}: {shown_first(result['first'][name])}", flush=True)
+            print(f"{name}: {format_first(result['first'][name])}", flush=True)
         result["environment"] = running[names[0]].submit(subjects.ask, "environment").result()
-        result["rounds"] = alternating(running, options)
-        result["once"] = {name: once(pool, name, options) for name, pool in running.items()}
+        result["rounds"] = measure_rounds(running, options)
+        result["once"] = {name: measure_once(pool, name, options) for name, pool in running.items()}
     finally:
         for pool in running.values():
             pool.shutdown(cancel_futures=True)
     if options.peer:
-        with process() as pool:
-            result["same_network"] = pool.submit(subjects.same_network, options).result()
+        with start_process() as pool:
+            result["same_network"] = pool.submit(subjects.check_same_network, options).result()
     return result
 
 
-def shown_first(parts):
+def format_first(parts):
     return ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items())
 
 
-def ratio(result, name, other):
-    """How many of `name`'s steps one of `other` lasts: the median over the rounds."""
+def compute_ratio(result, name, other):
+    """Return the time of a step of `other` divided by that of `name`, the median over the rounds."""
     pairs = zip(result["rounds"][name], result["rounds"][other])
     return statistics.median(theirs[0] / ours[0] for ours, theirs in pairs)
 
@@ -123,11 +124,11 @@ def compare(result, name):
     """Format the speed of a subject's step relative to the fastest peer of its precision; "-" without one."""
     half = "bfloat16" in name or (name == subjects.BEFORE and "bfloat16" in result["options"]["before_precision"])
     peers = [peer for peer in result["options"]["peer"] or () if ("bfloat16" in peer) == half]
-    return f"{min(ratio(result, name, peer) for peer in peers):.2f}" if peers else "-"
+    return f"{min(compute_ratio(result, name, peer) for peer in peers):.2f}" if peers else "-"
 
 
-def rows(result):
-    """The Markdown table: one row a figure, one column a subject."""
+def make_rows(result):
+    """Return the lines of a Markdown table: one row per figure, one column per subject."""
     names, batch = list(result["rounds"]), result["options"]["batch_size"]
     work = FLOP * result["environment"]["multiply_adds"] * batch / 1e9  # GFLOP of a step
     first, once = result["first"], result["once"]
@@ -173,7 +174,7 @@ def report(result):
         f"Medians of {options['rounds']} rounds in which the subjects take turns; from `python -m benchmarks.speed`.",
         *[f"The column `{subjects.BEFORE}` is commit {options['before']} of this project."] * bool(options["before"]),
         "",
-        *rows(result),
+        *make_rows(result),
     ]
     if "same_network" in result:
         same = result["same_network"]

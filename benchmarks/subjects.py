@@ -1,6 +1,6 @@
-"""What `speed.py` measures, each in a process of its own: this project on a backend, or the PyTorch peer.
+"""The subjects of `speed.py`, each in its own process: this project on a backend, or the PyTorch peer.
 
-Imports nothing that starts a framework: the time that takes is one of the figures.
+Importing this module starts no framework, since that time is one of the figures.
 """
 
 import os
@@ -12,9 +12,9 @@ import numpy as np
 
 from Model.geometries import GEOMETRIES, parse_name
 
-MATRIX = 2048  # rows and columns of the float32 matrices whose product the steps are compared with
-EVALUATED = 256  # images a batch of evaluation
-BATCHES = 20  # different ones
+MATRIX = 2048  # rows and columns of the matrices whose product is compared with the steps
+EVALUATED = 256  # images per batch in evaluation
+BATCHES = 20  # number of different batches
 SUBJECTS = {
     "tensorflow": ("tensorflow", {}),
     "tensorflow, no augmentation": ("tensorflow", {"augmentation": "none"}),
@@ -22,7 +22,7 @@ SUBJECTS = {
     "jax": ("jax", {}),
     "tensorflow, bfloat16": ("tensorflow", {"precision": "mixed_bfloat16"}),
 }
-DEFAULT = tuple(SUBJECTS)[:-1]  # processors without bfloat16 take ten times as long with it
+DEFAULT = tuple(SUBJECTS)[:-1]  # without bfloat16, which takes ten times as long on processors that do not support it
 BEFORE = "before"
 # PyTorch at its best: `channels_last`, autocast in bfloat16, and compiled, which takes minutes for the first step.
 PEERS = {
@@ -32,14 +32,14 @@ PEERS = {
     "pytorch, bfloat16, compiled": {"precision": "bfloat16", "compile": True},
 }
 
-subject = None  # of this process
+subject = None  # the subject of this process
 
 
 def begin(name, options):
-    """Make this process' subject and let it take its first step; gives the seconds of each part."""
+    """Make the subject of this process and take its first step; return the seconds of each part."""
     global subject
     if name == BEFORE:
-        other_checkout(options.before)
+        import_other_checkout(options.before)
     if name in PEERS:
         subject = Peer(PEERS[name], options)
     else:
@@ -50,20 +50,20 @@ def begin(name, options):
     return subject.first
 
 
-def other_checkout(folder):
-    """Have this process import the packages of another checkout of the project."""
+def import_other_checkout(folder):
+    """Make this process import the packages of another checkout of the project."""
     for name in [name for name in sys.modules if name.split(".")[0] in ("Model", "Module", "Training")]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
 
 
 def ask(what, *arguments):
-    """Call a method of this process' subject."""
+    """Call a method of the subject of this process."""
     return getattr(subject, what)(*arguments)
 
 
-def repeated(act, seconds):
-    """Seconds of each call of `act`, for so long, but at least three; the first call is not counted."""
+def measure_repeatedly(act, seconds):
+    """Return the seconds of each call of `act` during `seconds`, at least three; the first call is not counted."""
     act()
     spent = []
     while len(spent) < 3 or sum(spent) < seconds:
@@ -91,12 +91,12 @@ class Subject:
         self.first[part], self.clock = now - self.clock, now
 
     def memory(self):
-        """The process' largest resident memory so far, in MB."""
+        """Return the largest resident memory of this process so far, in MB."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def import_parts():
-    """Import `compile_model`, `Batches`, `Examples` and `mean_subtraction`, which earlier checkouts have elsewhere."""
+    """Return `compile_model`, `Batches`, `Examples`, `mean_subtraction`, which are elsewhere in earlier checkouts."""
     try:
         from Model.preprocessing import mean_subtraction
         from Training.data.batches import Batches
@@ -112,7 +112,7 @@ def import_parts():
 
 
 class Ours(Subject):
-    """The project's own training model, driven by Keras' `fit` as a run drives it."""
+    """The project's training model, trained with Keras' `fit` as in a run."""
 
     def __init__(self, backend, changes, options):
         super().__init__(options)
@@ -135,11 +135,11 @@ class Ours(Subject):
         self.batches = self.make_batches(self.make_examples(self.images, self.labels), self.batch_size, 0)
         self.tick("build")
         busy = time.thread_time()
-        self.first["first step"] = self.fitted(2)[0]  # the second still warms up
+        self.first["first step"] = self.time_steps(2)[0]  # the second still warms up
         self.first["main thread"] = time.thread_time() - busy
 
-    def fitted(self, count):
-        """Seconds of so many steps of `fit`, each from the end of the one before; the first from the start."""
+    def time_steps(self, count):
+        """Return the seconds of `count` steps of `fit`, each from the end of the one before or the start."""
         import keras
 
         ends = [time.perf_counter()]
@@ -155,23 +155,23 @@ class Ours(Subject):
         return np.diff(ends).tolist()
 
     def steps(self, seconds):
-        """The median step's seconds; those that start a `fit` are left out."""
-        pace = self.fitted(3)[-1]
+        """Return the seconds of the median step, without the first step of a `fit`."""
+        pace = self.time_steps(3)[-1]
         count = min(max(round(seconds / pace), 3), BATCHES)
-        return float(np.median(self.fitted(count + 1)[1:]))
+        return float(np.median(self.time_steps(count + 1)[1:]))
 
     def matrix(self, seconds):
-        """Measure GFLOP/s of a matrix product in the precision of the step: two operations a multiply-add."""
+        """Measure GFLOP/s of a matrix product in the precision of the step: two operations per multiply-add."""
         import keras
 
         operand = keras.ops.ones((MATRIX, MATRIX), self.dtype)
-        spent = repeated(
+        spent = measure_repeatedly(
             lambda: np.asarray(keras.ops.cast(keras.ops.matmul(operand, operand)[0, 0], "float32")), seconds
         )
         return 2 * MATRIX**3 / float(np.median(spent)) / 1e9
 
     def augmentation(self, kind, seconds):
-        """Seconds of a batch's augmentation alone, compiled, its images on the device."""
+        """Measure the seconds of the compiled augmentation of a batch whose images are on the device."""
         import keras
 
         from Training.engine.augmentation import RandomAffine, RandomCrop
@@ -184,26 +184,28 @@ class Ours(Subject):
 
             state = [v.value for v in model.non_trainable_variables]
             compiled = jax.jit(lambda s, x: model.stateless_call([], s, x, training=True))
-            return float(np.median(repeated(lambda: jax.block_until_ready(compiled(state, batch)), seconds)))
+            return float(np.median(measure_repeatedly(lambda: jax.block_until_ready(compiled(state, batch)), seconds)))
         import tensorflow as tf
 
         compiled = tf.function(lambda x: model(x, training=True), jit_compile=self.model.jit_compile)
-        return float(np.median(repeated(lambda: compiled(batch)[0, 0, 0, 0].numpy(), seconds)))
+        return float(np.median(measure_repeatedly(lambda: compiled(batch)[0, 0, 0, 0].numpy(), seconds)))
 
     def pipeline(self, seconds):
-        """Seconds of a batch from the host's input pipeline alone."""
-        return float(np.median(repeated(lambda: [self.batches[i] for i in range(BATCHES)], seconds))) / BATCHES
+        """Measure the seconds of a batch in the host's input pipeline."""
+        return (
+            float(np.median(measure_repeatedly(lambda: [self.batches[i] for i in range(BATCHES)], seconds))) / BATCHES
+        )
 
     def evaluation(self, seconds):
-        """Images a second of `predict`, in batches of 256."""
+        """Measure images/s of `predict`, in batches of 256."""
         batches = self.make_batches(self.make_examples(self.images, self.labels), min(EVALUATED, len(self.images)))
-        spent = repeated(lambda: self.model.predict(batches, verbose=0), seconds)
+        spent = measure_repeatedly(lambda: self.model.predict(batches, verbose=0), seconds)
         return len(self.images) / float(np.median(spent))
 
     def latency(self, seconds):
-        """Seconds of the prediction of one image, from bytes to probabilities."""
+        """Measure the seconds of the prediction of one image, from bytes to probabilities."""
         image = self.images[:1]
-        return float(np.median(repeated(lambda: self.network.predict_on_batch(image), seconds)))
+        return float(np.median(measure_repeatedly(lambda: self.network.predict_on_batch(image), seconds)))
 
     def environment(self):
         from Model.count import count
@@ -213,7 +215,7 @@ class Ours(Subject):
 
 
 class Peer(Subject):
-    """The PyTorch network of `peer.py` in a plain training loop, in the memory layout that is fastest on CPUs."""
+    """The PyTorch network of `peer.py` in a plain training loop, in the fastest memory layout for CPUs."""
 
     def __init__(self, changes, options):
         super().__init__(options)
@@ -262,23 +264,23 @@ class Peer(Subject):
     def steps(self, seconds):
         """Measure the seconds of the median step."""
         self.model.train()
-        return float(np.median(repeated(self.step, seconds)))
+        return float(np.median(measure_repeatedly(self.step, seconds)))
 
     def matrix(self, seconds):
-        """Measure GFLOP/s of a matrix product in the precision of the step: two operations a multiply-add."""
+        """Measure GFLOP/s of a matrix product in the precision of the step: two operations per multiply-add."""
         import torch
 
         operand = torch.ones(MATRIX, MATRIX, dtype=self.dtype)
-        return 2 * MATRIX**3 / float(np.median(repeated(lambda: operand @ operand, seconds))) / 1e9
+        return 2 * MATRIX**3 / float(np.median(measure_repeatedly(lambda: operand @ operand, seconds))) / 1e9
 
     def evaluation(self, seconds):
-        """Measure images a second in batches of 256."""
+        """Measure images/s in batches of 256."""
         import torch
 
         self.model.eval()
         images = self.to_layout(self.images)
         with torch.no_grad():
-            spent = repeated(lambda: [self.forward(part) for part in images.split(EVALUATED)], seconds)
+            spent = measure_repeatedly(lambda: [self.forward(part) for part in images.split(EVALUATED)], seconds)
         return len(images) / float(np.median(spent))
 
     def latency(self, seconds):
@@ -288,10 +290,12 @@ class Peer(Subject):
         self.model.eval()
         image = self.batch[:1]
         with torch.no_grad():
-            return float(np.median(repeated(lambda: self.forward(image).float().softmax(-1).numpy(), seconds)))
+            return float(
+                np.median(measure_repeatedly(lambda: self.forward(image).float().softmax(-1).numpy(), seconds))
+            )
 
 
-def same_network(options):
+def check_same_network(options):
     """Compare the network with its peer, see `peer.check`."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from Training.console import start_keras

@@ -1,9 +1,10 @@
-"""Images/s of training on one device, for batch sizes and precisions: python -m benchmarks.throughput
+"""Measure images/s of training on one device for batch sizes and precisions: python -m benchmarks.throughput
 
-Each cell is a training of its own on random images that lie on the device, through Keras' `fit` as a run drives it; the
-device is waited for at its first and last step only. Beside it: for the largest batch the share of a step that is
-augmentation, and the share of the device's peak (`--peak`, TFLOP/s) that the network's own operations make, 6 for each
-multiply-add. Writes `throughput.json` and `throughput.md` into `benchmarks/results/<name>`, anew after each row.
+Each row is a separate training on random images on the device, through Keras' `fit` as in a run; it waits for the
+device only before the first and after the last step. Also measured are, for the largest batch, the share of
+augmentation in a step, and the share of the device's peak (`--peak`, TFLOP/s) that the network reaches, with 6
+operations per multiply-add. `throughput.json` and `throughput.md` in `benchmarks/results/<name>` are updated after each
+row.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from Training.tools.report import format_console, format_markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PRECISIONS = Recipe.__dataclass_fields__["precision"].metadata["choices"]
-FLOP = 6  # of a step, for each multiply-add and image
+FLOP = 6  # operations of a step for each multiply-add and image
 
 
 def parse(arguments):
@@ -30,21 +31,21 @@ def parse(arguments):
     parser.add_argument("--geometry", default="compact", choices=tuple(GEOMETRIES), help="(default: %(default)s)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 256, 1024], help="(default: 64 256 1024)")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["mixed_bfloat16", "float32"])
-    parser.add_argument("--steps", type=int, default=100, help="timed, after as many untimed (default: 100)")
-    parser.add_argument("--peak", type=float, help="TFLOP/s of the device, for the share of it")
+    parser.add_argument("--steps", type=int, default=100, help="timed steps, after as many untimed ones (default: 100)")
+    parser.add_argument("--peak", type=float, help="TFLOP/s of the device, to print the share that is reached")
     parser.add_argument("--name", default="throughput", help="folder in benchmarks/results (default: throughput)")
     return parser.parse_args(arguments)
 
 
-def race(batch_size, precision, augmentation, steps):
-    """The recipe `race` with other values, all steps in one call; without augmentation there is none at all."""
+def make_recipe(batch_size, precision, augmentation, steps):
+    """Return the recipe `race` with these values and all steps in one call; "none" also excludes cutout and flips."""
     changes = {**RECIPES["race"], "batch_size": batch_size, "precision": precision, "augmentation": augmentation}
     changes["steps_per_execution"] = steps
     return Recipe(**changes | ({"cutout": 0, "alternate_flip": False} if augmentation == "none" else {}))
 
 
-def images_per_second(options, batch_size, precision, augmentation):
-    """The rate of one training, and the network's multiply-adds."""
+def measure_rate(options, batch_size, precision, augmentation):
+    """Return the images/s of a training, and the multiply-adds of the network."""
     import keras
 
     from Model import network
@@ -58,7 +59,8 @@ def images_per_second(options, batch_size, precision, augmentation):
     images = np.random.default_rng(0).integers(0, 256, (max(4096, batch_size), *shape), dtype="uint8")
     mean = mean_subtraction(np.full(shape, 120.0, "float32"))
     made = network(options.network, geometry=options.geometry, preprocessing=mean)
-    model = compile_model(made, race(batch_size, precision, augmentation, options.steps), options.steps, stored=images)
+    recipe = make_recipe(batch_size, precision, augmentation, options.steps)
+    model = compile_model(made, recipe, options.steps, stored=images)
     rng = np.random.default_rng(1)
 
     class Indices(keras.utils.PyDataset):
@@ -75,14 +77,14 @@ def images_per_second(options, batch_size, precision, augmentation):
     return options.steps * batch_size / (ends[2] - ends[1]), count(made)["multiply_adds"]
 
 
-def measured(options):
-    """Rows of figures, one a batch size and precision; each costs a compilation, that of the largest batch two."""
+def measure_rows(options):
+    """Yield figures for each batch size and precision; each takes one compilation, the largest batch size two."""
     for precision in options.precisions:
         for batch_size in options.batch_sizes:
-            rate, multiply_adds = images_per_second(options, batch_size, precision, "crop")
+            rate, multiply_adds = measure_rate(options, batch_size, precision, "crop")
             share = None
             if batch_size == max(options.batch_sizes):
-                share = round(1 - rate / images_per_second(options, batch_size, precision, "none")[0], 4)
+                share = round(1 - rate / measure_rate(options, batch_size, precision, "none")[0], 4)
             gc.collect()
             tflops = rate * multiply_adds * FLOP / 1e12
             yield {
@@ -95,8 +97,8 @@ def measured(options):
             }
 
 
-def keep(options, machine, rows):
-    """Write what was measured so far, and return it as a table."""
+def write_results(options, machine, rows):
+    """Write the rows so far, and return them as a table."""
     folder = RESULTS / options.name
     folder.mkdir(parents=True, exist_ok=True)
     told = {
@@ -120,10 +122,10 @@ def main(arguments=None):
         from Training.runs.environment import describe_environment
 
         machine, rows = describe_environment(), []
-        for row in measured(options):
+        for row in measure_rows(options):
             rows.append(row)
             print(row, flush=True)
-            table = keep(options, machine, rows)
+            table = write_results(options, machine, rows)
     print(table, end="")
 
 

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 
 
 def take(chromium, address, picture, width, theme):
-    """One screenshot of the whole page with the picture's answers, as a Pillow image."""
+    """Return a screenshot of the whole page with the answers for a picture, as a Pillow image."""
     sides = dict(zip(("width", "height"), WIDTHS[width]))
     chromium.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {**sides, "deviceScaleFactor": 1, "mobile": width == "phone"}

@@ -68,13 +68,13 @@ def jax_logs(tmp_path_factory, cache):
 
 
 def test_two_devices_on_jax_give_the_result_of_one(jax_logs):
-    assert len(distribute.losses(jax_logs / "one")) == 40
-    assert distribute.furthest(jax_logs / "one", jax_logs / "two") < distribute.TOLERANCE
+    assert len(distribute.read_losses(jax_logs / "one")) == 40
+    assert distribute.find_largest_difference(jax_logs / "one", jax_logs / "two") < distribute.TOLERANCE
 
 
 def test_two_replicas_on_tensorflow_give_the_result_of_one(tmp_path):
     kill.finish(distribute.start("tensorflow", script=distribute.TWO + SAME_DRAWS + make_script("mirrored", tmp_path)))
-    assert distribute.furthest(tmp_path / "one", tmp_path / "two") < distribute.TOLERANCE
+    assert distribute.find_largest_difference(tmp_path / "one", tmp_path / "two") < distribute.TOLERANCE
 
 
 def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_same_end(jax_logs, cache, tmp_path):
@@ -85,7 +85,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_same_end(jax
     assert "a step of the 2 processes failed, as it does if one of them is lost" in said[0]
     for each in distribute.resume_processes(kill.find_run(logs), script=small.MAIN, **cache):
         kill.finish(each)
-    assert distribute.furthest(jax_logs / "one", logs) < distribute.TOLERANCE
+    assert distribute.find_largest_difference(jax_logs / "one", logs) < distribute.TOLERANCE
     names = {path.name for path in kill.find_run(logs).iterdir()}
     assert {"result.json", "last.keras", "best.keras", "train", "validation"} <= names
     environment = json.loads((kill.find_run(logs) / "environment.json").read_text())

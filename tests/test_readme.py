@@ -1,5 +1,6 @@
 """Checks the documentation: links, commands, requirements, the plain Keras example."""
 
+import dataclasses
 import re
 import tomllib
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+
+from Training.recipe import OPTIMIZERS, Recipe
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])
@@ -42,6 +45,23 @@ def test_modules_that_are_run_exist(path):
     modules = set(re.findall(r"python -m ((?:Training|benchmarks|Model)[\w.]*\w)", path.read_text()))
     missing = {name for name in modules if not can_be_run(name)}
     assert not missing
+
+
+def format_flag(item):
+    """Return the row of a field of the recipe in docs/recipes.md."""
+    text, choices = item.metadata["help"], item.metadata["choices"]
+    text = text() if callable(text) else text
+    if choices:
+        text += f"; one of {', '.join(f'`{each}`' for each in choices)}"
+    default = str(item.default).lower() if item.type is bool else str(item.default)
+    return f"| `--{item.name.replace('_', '-')}` | {default and f'`{default}`'} | {text} |"
+
+
+def test_every_flag_and_optimizer_is_documented():
+    lines = set((ROOT / "docs" / "recipes.md").read_text().splitlines())
+    rows = [format_flag(item) for item in dataclasses.fields(Recipe)]
+    rows += [f"| `{name}` | {row.rate:g} | {'l2' if row.l2 else 'decoupled'} |" for name, row in OPTIMIZERS.items()]
+    assert not [row for row in rows if row not in lines]
 
 
 def test_requirements_files_are_those_of_pyproject():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import convolutions, networks, operations
-from benchmarks.throughput import race
+from benchmarks.throughput import make_recipe as make_throughput_recipe
 from Training.errors import InputError
 from Training.flags import parse
 from Training.recipe import AUGMENTATIONS, OPTIMIZERS, RECIPES, Recipe
@@ -99,7 +99,7 @@ def test_folders_may_change_on_resuming_and_hyper_parameters_may_not(capsys, tmp
 
 @pytest.mark.parametrize("augmentation", ["crop", "none"])
 def test_recipe_of_the_throughput_benchmark_is_possible(augmentation):
-    recipe = race(256, "float32", augmentation, 100)
+    recipe = make_throughput_recipe(256, "float32", augmentation, 100)
     assert (recipe.batch_size, recipe.precision, recipe.augmentation) == (256, "float32", augmentation)
     assert recipe.steps_per_execution == 100
     assert bool(recipe.cutout) == (augmentation == "crop")

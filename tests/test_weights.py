@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -20,6 +22,7 @@ from Training.engine.training_model import make_logits_model
 from Training.recipe import Recipe
 from Training.tools import evaluate, ship
 
+ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.backends
 TINY = Geometry(stem_filters=4, stem_kernel=3, stem_pool=2, stages=(Stage(8, 2, 1),), tail=((16, 2),))
 # Logits of the packed network for the first two test images on TensorFlow; JAX must give the same.
@@ -84,6 +87,15 @@ def test_packed_folder_explains_itself(packed, digits):
     wrong = int(np.sum(compute_logits(packed.network, digits.test.images).argmax(-1) != digits.test.labels))
     assert about["test_errors"]["float32"]["plain"]["wrong"] == wrong
     assert abs(about["test_errors"]["float16"]["plain"]["wrong"] - wrong) <= 3
+
+
+def test_an_installed_package_contains_the_weights():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "weights" in tool["packages"]["find"]["include"]
+    installed = {path for pattern in tool["package-data"]["weights"] for path in (ROOT / "weights").glob(pattern)}
+    assert {path for path in (ROOT / "weights").rglob("*") if path.is_file()} - installed == {
+        ROOT / "weights/README.md"
+    }
 
 
 def test_weights_beyond_float16_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""One builder for every Residual Attention Network: from tables of rows to a functional Keras model."""
+"""Builds all Residual Attention Networks as functional Keras models from the tables in `Model.geometries`."""
 
 import os
 
@@ -10,7 +10,7 @@ from Module import AttentionBlock, Dropout, InceptionUnit, ResidualUnit, ResNeXt
 from Module.pooling import MaxPooling2D, ceil_pooling
 from Module.residual_unit import norm_relu, run_chain, strided_convolution
 
-FEATURES = "flatten"  # the layer that gives the features: what follows is dropout and the classifier
+FEATURES = "flatten"  # the layer whose output are the features; dropout and classifier follow
 UNITS = {"residual": ResidualUnit, "resnext": ResNeXtUnit, "inception": InceptionUnit}
 
 
@@ -35,49 +35,43 @@ def residual_attention_network(
 ):
     """Build a Residual Attention Network: a functional model from images to class probabilities.
 
-    Stem; three stages of a residual unit and attention blocks; the geometry's last units; BN-ReLU, average pooling
-    over the whole map, dropout, classifier, softmax. Logits and softmax are float32 under every dtype policy. Images
-    have their channels last, whatever Keras' configuration says.
-    Source: Wang et al. 2017, https://arxiv.org/abs/1704.06904, figure 2 and table 2.
+    It consists of a stem, three stages of a residual unit and attention blocks, the geometry's last units, BN-ReLU,
+    average pooling over the whole map, dropout, and the classifier. Logits and softmax are float32 under every dtype
+    policy. Images are channels-last. Source: Wang et al. 2017, https://arxiv.org/abs/1704.06904, figure 2, table 2.
 
     Args:
         depth: int, layers along the trunk: 36 m + 20, with p = 1 and t = 2.
         geometry: str, a key of `GEOMETRIES`, or a `Geometry`.
         learning: "arl" or "nal", see `Module.AttentionBlock`.
-        p, t, r: ints, see `Module.AttentionBlock`; None is the depth's default: 1, 2, 1, or 2, 4, 3 for 452.
-        classes: int, or None for the geometry's default: 10, with "imagenet" 1000.
-        input_shape: `(height, width, channels)`, or None for the geometry's default: 32 x 32 x 3, with
-            "imagenet" 224 x 224 x 3.
+        p, t, r: ints, see `Module.AttentionBlock`; None for the depth's default: 1, 2, 1, or 2, 4, 3 for 452.
+        classes: int, or None for the geometry's default: 10, or 1000 for "imagenet".
+        input_shape: `(height, width, channels)`; None for the default, 32 x 32 x 3, or 224 x 224 x 3 for "imagenet".
         dropout: float in [0, 1), share of features dropped before the classifier.
         classifier_l2: float, weight of the L2 penalty on the classifier's kernel.
-        preprocessing: a layer applied before the first convolution (the mean subtraction), or None.
-        name: str, the model's name; by default `attention_<depth>`.
+        preprocessing: a layer that is applied before the first convolution, such as mean subtraction, or None.
+        name: str, name of the model; by default `attention_<depth>`.
         attention, mask: see `Module.AttentionBlock`.
         unit: "residual", "resnext" (AttentionNeXt) or "inception" (AttentionInception).
         r_up: int, units per level on the mask's way up, or None for the depth's default: r, or 1 for 452.
 
     Input shape:  `(batch, *input_shape)`, any dtype; pixels as `preprocessing` expects them.
-    Output shape: `(batch, classes)`, float32, rows sum to 1. The layer `logits` gives the values before softmax.
+    Output shape: `(batch, classes)`, float32, rows sum to 1. The layer `logits` returns the values before softmax.
 
     Raises:
         ValueError: an unknown name, a depth that is not 36 m + 20, images too small for the masks, or a `floatx` in
             Keras' configuration other than float32.
     """
     _refuse_floatx()
-    rows = _rows(geometry)
-    if unit not in UNITS:
-        raise ValueError(f"unit must be one of {', '.join(UNITS)}, received {unit!r}")
-    own = DEPTHS.get(depth, Depth())
-    p, t, r, r_up = (given or default for given, default in zip((p, t, r, r_up), own))
-    block = dict(p=p, t=t, r=r, r_up=r_up, learning=learning, attention=attention, mask=mask, unit=UNITS[unit])
+    rows, unit = _find_geometry(geometry), _find_unit(unit)
+    p, t, r, r_up = (given or default for given, default in zip((p, t, r, r_up), DEPTHS.get(depth, Depth())))
+    block = dict(p=p, t=t, r=r, r_up=r_up, learning=learning, attention=attention, mask=mask, unit=unit)
     inputs = keras.Input(input_shape or (rows.pixels, rows.pixels, 3), dtype="float32", name="images")
-    x = preprocessing(inputs) if preprocessing else inputs
-    x = _stem(x, rows, UNITS[unit])
+    x = _stem(preprocessing(inputs) if preprocessing else inputs, rows, unit)
     for i, (stage, blocks) in enumerate(zip(rows.stages, blocks_per_stage(depth, p, t, rows.rising)), start=1):
         x = _stage(x, i, stage, blocks, block)
     for i, (filters, strides) in enumerate(rows.tail, start=1):
-        x = UNITS[unit](filters, strides, name=f"tail_unit_{i}")(x)
-    outputs = _classifier(x, classes or rows.classes, dropout, classifier_l2, UNITS[unit])
+        x = unit(filters, strides, name=f"tail_unit_{i}")(x)
+    outputs = _classifier(x, classes or rows.classes, dropout, classifier_l2, unit)
     return keras.Model(inputs, outputs, name=name or f"attention_{depth}")
 
 
@@ -91,12 +85,18 @@ def _refuse_floatx():
         )
 
 
-def _rows(geometry):
+def _find_geometry(geometry):
     if isinstance(geometry, Geometry):
         return geometry
     if geometry not in GEOMETRIES:
         raise ValueError(f"geometry must be one of {', '.join(GEOMETRIES)}, received {geometry!r}")
     return GEOMETRIES[geometry]
+
+
+def _find_unit(name):
+    if name not in UNITS:
+        raise ValueError(f"unit must be one of {', '.join(UNITS)}, received {name!r}")
+    return UNITS[name]
 
 
 def _stem(x, rows, unit):
@@ -132,14 +132,14 @@ def _classifier(x, classes, dropout, l2, unit):
 
 
 def assemble(network, depth, weights=None, include_top=True, **arguments):
-    """Build a network with random weights, or with those that come with the project.
+    """Build a network with random weights, or with weights that come with the project.
 
     Args:
-        network: str, its name, such as `attention_56`.
+        network: str, name of the network, such as `attention_56`.
         depth: int, see `residual_attention_network`.
         weights: see `network`.
         include_top: see `network`.
-        arguments: those of `residual_attention_network`; None is as if left out.
+        arguments: those of `residual_attention_network`; None for their defaults.
 
     Returns:
         A functional model.
@@ -177,12 +177,12 @@ def network(
     Args:
         name: str, `attention_<depth>`, `attentionnext_<depth>` or `attentioninception_<depth>`, such as `attention_92`.
         weights: name of weights that come with the project, such as "cifar10" or "cifar10-nal" (see `Model.weights`),
-            or None for random ones. With weights the network is the one that was trained: it takes raw images of 0 to
-            255, arguments that are None are as in training, and others that contradict it are refused.
-        include_top: bool. Without the classifier the network returns its features, `(batch, channels)`: the average of
-            the last feature map over all pixels.
+            or None for random weights. With weights, the network is the one that was trained: it takes raw images from
+            0 to 255, arguments that are None have the values used in training, and contradicting ones are refused.
+        include_top: bool, whether to include the classifier. Without it, the network returns its features,
+            `(batch, channels)`: the average of the last feature map over all pixels.
 
-    All other arguments, shapes and errors: see `residual_attention_network`; None is the default there.
+    All other arguments, shapes and errors: see `residual_attention_network`; None for the defaults there.
 
     Raises:
         ValueError: see `residual_attention_network` and `weights.load_network`.

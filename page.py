@@ -1,4 +1,4 @@
-"""Show in the browser, on this machine only, what networks see in a picture and where their soft masks lie."""
+"""Show in the browser, on this machine only, what networks see in a picture, and their soft masks."""
 
 import base64
 import contextlib

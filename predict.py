@@ -147,7 +147,7 @@ def make_mask_folder(target, found):
     twice = next((name for name, number in Counter(names).items() if number > 1), None)
     if twice:
         raise InputError(
-            f"two pictures are called {format_path(twice)}: give each its own --masks folder, one after the other"
+            f"two pictures are called {format_path(twice)}: classify them separately, with different --masks folders"
         )
     try:
         Path(target).mkdir(parents=True, exist_ok=True)

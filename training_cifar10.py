@@ -122,7 +122,7 @@ def train_on(hardware, keras, data, recipe, resume, build):
     print(evaluation.format_result(result))
     if data.broken:
         print(f"  broken pictures   {data.broken}, replaced by others of the same class")
-    print(f"  everything in     {folder}")
+    print(f"  run folder        {folder}")
     return folder, result
 
 
@@ -149,7 +149,9 @@ def open_folder(hardware, data, recipe, resume):
         parts = {"devices": hardware.count, "processes": hardware.processes}
         changed = record_environment(folder, {**describe_environment(), **parts})
         if changed:
-            warn(f"{PROGRAM}: resumed with {', '.join(changed)}: the result can differ from that of one run")
+            warn(
+                f"{PROGRAM}: resumed with {', '.join(changed)}: the result can differ from that of an uninterrupted run"
+            )
         run_folder.write_split(folder, data.held_out, data.identity)
         run_folder.write_json(folder, "classes.json", data.classes)
         return str(folder)

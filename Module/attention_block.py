@@ -160,7 +160,7 @@ class AttentionBlock(layers.Layer):
 
     def build(self, input_shape):
         if input_shape[-1] != self.filters:
-            raise ValueError(f"filters={self.filters} needs as many channels in, received {input_shape[-1]}")
+            raise ValueError(f"filters={self.filters} needs an input with as many channels, received {input_shape[-1]}")
         if None in input_shape[1:]:
             raise ValueError(f"height and width must be known, received shape {tuple(input_shape)}")
         shape = tuple(input_shape)

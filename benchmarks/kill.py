@@ -169,7 +169,7 @@ def stop(logs, name, wait, arguments=ARGUMENTS):
         run.send_signal(getattr(signal, name))
     out, error = run.communicate(timeout=600)
     lines = error.strip().splitlines()
-    said = lines[-1] if lines else "the result" if "everything in" in out else ""
+    said = lines[-1] if lines else "the result" if "run folder" in out else ""
     wrong = "Traceback" in error or len(lines) > 1
     return run.returncode, f"{len(lines)} lines: {error[-300:]!r}" if wrong else said, time.monotonic() - begun
 

@@ -83,7 +83,7 @@ def test_freeze_ends_with_the_stage_and_names_the_layers():
     made = network()
     assert freeze(made, "stage_1").endswith("layers up to stage_1_attention_1 keep their weights")
     assert {layer.name for layer in made.layers if layer.trainable_weights} == {"tail_unit_1", "norm_tail", "logits"}
-    with pytest.raises(InputError, match="no layer has this name or first part; the layers are stem_convolve, stage_1"):
+    with pytest.raises(InputError, match="no layer has this name or prefix; the layers are stem_convolve, stage_1"):
         freeze(made, "stage_10")
     with pytest.raises(InputError, match="leaves no weights to train"):
         freeze(made, "logits")

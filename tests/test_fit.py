@@ -150,7 +150,7 @@ def test_other_batch_sizes_are_refused_and_other_functions_keep_the_graph_optimi
 
     model = compile_model(plain_network(), dataclasses.replace(QUICK, batch_size=8), 10)
     images, labels = np.zeros((10, 32, 32, 3), "uint8"), np.zeros(10, "int32")
-    assert np.isfinite(model.train_on_batch(images, labels)[0]), "of any size where it is no part of fit"
+    assert np.isfinite(model.train_on_batch(images, labels)[0]), "outside fit, any batch size works"
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
         model.fit(Batches(datasets.Examples(images, labels), 5, seed=0), shuffle=False, verbose=0)
     assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")

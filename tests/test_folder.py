@@ -183,7 +183,7 @@ def test_the_validation_set_may_have_any_common_name(root, own, capsys, name):
 
 def test_two_validation_sets_are_refused(own):
     shutil.copytree(own / "val", own / "valid")
-    with pytest.raises(InputError, match="^val and valid are both there, and each may be the validation set"):
+    with pytest.raises(InputError, match="^val and valid could both be the validation set"):
         datasets.load("folder", str(own), size=16)
 
 

@@ -373,7 +373,10 @@ def test_normalization_takes_a_single_value():
             lambda: AttentionBlock(8, mask_depth=4).build((None, 8, 8, 8)),
             "mask_depth=4 needs a map of at least 16 pixels, received 8x8",
         ),
-        (lambda: AttentionBlock(8, mask_depth=1).build((None, 8, 8, 4)), "filters=8 needs as many channels in"),
+        (
+            lambda: AttentionBlock(8, mask_depth=1).build((None, 8, 8, 4)),
+            "filters=8 needs an input with as many channels",
+        ),
         (lambda: AttentionBlock(8, mask_depth=1).build((None, None, 8, 8)), "height and width must be known"),
     ],
 )

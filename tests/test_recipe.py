@@ -135,7 +135,7 @@ def test_paper_recipe_is_the_paper_s():
         (["--warmup-epochs", "200"], "warmup_epochs must be less than epochs=200"),
         (
             ["--schedule", "plateau", "--warmup-epochs", "0", "--validation-split", "0"],
-            "schedule=plateau and patience watch the validation loss",
+            "schedule=plateau and patience need a validation loss",
         ),
         (["--recipe", "fast"], "invalid choice: 'fast'"),
         (["--resume", ""], "--resume needs a run's folder, received ''"),

@@ -176,7 +176,7 @@ def broken(folder, result="{}"):
     [
         (lambda folder: None, "is not a directory"),
         (lambda folder: folder.mkdir(), "contains no run"),
-        (lambda folder: write_run(folder, finished=False), "no run is finished"),
+        (lambda folder: write_run(folder, finished=False), "no finished run"),
         (broken, "is not a finished run"),
         (lambda folder: broken(folder, '{"test_error_percent": 5}'), "is not a finished run: "),
     ],

@@ -185,7 +185,7 @@ def test_loss_that_is_not_finite_names_step_and_rate(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         tiny_main(*ARGUMENTS, "--logs", str(tmp_path), build=broken)
     err = capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "a notebook goes on, and needs its Ctrl-C"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "a notebook continues and needs Ctrl-C"
     assert stop.value.code == 1 and err.count("\n") == 1
     assert "the loss is nan at step 1 of epoch 1, learning rate 0.025: there is no checkpoint yet" in err
 

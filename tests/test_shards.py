@@ -152,8 +152,8 @@ def test_every_changed_bit_of_a_record_is_found(folder, index, tmp_path):
     start = 12 + int.from_bytes(raw[:8], "little") + 4
     end = start + 12 + int.from_bytes(raw[start : start + 8], "little") + 4
     changed = tmp_path / path.name
-    behind = offset + length
-    for at in (start, start + 8, start + 11, start + 13, offset, offset + 40, behind, behind + 3, end - 4, end - 1):
+    after = offset + length
+    for at in (start, start + 8, start + 11, start + 13, offset, offset + 40, after, after + 3, end - 4, end - 1):
         damaged = bytearray(raw)
         damaged[at] ^= 16
         changed.write_bytes(damaged)

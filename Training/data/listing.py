@@ -20,7 +20,7 @@ def find_parts(names):
     """
     held_out = [name for name in VALIDATION if name in names]
     if len(held_out) > 1:
-        raise InputError(f"{' and '.join(held_out)} are both there, and each may be the validation set: rename one")
+        raise InputError(f"{' and '.join(held_out)} could both be the validation set: rename one")
     found = {"train": "train", "val": held_out[0] if held_out else "", "test": "test"}
     return {part: name for part, name in found.items() if name in names}
 

@@ -182,7 +182,7 @@ class Trace(keras.callbacks.Callback):
         self.running, self.last = False, 0
         below = "\n" if sys.stdout.isatty() else ""  # in a terminal, the line of progress is not finished yet
         steps = format_count(self.done - self.first + 1, "step")
-        print(f"{below}trace of {steps} in {self.folder}; TensorBoard shows it after: {INSTALL}", flush=True)
+        print(f"{below}trace of {steps} in {self.folder}; to see it in TensorBoard: {INSTALL}", flush=True)
 
 
 def start_trace(folder):

@@ -81,7 +81,7 @@ def freeze(network, name):
     last = max((i for i, each in enumerate(layers) if f"{each.name}_".startswith(f"{name}_")), default=None)
     if last is None:
         names = ", ".join(_find_weighted_layers(network))
-        raise InputError(f"freeze={name}: no layer has this name or first part; the layers are {names}")
+        raise InputError(f"freeze={name}: no layer has this name or prefix; the layers are {names}")
     for layer in layers[: last + 1]:
         layer.trainable = False
     if not network.trainable_weights:

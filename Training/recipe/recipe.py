@@ -345,9 +345,7 @@ class Recipe:
         if self.freeze and not self.weights:
             raise InputError("freeze keeps weights that are already trained: also give --weights")
         if not self.validation_split and (self.schedule == "plateau" or self.patience):
-            raise InputError(
-                "schedule=plateau and patience watch the validation loss: give a --validation-split above 0"
-            )
+            raise InputError("schedule=plateau and patience need a validation loss: give a --validation-split above 0")
 
     def _check_pictures(self):
         """Refuse options that do not apply to this kind of data set."""

@@ -158,7 +158,7 @@ def find(paths):
     runs, unfinished = {}, {}
     for path in map(Path, paths):
         if not path.is_dir():
-            raise InputError(f"{format_path(path)} is not a directory: a run's folder, or one above it, is needed")
+            raise InputError(f"{format_path(path)} is not a directory: expected a run's folder or a folder of runs")
         folders = sorted(each.parent for each in path.rglob("recipe.json"))
         if not folders:
             raise InputError(f"{format_path(path)} contains no run: there is no recipe.json in it or below it")

@@ -37,7 +37,7 @@ def load_test_examples(run, data_dir=""):
     """
     path = Path(run) / "recipe.json"
     if not path.is_file():
-        raise InputError(f"{format_path(run)} has no recipe.json, which names the data to show: give image files")
+        raise InputError(f"{format_path(run)} has no recipe.json, which names the data to show: give --images")
     recipe = saved.read_recipe(path)
     data = load_for_recipe(dataclasses.replace(recipe, data_dir=data_dir or recipe.data_dir))
     return data.test, data.classes

@@ -210,7 +210,7 @@ def report(options):
     runs, unfinished = history.find(options.runs)
     if not runs:
         named = ", ".join(map(format_path, unfinished))
-        raise InputError(f"no run is finished; {len(unfinished)} are not: {named:.200}")
+        raise InputError(f"no finished run; {len(unfinished)} unfinished: {named:.200}")
     groups, notes = group_runs(runs), []
     if options.columns and len(list_values(groups, options.columns)) > 1:
         rows = make_pivot_table(groups, options.columns)

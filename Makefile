@@ -1,6 +1,8 @@
 # All targets except setup and clean take ARGS="..."; PYTHON names the interpreter that creates the environment.
 PYTHON ?= python3
 BIN := .venv/bin
+# glibc 2.35 and newer gives large tensors huge pages, which makes a training step faster (docs/speed.md). Others ignore it.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # tests/conftest.py starts the slowest files first; without this option, xdist would reorder them.
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

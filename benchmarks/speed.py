@@ -11,9 +11,11 @@ the backward pass as twice the forward pass. Writes `speed.json` and `speed.md` 
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from Training.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PARTS = ("import", "build", "first step")  # of the time to the first step
+TUNABLES = "GLIBC_TUNABLES"  # glibc reads it when a process starts
 FLOP = 6  # operations of a step for each multiply-add and image
 
 
@@ -60,6 +63,17 @@ def read_commit(checkout):
     return asked.stdout.strip() or "unknown"
 
 
+@contextmanager
+def default_allocator():
+    """Start processes within this without `GLIBC_TUNABLES`."""
+    kept = os.environ.pop(TUNABLES, None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ[TUNABLES] = kept
+
+
 def start_process():
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
@@ -82,7 +96,7 @@ def measure_once(pool, name, options):
     each = options.seconds / 2
     wanted = ["memory", "evaluation", "latency"]
     figures = {what: pool.submit(subjects.ask, what, *[each] * (what != "memory")).result() for what in wanted}
-    if name not in subjects.PEERS:
+    if name in options.subjects:
         figures["pipeline"] = pool.submit(subjects.ask, "pipeline", each).result()
         for kind in ("affine", "crop"):
             figures[kind] = pool.submit(subjects.ask, "augmentation", kind, each).result()
@@ -95,8 +109,10 @@ def measure(options):
     running = {name: start_process() for name in names}
     try:
         result = {"options": {**vars(options), "before": read_commit(options.before)}, "first": {}}
+        result["tunables"] = os.environ.get(TUNABLES)
         for name, pool in running.items():
-            result["first"][name] = pool.submit(subjects.begin, name, options).result()
+            with default_allocator() if name == subjects.BEFORE else nullcontext():
+                result["first"][name] = pool.submit(subjects.begin, name, options).result()
             print(f"{name}: {format_first(result['first'][name])}", flush=True)
         result["environment"] = running[names[0]].submit(subjects.ask, "environment").result()
         result["rounds"] = measure_rounds(running, options)
@@ -159,7 +175,7 @@ def make_rows(result):
     }
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for text, cell in table.items():
-        cells = [cell(n) if n not in subjects.PEERS or "alone" not in text else "-" for n in names]
+        cells = [cell(n) if "pipeline" in once[n] or "alone" not in text else "-" for n in names]
         lines.append(f"| {text} | {' | '.join(cells)} |")
     return lines
 
@@ -172,6 +188,7 @@ def report(result):
         "",
         f"{machine['device']}; Python {machine['python']}, {packages}; commit {machine['git_commit']}.",
         f"Medians of {options['rounds']} rounds in which the subjects take turns; from `python -m benchmarks.speed`.",
+        *[f"All but `{subjects.BEFORE}` with {TUNABLES}={result['tunables']}."] * bool(result["tunables"]),
         *[f"The column `{subjects.BEFORE}` is commit {options['before']} of this project."] * bool(options["before"]),
         "",
         *make_rows(result),
@@ -192,13 +209,13 @@ def main(arguments=None):
     with report_errors():
         options = parse(arguments)
         sizes, found = options.batch_size, []
-        for options.batch_size in sizes:
-            found.append(measure(options))
         folder = RESULTS / options.name
         folder.mkdir(parents=True, exist_ok=True)
-        text = "\n".join(map(report, found))
-        (folder / "speed.json").write_text(json.dumps(found, indent=1) + "\n")
-        (folder / "speed.md").write_text(text)
+        for options.batch_size in sizes:
+            found.append(measure(options))
+            text = "\n".join(map(report, found))
+            (folder / "speed.json").write_text(json.dumps(found, indent=1) + "\n")
+            (folder / "speed.md").write_text(text)
         print(f"\n{text}\nwritten into {folder}")
 
 

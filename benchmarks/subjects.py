@@ -111,6 +111,15 @@ def import_parts():
     return compile_model, Batches, Examples, mean_subtraction
 
 
+def import_feed():
+    """Import `feed`. Earlier checkouts do not have it: return the identity."""
+    try:
+        from Training.engine.feeding import feed
+    except ImportError:
+        return lambda batches: batches
+    return feed
+
+
 class Ours(Subject):
     """The project's training model, trained with Keras' `fit` as in a run."""
 
@@ -129,6 +138,7 @@ class Ours(Subject):
         self.dtype = "bfloat16" if changes.get("precision") == "mixed_bfloat16" else "float32"
         keras.config.set_dtype_policy(changes.get("precision", "float32"))
         compile_model, self.make_batches, self.make_examples, mean_subtraction = import_parts()
+        self.feed = import_feed()
         mean = mean_subtraction(np.full(self.shape, 120.0, "float32"))
         self.network = network(options.network, geometry=options.geometry, preprocessing=mean)
         self.model = compile_model(self.network, Recipe(batch_size=self.batch_size, **changes), BATCHES)
@@ -151,7 +161,8 @@ class Ours(Subject):
 
         epochs, rest = divmod(count, BATCHES)
         for steps in [BATCHES] * epochs + [rest] * (rest > 0):
-            self.model.fit(self.batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[Clock()])
+            batches = self.feed(self.batches)
+            self.model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[Clock()])
         return np.diff(ends).tolist()
 
     def steps(self, seconds):
@@ -199,7 +210,7 @@ class Ours(Subject):
     def evaluation(self, seconds):
         """Measure images/s of `predict`, in batches of 256."""
         batches = self.make_batches(self.make_examples(self.images, self.labels), min(EVALUATED, len(self.images)))
-        spent = measure_repeatedly(lambda: self.model.predict(batches, verbose=0), seconds)
+        spent = measure_repeatedly(lambda: self.model.predict(self.feed(batches), verbose=0), seconds)
         return len(self.images) / float(np.median(spent))
 
     def latency(self, seconds):

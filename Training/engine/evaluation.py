@@ -7,6 +7,7 @@ from Training.console import format_count, format_duration
 from Training.data.batches import Batches, find_even_batch
 from Training.data.datasets import Examples, spread_evenly
 from Training.devices import ONE
+from Training.engine.feeding import feed
 from Training.engine.training_model import cross_entropy, make_logits_model
 
 MOST_TRAIN_IMAGES = 50_000  # largest number of images for the training error
@@ -29,7 +30,7 @@ def score(model, examples, devices=ONE, mirrored=False):
     if not count:
         return None, None, None
     batches = Batches(examples, find_even_batch(count, devices.count), devices=devices, mirrored=mirrored)
-    logits = model.predict(batches, verbose=0)[:count]
+    logits = model.predict(feed(batches), verbose=0)[:count]
     loss = np.mean(keras.ops.convert_to_numpy(cross_entropy(examples.labels, logits)))
     return float(loss), accuracy(logits, examples.labels), logits
 

@@ -12,6 +12,7 @@ from Training.devices import ONE, ask_first_process
 from Training.engine.augmentation import Mix, make_augmentations
 from Training.engine.callbacks import TimeBudget, make_callbacks
 from Training.engine.checkpointing import restore
+from Training.engine.feeding import feed
 from Training.engine.optimizers import finish_average, make_optimizer, set_run_length
 from Training.engine.statistics import make_statistics
 from Training.engine.training_model import make_training_model
@@ -94,9 +95,9 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
         chosen = make_callbacks(recipe, folder, network, batches, events, state, validated, budget, statistics)
         try:
             model.fit(
-                batches,
+                feed(batches),
                 shuffle=False,  # the batches are already shuffled, in a reproducible order
-                validation_data=held_out,
+                validation_data=None if held_out is None else feed(held_out),
                 initial_epoch=epoch,
                 epochs=end,
                 callbacks=chosen,

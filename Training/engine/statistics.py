@@ -10,6 +10,7 @@ from Module import BatchNormalization
 from Training.data.batches import Batches
 from Training.data.datasets import Examples
 from Training.devices import ONE
+from Training.engine.feeding import feed
 from Training.engine.graph import skip_graph_optimizer
 from Training.engine.optimizers import copy_values, restore_values
 from Training.engine.training_model import make_logits_model
@@ -128,7 +129,7 @@ class Statistics:
         self.model.reset()
         on_cpu = keras.backend.backend() == "tensorflow" and self.network.compute_dtype == "float32"
         with show_batch_statistics(self.normalizations), skip_graph_optimizer() if on_cpu else contextlib.nullcontext():
-            self.model.predict(self.batches, verbose=0)
+            self.model.predict(feed(self.batches), verbose=0)
         restore_values(others, kept)
         for name in ("mean", "variance"):
             found = copy_values(getattr(self.model, f"{name}s"))

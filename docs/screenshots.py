@@ -27,11 +27,12 @@ PAGES = {
     "custom-scalars": Page("#custom_scalars", ("error, %", "learning rate")),
     "images": Page("#images", ("confusion_matrix",)),
     "masks": Page("&tagFilter=masks#timeseries", ("stage_1_attention_1",)),
-    "graphs": Page("#graphs", ("stage_1_unit",)),
+    "graphs": Page("#graphs", ("stage_1", "classifier")),
     "text": Page("#text", ("recipe",)),
     "pr-curves": Page("#pr_curves", ("class/0",)),
     "projector": Page("#projector", ("features before the classifier",), webgl=True),
     "hparams": Page("#hparams", ("test_error_percent",)),
+    "profile": Page("#profile", ("Tools",)),
 }
 TEXT = """
 const of = (node) => [...node.childNodes].map((each) =>
@@ -39,7 +40,7 @@ const of = (node) => [...node.childNodes].map((each) =>
     (each.contentDocument ? of(each.contentDocument) : "") + of(each)).join(" ");
 return of(document.body);
 """
-CLOSE_SETTINGS = "document.querySelector('[aria-label=\"Close side pane\"], .settings-button')?.click()"
+CLOSE_SETTINGS = "document.querySelector('[aria-label=\"Close side pane\"]')?.click()"
 
 
 def find_free_port():

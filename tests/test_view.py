@@ -231,6 +231,8 @@ def test_graph_has_the_branches_and_prints_nothing(capsys):
 
     keras.config.set_dtype_policy("mixed_bfloat16")
     nodes = {node.name: list(node.input) for node in _graph(tiny_network()).node}
-    assert nodes["stage_1_attention_1/multiply"] == ["stage_1_attention_1/trunk", "stage_1_attention_1/mask"]
-    assert nodes["tail_unit_1"] == ["stage_1_attention_1/after"]
+    assert nodes["stage_1/attention_1/multiply"] == ["stage_1/attention_1/trunk", "stage_1/attention_1/mask"]
+    assert nodes["tail/unit_1"] == ["stage_1/attention_1/after"]
+    assert nodes["classifier/logits"] == ["classifier/dropout"]
+    assert {name.split("/")[0] for name in nodes} == {"images", "stem", "stage_1", "tail", "classifier"}
     assert capsys.readouterr().out == ""

@@ -19,11 +19,12 @@ from Training.console import format_count
 from Training.devices import copy_to_one_device, on_one_device
 from Training.engine.augmentation import Augmentation
 from Training.recipe import Recipe, parse_steps
-from Training.runs.event_file import EventFile, is_available
+from Training.runs.event_file import EventFiles, is_available
 from Training.visual import inspection, plots
 from Training.visual.escaping import make_markdown_table
 
 SHOWN = 8  # images in a picture
+MASKED = 4  # with masks over them: more would be too small on TensorBoard's cards
 INSTALL = "pip install tensorboard-plugin-profile"
 NO_CHARTS = ("first_step_seconds",)  # zero in every epoch but the first
 
@@ -57,18 +58,14 @@ class EpochEvents(keras.callbacks.Callback):
         self.resumed = resumed
 
     def on_train_begin(self, logs=None):
-        self.files = {name: EventFile(self.folder / name) for name in ("train", "validation")}
+        self.files = EventFiles(self.folder)
         if not self.resumed:
             self.files["train"].graph(self.network)
             self.files["train"].layout()
             self.files["train"].flush()  # a checkpoint in the first epoch must include it
 
     def on_epoch_end(self, epoch, logs=None):
-        errors = {key.replace("accuracy", "error_percent"): 100 * (1 - logs[key]) for key in logs if "accuracy" in key}
-        for key, value in {**logs, **errors}.items():
-            part = "validation" if key.startswith("val_") else "train"
-            if key not in NO_CHARTS and np.isfinite(value):
-                self.files[part].scalar(f"epoch_{key.removeprefix('val_')}", value, epoch)
+        add_epoch(self.files, logs, epoch)
         for weight in self.model.weights if self.histograms else ():
             values = keras.ops.convert_to_numpy(weight)
             self.files["train"].histogram(f"{weight.path}/histogram", values, epoch)
@@ -78,6 +75,21 @@ class EpochEvents(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         for file in self.files.values():
             file.close()
+
+
+def add_epoch(files, logs, epoch):
+    """Add the metrics of an epoch, and errors in per cent, to `EventFiles`."""
+    errors = {key.replace("accuracy", "error_percent"): 100 * (1 - logs[key]) for key in logs if "accuracy" in key}
+    for key, value in {**logs, **errors}.items():
+        part = "validation" if key.startswith("val_") else "train"
+        if key not in NO_CHARTS and np.isfinite(value):
+            files[part].scalar(f"epoch_{key.removeprefix('val_')}", value, epoch)
+
+
+def add_masks(file, images, masks, epoch):
+    """Add the picture of each block's masks `{block's name: (n, h, w, channels)}` over the first n images."""
+    for name, mask in masks.items():
+        file.image(f"masks/{name}", plots.draw_mask_rows(images[: len(mask)], mask), epoch)
 
 
 class Pictures(keras.callbacks.Callback):
@@ -133,10 +145,9 @@ class Pictures(keras.callbacks.Callback):
         if self.shown is not self.network:
             self.shown.set_weights(self.network.get_weights())
         with on_one_device():
-            masks = self.masks.predict(self.images, verbose=0)
+            masks = self.masks.predict(self.images[:MASKED], verbose=0)
         file = self.events.files["train"]
-        for name, mask in masks.items():
-            file.image(f"masks/{name}", plots.draw_mask_rows(self.images, mask), epoch)
+        add_masks(file, self.images, masks, epoch)
         file.flush()
 
 
@@ -167,9 +178,14 @@ class Trace(keras.callbacks.Callback):
         if not self.running and self.done < self.last and self.before + batch + 1 >= self.first:
             start_trace(self.folder)
             self.running = True
+        if self.running:
+            self.step = mark_step(self.before + batch + 1)
+            self.step.__enter__()
 
     def on_train_batch_end(self, batch, logs=None):
         self.done = self.before + batch + 1
+        if self.running:
+            self.step.__exit__(None, None, None)
         if self.running and self.done >= self.last:
             self._stop()
 
@@ -195,6 +211,17 @@ def start_trace(folder):
         import tensorflow as tf
 
         tf.profiler.experimental.start(folder)
+
+
+def mark_step(number):
+    """Return a context that marks a training step in the trace; without it PROFILE has no times of steps."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.profiler.StepTraceAnnotation("train", step_num=number)
+    import tensorflow as tf
+
+    return tf.profiler.experimental.Trace("train", step_num=number, _r=1)
 
 
 def stop_trace():

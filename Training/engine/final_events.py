@@ -1,5 +1,7 @@
 """Writes TensorBoard events at the end of a run: final errors, confusion matrix, precision-recall curves, mistakes."""
 
+import time
+
 import keras
 import numpy as np
 
@@ -15,7 +17,7 @@ MOST_CURVES = 100  # classes above which no precision-recall curves are written
 METRICS = ("final/test_error_percent", "final/validation_error_percent", "final/train_error_percent")
 
 
-def write_final_events(folder, network, data, recipe, result, logits):
+def write_final_events(folder, network, data, recipe, result, logits, clock=time.time):
     """Write the end of a run: final errors, the result, confusion matrix, precision-recall curves and the hparams row.
 
     By option also the projector (`recipe.projector`) and the most confidently wrong images (`recipe.mistakes`).
@@ -27,12 +29,13 @@ def write_final_events(folder, network, data, recipe, result, logits):
         recipe: `recipe.Recipe`.
         result: dictionary, the content of `result.json`.
         logits: `(n, classes)`, of the test images.
+        clock: see `EventFile`.
     """
     if not is_available():
         return
     probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
     place, labels, step = folder / "train", np.asarray(data.test.labels), recipe.epochs
-    file = EventFile(place)
+    file = EventFile(place, clock)
     for key, value in result.items():
         if key.endswith(("_percent", "_accuracy", "_loss")) and value is not None:
             file.scalar(f"final/{key}", value, step)
@@ -42,7 +45,8 @@ def write_final_events(folder, network, data, recipe, result, logits):
     if len(data.classes) <= plots.MOST_CLASSES:
         file.image("confusion_matrix", plots.draw_confusion(labels, predictions, data.classes), step)
     for i, name in enumerate(data.classes if len(data.classes) <= MOST_CURVES else ()):
-        file.pr_curve(f"class/{i}: {escape_console(shorten_name(name, 40))}", labels == i, probabilities[:, i], step)
+        title = f"{i}: {escape_console(shorten_name(name, 40))}" if name != str(i) else name
+        file.pr_curve(f"class/{title}", labels == i, probabilities[:, i], step)
     if recipe.mistakes:
         wrong = plots.find_mistakes(labels, probabilities, recipe.mistakes)
         if len(wrong):
@@ -73,6 +77,8 @@ def project_features(folder, network, data, predictions):
     with on_one_device():
         features = inspection.make_feature_model(shown).predict(images, batch_size=64, verbose=0)
     names = [escape_console(shorten_name(name, 60)) for name in data.classes]
+    if all(name.isdigit() for name in names):  # the page labels points by the first column that is not of numbers
+        names = [f"class {name}" for name in names]
     columns = {
         "class": [names[label] for label in labels],
         "predicted": [names[i] for i in predictions[chosen]],

@@ -5,12 +5,14 @@ import io
 import itertools
 import json
 import os
+import re
 import socket
 import time
 from pathlib import Path
 
 import numpy as np
 
+from Model.builder import FEATURES
 from Training.files import replace_file
 from Training.visual import inspection
 from Training.visual.plots import encode_png, make_sprite
@@ -39,16 +41,18 @@ class EventFile:
 
     Args:
         folder: path of the folder, which is created if it does not exist.
+        clock: function that returns the time of an event, in seconds since 1970.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, clock=time.time):
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         Path(folder).mkdir(exist_ok=True)
+        self.clock = clock
         self.file = _open_new(Path(folder))
         self.records = RecordWriter(self.file)
-        self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(event_pb2.Event(wall_time=self.clock(), file_version="brain.Event:2"))
         self.flush()
 
     def _write(self, event):
@@ -58,7 +62,7 @@ class EventFile:
         """Write a `Summary` protocol buffer."""
         from tensorboard.compat.proto import event_pb2
 
-        self._write(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+        self._write(event_pb2.Event(wall_time=self.clock(), step=step, summary=summary))
 
     def flush(self):
         """Pass buffered events to the operating system, so that TensorBoard can read them."""
@@ -76,7 +80,7 @@ class EventFile:
         """Write the layers of a network as a graph for the GRAPHS page."""
         from tensorboard.compat.proto import event_pb2
 
-        self._write(event_pb2.Event(wall_time=time.time(), graph_def=_graph(network).SerializeToString()))
+        self._write(event_pb2.Event(wall_time=self.clock(), graph_def=_graph(network).SerializeToString()))
 
     def histogram(self, tag, values, step):
         """Write the distribution of an array's values."""
@@ -151,6 +155,26 @@ class EventFile:
         self.file.close()
 
 
+class EventFiles(dict):
+    """Event files of a run by part, "train" and "validation"; each is made when it is first asked for.
+
+    TensorBoard would list a part without any events.
+
+    Args:
+        folder: path of the run's folder.
+        clock: see `EventFile`.
+    """
+
+    def __init__(self, folder, clock=time.time):
+        super().__init__()
+        self.folder = Path(folder)
+        self.clock = clock
+
+    def __missing__(self, part):
+        self[part] = EventFile(self.folder / part, self.clock)
+        return self[part]
+
+
 def _open_new(folder):
     """Create a file under the next free name in TensorBoard's format; existing files and links are never opened."""
     start = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
@@ -220,7 +244,7 @@ def write_projector(folder, name, features, columns, images):
 
 
 def _graph(network):
-    """Return a GraphDef of the layers, in which attention blocks are split into their branches."""
+    """Return a GraphDef of the layers in groups, in which attention blocks are split into their branches."""
     from tensorboard.compat.proto.graph_pb2 import GraphDef
     from tensorboard.plugins.graph.keras_util import keras_model_to_graph_def
 
@@ -229,15 +253,35 @@ def _graph(network):
     config = json.loads(network.to_json())
     for layer in config["config"]["layers"]:
         layer["config"].pop("dtype", None)  # TensorBoard warns about policies with two types, and shows none
-    graph = GraphDef()
+    paths, graph = group_layers([layer.name for layer in network.layers]), GraphDef()
     for node in keras_model_to_graph_def(config).node:
         name = node.name.split("/")[-1]
+        path, layer = paths[name], network.get_layer(name)
         sources = [source.split("/")[-1] for source in node.input]
-        sources = [f"{source}/after" if source in attention else source for source in sources]
-        operation = type(network.get_layer(name)).__name__
+        sources = [f"{paths[source]}/after" if source in attention else paths[source] for source in sources]
         if name not in attention:
-            graph.node.add(name=name, op=operation, input=sources)
+            graph.node.add(name=path, op=type(layer).__name__, input=sources)
             continue
         for part, inside in parts.items():
-            graph.node.add(name=f"{name}/{part}", op=part, input=[f"{name}/{i}" for i in inside.split()] or sources)
+            graph.node.add(name=f"{path}/{part}", op=part, input=[f"{path}/{i}" for i in inside.split()] or sources)
     return graph
+
+
+def group_layers(names):
+    """Return the path of each layer in the GRAPHS page, which folds what stands before a slash.
+
+    Layers between the inputs and the first stage are the stem, `stage_1_unit` is `stage_1/unit`, layers from the last
+    stage to the features are the tail, and what follows is the classifier. A network without stages is not grouped.
+    """
+    stages = [i for i, name in enumerate(names) if re.match(r"stage_\d+_", name)]
+    if not stages:
+        return {name: name for name in names}
+    head = names.index(FEATURES) + 1 if FEATURES in names else len(names)
+    paths = {}
+    for i, name in enumerate(names):
+        if stages[0] <= i <= stages[-1]:
+            paths[name] = re.sub(r"^(stage_\d+)_", r"\1/", name)
+        else:
+            group = "stem" if i < stages[0] else "tail" if i < head else "classifier"
+            paths[name] = name if i == 0 else f"{group}/{name.removeprefix(group + '_')}"
+    return paths

@@ -10,11 +10,11 @@ from Training.files import replace_file
 from Training.visual.escaping import escape_figure, is_drawable, shorten_name
 
 ENLARGED = 4  # factor for images side by side: 32 pixels are small on a screen
-LEAST_SIDE = 128  # pixels of an image under a mask: in a smaller one, the two cannot be told apart
+LEAST_SIDE = 96  # pixels of an image under a mask: in a smaller one, the two cannot be told apart
 MOST_CLASSES = 2000  # in a confusion matrix, which takes 8 bytes for each pair of classes
 NAMED_CLASSES = 20  # with more, the confusion matrix has numbers in place of names
 LONGEST_LABEL = 24  # characters of the name of a class or an image
-MARGINS = (90, 90)  # pixels left and right of rows of masks, for names and colour bars
+MARGINS = (92, 92)  # pixels left and right of rows of masks, for names and colour bars
 
 
 def enlarge(images, factor):
@@ -115,9 +115,9 @@ def _annotate_rows(canvas, rows):
         top, bottom = i * height + 14, (i + 1) * height - 14
         canvas[top:bottom, right : right + 14] = color_heat(np.linspace(1, 0, bottom - top)[:, None])
     picture = Image.fromarray(canvas)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(20)  # TensorBoard shows the picture at half its size
     for i, (name, values) in enumerate({"image": None, **rows}.items()):
-        draw.text((6, (i + 0.5) * height), name, "black", font, anchor="lm")
+        draw.text((4, (i + 0.5) * height), name.replace(" ", "\n"), "black", font, anchor="lm")
         for share, value in ((0, values.max()), (1, values.min())) if i else ():
             draw.text((right + 20, i * height + 14 + share * (height - 28)), f"{value:.3f}", "black", font, anchor="lm")
     return np.asarray(picture)
@@ -336,7 +336,8 @@ def draw_confusion(labels, predictions, classes):
     matrix = confusion_matrix(labels, predictions, labels=range(count))
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     named = count <= NAMED_CLASSES
-    figure, axes = _figure(1, 1, *((8.5, 7) if named else (13, 12)))
+    side = min(max(0.36 * count + 1.2, 3), 8) if count <= 200 else 13  # inches: TensorBoard shows few of its pixels
+    figure, axes = _figure(1, 1, side + 0.9, side)
     axis = axes[0, 0]
     # With a square-root scale, single errors are visible next to the diagonal.
     picture = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import dataclasses
 import html
+import multiprocessing
 import os
 import signal
 import socket
@@ -56,7 +57,7 @@ class Network:
     classes: list[str]
     size: tuple[int, int]  # height, width
     blocks: dict[str, tuple[str, tuple]]  # of each: "arl" or "nal", and the mask's shape (h, w, channels)
-    view: object  # see `inspection.make_view_model`
+    view: object  # see `inspection.make_view_model`; None outside the process that computes
     compiled: bool  # or its operations run one by one
 
 
@@ -229,18 +230,94 @@ def read_photographs():
     return [(name, plots.encode_png(pixels), pixels) for name, pixels in zip(names, load_photographs(SIDE))]
 
 
+def serve_networks(connection, names, paths):
+    """Load networks and answer what comes through a connection; this is the process that computes.
+
+    It sends `(networks, photographs, looks of the first photograph)`, then for each `(name, bytes)` of a picture file
+    that it receives what `look_at_file` returns. An `InputError` is sent as such, and while loading it is the end.
+    """
+    try:
+        start_keras()
+        networks, photographs = load_networks(names, paths), read_photographs()
+        first = look_at_file(networks, *photographs[0][:2])
+        connection.send(([dataclasses.replace(each, view=None) for each in networks], photographs, first))
+    except InputError as error:
+        connection.send(error)
+        return
+    threading.Thread(target=lambda: [compile_network(network) for network in networks], daemon=True).start()
+    with contextlib.suppress(EOFError, OSError):  # the other process has ended
+        while True:
+            name, raw = connection.recv()
+            try:
+                connection.send(look_at_file(networks, name, raw))
+            except InputError as error:
+                connection.send(error)
+
+
+class NetworkProcess:
+    """A process that loads networks, while this one imports Gradio, and then answers for them.
+
+    Two processes start in two thirds of the time of one on two cores: threads would wait for each other.
+
+    Args:
+        names: see `load_networks`.
+        paths: the same.
+    """
+
+    def __init__(self, names, paths):
+        context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
+        self.connection, other = context.Pipe()
+        self.lock = threading.Lock()
+        arguments = (other, list(names), list(paths))
+        self.process = context.Process(target=serve_networks, args=arguments, daemon=True)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C reaches both, and this one ends both
+        self.process.start()
+        signal.signal(signal.SIGINT, before)
+        other.close()
+
+    def receive(self):
+        """Return what the process sends next.
+
+        Raises:
+            InputError: it was sent, or the process has ended.
+        """
+        try:
+            received = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            raise InputError(f"the process that computes has ended with code {self.process.exitcode}") from None
+        if isinstance(received, InputError):
+            raise received
+        return received
+
+    def ask(self, name, raw):
+        """Return the answers of each network for the bytes of a picture file; see `look_at_file`."""
+        with self.lock:
+            with contextlib.suppress(OSError):  # that it has ended is found below
+                self.connection.send((name, raw))
+            return self.receive()
+
+    def end(self):
+        """End the process."""
+        self.process.terminate()
+        self.process.join()
+
+
 class Answers:
     """What the page's components show after an event; the last arguments are always the values of the three sliders.
 
     Args:
         networks: list of `Network`.
         photographs: see `read_photographs`.
+        first: the looks of the first photograph.
+        ask: function of the name and the bytes of a picture file that returns a `Look` for each network.
     """
 
-    def __init__(self, networks, photographs):
+    def __init__(self, networks, photographs, first, ask):
         self.networks = networks
         self.photographs = photographs
-        self.first = look_at_file(networks, *photographs[0][:2])
+        self.first = first
+        self.ask = ask
 
     def show_maps(self, looks, *chosen):
         """Return the maps of each network, for the chosen block and channel."""
@@ -266,7 +343,7 @@ class Answers:
 
     def show_picture(self, name, raw, *chosen):
         try:
-            return self.show(html.escape(name), look_at_file(self.networks, name, raw), *chosen)
+            return self.show(html.escape(name), self.ask(name, raw), *chosen)
         except InputError as error:
             return self.show(f'<div class="error" role="alert">{html.escape(str(error))}</div>', None, *chosen)
 
@@ -339,7 +416,7 @@ def refuse_used_port(port):
         raise InputError(f"--port {port} cannot be used: {error.strerror}; choose another") from None
 
 
-def serve(page, networks, options):
+def serve(page, options):
     """Serve the page until a signal ends the process.
 
     Raises:
@@ -365,8 +442,6 @@ def serve(page, networks, options):
     if options.browser:
         webbrowser.open(address)
     try:
-        for network in networks:
-            compile_network(network)
         threading.Event().wait()
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # the terminal may have been closed
@@ -393,11 +468,14 @@ def main(arguments=None):
         refuse_used_port(options.port)
         end_on_signals()
         with tempfile.TemporaryDirectory(prefix="page-") as folder:  # for uploads
-            gradio = import_gradio()
-            os.environ["GRADIO_TEMP_DIR"] = folder
-            start_keras()
-            networks = load_networks(options.model, paths)
-            serve(make_page(gradio, Answers(networks, read_photographs())), networks, options)
+            process = NetworkProcess(options.model, paths)
+            try:
+                gradio = import_gradio()
+                os.environ["GRADIO_TEMP_DIR"] = folder
+                answers = Answers(*process.receive(), process.ask)
+                serve(make_page(gradio, answers), options)
+            finally:
+                process.end()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,27 @@ from Training.errors import InputError, escape, format_path
 from Training.files import read_text
 from Training.recipe import RECIPES, Recipe, make_recipe, movable_fields
 
+# The first field of each group of flags in `--help`; fields are in the order of `Recipe`.
+GROUPS = {
+    "dataset": "data",
+    "model": "network",
+    "epochs": "length, optimizer, learning rate",
+    "class_weights": "loss and regularization",
+    "augmentation": "augmentation of the training images",
+    "test_flip": "evaluation",
+    "seed": "seed, arithmetic, devices",
+    "logs": "files and TensorBoard",
+}
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+OWN_METAVARS = {"dataset": "NAME", "model": "NAME", "weights": "NAME|RUN|FILE", "profile": "N-M", "step_at": "X,..."}
+OWN_METAVARS |= dict.fromkeys(("data_dir", "cache", "compile_cache", "logs"), "DIR")
+EXAMPLES = """examples:
+  python training_cifar10.py --dataset digits --recipe quick           minutes on a CPU, no download
+  python training_cifar10.py --recipe quick --data-dir DIR             CIFAR-10, 8 epochs
+  python training_cifar10.py --dataset folder --data-dir pictures      your own images, in train/<class>/
+  python training_cifar10.py --resume Logs/<run>
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, suggestions for misspelt flags, and `~` expanded in `--flag=~/path`."""
@@ -32,6 +53,13 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown argument {arguments[0]!r}" + (f", did you mean {near[0]}?" if near else ""))
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the examples; flags and their texts are in two columns that leave the texts more room."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=30)
+
+
 def _expand_home(argument):
     """Expand the ~ in `--flag=~/path`: shells only do so at the start of an argument."""
     flag = re.match(r"--[\w-]+=(?=~)", argument)
@@ -47,17 +75,27 @@ def _boolean(text):
 
 def add_flags(parser):
     """Add one flag for each field of `Recipe` to the parser; flags that are not given set nothing."""
+    group = parser
     for item in dataclasses.fields(Recipe):
+        if item.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[item.name])
         flag = "--" + item.name.replace("_", "-")
-        text = item.metadata["help"]
-        text = f"{text() if callable(text) else text} (default: {item.default!r})".replace("%", "%%")
-        extra = dict(help=text, default=argparse.SUPPRESS, dest=item.name)
+        extra = dict(help=_describe(item).replace("%", "%%"), default=argparse.SUPPRESS, dest=item.name)
         if item.type is bool:
-            parser.add_argument(flag, nargs="?", const=True, type=_boolean, metavar="true|false", **extra)
+            group.add_argument(flag, nargs="?", const=True, type=_boolean, metavar="true|false", **extra)
         elif item.metadata["choices"]:
-            parser.add_argument(flag, choices=item.metadata["choices"], **extra)
+            group.add_argument(flag, choices=item.metadata["choices"], **extra)
         else:
-            parser.add_argument(flag, type=item.type, metavar=item.type.__name__.upper(), **extra)
+            metavar = OWN_METAVARS.get(item.name, METAVARS[item.type])
+            group.add_argument(flag, type=item.type, metavar=metavar, **extra)
+
+
+def _describe(item):
+    """Return the help text of a field of the recipe, with its default unless that is an empty text."""
+    text = item.metadata["help"]
+    text = text() if callable(text) else text
+    default = str(item.default).lower() if item.type is bool else item.default
+    return text if default == "" else f"{text} (default: {default})"
 
 
 def parse(arguments, description):
@@ -66,7 +104,14 @@ def parse(arguments, description):
     With `--resume`, the recipe is that of the folder. Only more `--epochs` and fields that a resumed run may change can
     be given with it. Errors end the process with one line on standard error and exit code 2.
     """
-    parser = Parser(prog="training_cifar10.py", description=description, allow_abbrev=False)
+    parser = Parser(
+        prog="training_cifar10.py",
+        usage="%(prog)s [--recipe NAME] [--dataset NAME] [--model NAME] [flag ...]",
+        description=description,
+        epilog=EXAMPLES,
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
     parser.add_argument("--recipe", choices=tuple(RECIPES), help="a named set of values; other flags override it")
     parser.add_argument("--resume", metavar="RUN", help="resume the run in this folder")
     add_flags(parser)

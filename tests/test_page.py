@@ -4,12 +4,14 @@ import base64
 import importlib.util
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -126,6 +128,42 @@ def test_invalid_options_end_in_one_line(tmp_path, capsys):
             assert expected in err
     with pytest.raises(InputError, match="dense has no attention blocks"):
         page.load_networks(["dense"], [tmp_path / "last.keras"])
+
+
+def test_the_process_that_computes_sends_looks_and_errors(runs):
+    """`serve_networks`, in a thread, through the connection that the page has to it."""
+    ours, others = multiprocessing.Pipe()
+    path = runs.folder / "nal" / "last.keras"
+    thread = threading.Thread(target=page.serve_networks, args=(others, ["run"], [path]))
+    thread.start()
+    (network,), photographs, (first,) = ours.recv()
+    assert network.view is None and network.title == "NAL: run" and network.classes == NAMES
+    assert first.probabilities.sum() == pytest.approx(1, abs=1e-4) and len(photographs) == 4
+    ours.send(("picture.png", runs.picture.read_bytes()))
+    (seen,) = ours.recv()
+    given = runs.networks["nal"](runs.image[None], training=False)[0]
+    np.testing.assert_allclose(seen.probabilities, given, rtol=1e-4, atol=1e-5)
+    ours.send(("picture.png", b"none"))
+    error = ours.recv()
+    assert isinstance(error, InputError) and "picture.png cannot be read" in str(error)
+    ours.close()
+    thread.join(60)
+    assert not thread.is_alive()
+
+    images = keras.Input((8, 8, 3))
+    keras.Model(images, keras.layers.Dense(10, "softmax")(keras.layers.Flatten()(images))).save(runs.folder / "d.keras")
+    ours, others = multiprocessing.Pipe()
+    page.serve_networks(others, ["dense"], [runs.folder / "d.keras"])
+    assert "dense has no attention blocks" in str(ours.recv())
+
+
+def test_a_process_that_ended_is_one_line():
+    process = page.NetworkProcess.__new__(page.NetworkProcess)
+    process.connection, other = multiprocessing.Pipe()
+    process.lock, process.process = threading.Lock(), SimpleNamespace(join=lambda: None, exitcode=-9)
+    other.close()
+    with pytest.raises(InputError, match="the process that computes has ended with code -9"):
+        process.ask("picture.png", b"")
 
 
 def test_settings_for_other_pages_are_dropped(monkeypatch):

@@ -194,3 +194,11 @@ def test_the_gpu_script_names_its_parts():
     run = subprocess.run(["bash", ROOT / "benchmarks" / "gpu.sh"], capture_output=True, text=True)
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr == "usage: benchmarks/gpu.sh throughput|race|best|best-92|all [DATA_DIR] [LOGS] [FLAG...]\n"
+
+
+def test_groups_of_flags_begin_with_fields_in_their_order():
+    from Training.flags import GROUPS, OWN_METAVARS
+
+    names = [item.name for item in dataclasses.fields(Recipe)]
+    assert [name for name in names if name in GROUPS] == list(GROUPS) and names[0] in GROUPS
+    assert set(OWN_METAVARS) <= set(names)

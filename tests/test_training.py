@@ -316,7 +316,7 @@ def test_help_shows_every_choice_without_a_framework(tmp_path):
     run = run_python("import training_cifar10; training_cifar10.main()", "--help", KERAS_BACKEND="none of them")
     out, err = run.communicate(timeout=60)
     assert run.returncode == 0 and err == ""
-    for arguments in ("attention_92", "cifar100", "--validation-split", "mixed_bfloat16", "(default: 64)"):
+    for arguments in ("attention_92", "cifar100", "--validation-split", "mixed_bfloat16", "(default: 64)", "\nnetwork:\n"):
         assert arguments in out
 
 

@@ -170,6 +170,32 @@ def test_the_projector_has_features_labels_and_thumbnails(logs):
     assert "projector/thumbnails.png" in (folder / "projector_config.pbtxt").read_text()
 
 
+def test_event_files_written_anew_are_those_of_the_run(logs, tmp_path, capsys):
+    from tensorboard.util.tensor_util import make_ndarray
+
+    from Training.tools import events
+
+    run, again = find_run(logs), tmp_path / "again"
+    events.main([str(run), "--output", str(again)])
+    assert "again" in capsys.readouterr().out
+    for part in ("train", "validation"):
+        (old, before), (new, after) = read_tags(run / part), read_tags(again / part)
+        assert before - after == {tag for tag in before if "histogram" in tag or tag == "augmented_batch"}
+        for tag in {tag for tag in after if tag.startswith("epoch_")}:
+            values = [[event.tensor_proto for event in each.Tensors(tag)] for each in (old, new)]
+            np.testing.assert_allclose(*([float(make_ndarray(v)) for v in each] for each in values), rtol=1e-5)
+        times = [event.wall_time for event in new.Tensors("epoch_loss")]
+        assert times == sorted(times) and len(set(times)) == len(times) == 3
+    new = read_tags(again / "train")[0]
+    assert new.Tags()["graph"] and len(new.Images("masks/stage_1_attention_1")) == 1
+    assert {path.name for path in again.iterdir()} >= {"recipe.json", "result.json", "history.csv", "predictions.csv"}
+    assert not list(again.rglob("*.keras")) and (again / "train" / "projector_config.pbtxt").exists()
+    for words in ([str(run), "--output", str(again)], [str(tmp_path)], [str(run), "--mistakes", "-1"]):
+        with pytest.raises(SystemExit):
+            events.main(words)
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.backends
 def test_a_trace_of_the_requested_steps_is_written(logs):
     assert [path.suffixes[-2:] for path in (find_run(logs) / "train" / "plugins").rglob("*.pb")] == [[".xplane", ".pb"]]
@@ -316,7 +342,14 @@ def test_help_shows_every_choice_without_a_framework(tmp_path):
     run = run_python("import training_cifar10; training_cifar10.main()", "--help", KERAS_BACKEND="none of them")
     out, err = run.communicate(timeout=60)
     assert run.returncode == 0 and err == ""
-    for arguments in ("attention_92", "cifar100", "--validation-split", "mixed_bfloat16", "(default: 64)", "\nnetwork:\n"):
+    for arguments in (
+        "attention_92",
+        "cifar100",
+        "--validation-split",
+        "mixed_bfloat16",
+        "(default: 64)",
+        "\nnetwork:\n",
+    ):
         assert arguments in out
 
 

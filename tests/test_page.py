@@ -143,7 +143,7 @@ def test_the_process_that_computes_sends_looks_and_errors(runs):
     (seen,) = ours.recv()
     given = runs.networks["nal"](runs.image[None], training=False)[0]
     np.testing.assert_allclose(seen.probabilities, given, rtol=1e-4, atol=1e-5)
-    ours.send(("picture.png", b"none"))
+    ours.send(("picture.png", runs.picture.read_bytes()[:99]))
     error = ours.recv()
     assert isinstance(error, InputError) and "picture.png cannot be read" in str(error)
     ours.close()

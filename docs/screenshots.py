@@ -4,6 +4,7 @@ Needs Chromium, its driver and selenium (Debian: chromium chromium-driver; `pip 
 """
 
 import argparse
+import importlib.util
 import shutil
 import socket
 import subprocess
@@ -119,7 +120,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("logs", help="a folder of runs")
     parser.add_argument("output", help="the folder that gets the pictures")
-    parser.add_argument("--pages", nargs="+", choices=tuple(PAGES), default=tuple(PAGES), help="(default: all)")
+    installed = tuple(name for name in PAGES if name != "profile" or importlib.util.find_spec("xprof"))
+    parser.add_argument("--pages", nargs="+", choices=tuple(PAGES), default=installed, help="(default: all)")
     options = parser.parse_args()
     Path(options.output).mkdir(parents=True, exist_ok=True)
     for name in take_screenshots(options.logs, options.output, {name: PAGES[name] for name in options.pages}):

@@ -145,5 +145,5 @@ def test_modes_name_the_backend_that_they_need(monkeypatch):
     with pytest.raises(InputError, match="use KERAS_BACKEND=jax and --distribute data"):
         refuse_mode("mirrored", "tensorflow")
     monkeypatch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", "127.0.0.1:1")
-    with pytest.raises(InputError, match="--distribute data is needed, received --distribute none"):
+    with pytest.raises(InputError, match="needs --distribute data, received --distribute none"):
         refuse_mode("none", "jax")

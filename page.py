@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from predict import rank
-from Training.console import report_errors, silence_stderr, start_keras, warn
+from Training.console import entry_point, report_errors, run_program, silence_stderr, start_keras, warn
 from Training.data import decoding
 from Training.errors import InputError, format_path
 from Training.flags import Parser
@@ -459,6 +459,7 @@ def end_on_signals():
             signal.signal(number, signal.default_int_handler)
 
 
+@entry_point(PROGRAM, output_needed=False)
 def main(arguments=None):
     from Training.runs import saved
 
@@ -479,4 +480,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

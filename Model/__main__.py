@@ -4,13 +4,13 @@ This command needs only `Model` and `Module`.
 """
 
 import argparse
-import errno
 import json
 import os
-import sys
 
+from Model.console import catch_signals, guard_streams, hold_signals, import_keras, run_program, warn
 from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, parse_name
 
+PROGRAM = "python -m Model"
 BACKENDS = ("tensorflow", "jax")
 
 
@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments):
-    parser = Parser(prog="python -m Model", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser(prog=PROGRAM, description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(NETWORKS)}, or another depth 36 m + 20")
     parser.add_argument("--geometry", choices=tuple(GEOMETRIES), default="compact", help="(default: compact)")
     parser.add_argument("--learning", choices=LEARNING, default="arl", help="(default: arl)")
@@ -74,27 +74,14 @@ def format_table(model, counts):
     return "\n".join([*lines, "", *(f"{key:<14} {value:>15,}" for key, value in counts.items())])
 
 
-def open_missing_streams():
-    """Open the null device in place of output streams without which the process was started."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  it stays open
-
-
 def main(arguments=None):
-    """Print what the arguments ask for; a reader that closes the pipe, as `head` does, ends the process silently."""
-    open_missing_streams()
-    try:
+    """Print what the arguments ask for; a signal, or an output that cannot be written, ends the process in one line."""
+    with guard_streams(PROGRAM, output_needed=True), catch_signals():
         try:
             print_networks(arguments)
-        finally:
-            sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        reason = "" if error.errno == errno.EPIPE else f"the standard output cannot be written: {error.strerror}\n"
-        if reason:
-            sys.stderr.write(f"python -m Model: error: {reason}")
-        raise SystemExit(1) from None
+        except KeyboardInterrupt as signal:
+            warn("Stopped.")
+            raise SystemExit(getattr(signal, "exit_code", 130)) from None
 
 
 def print_networks(arguments):
@@ -104,11 +91,13 @@ def print_networks(arguments):
         parser.error(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        import keras
-
-        from Model.count import count
+        with hold_signals():
+            keras = import_keras()
+            from Model.count import count
     except ImportError as error:
         parser.error(f"{error}: install requirements.txt, or requirements-jax.txt for KERAS_BACKEND=jax")
+    except ValueError as error:
+        parser.error(str(error))
 
     keras.config.set_floatx("float32")  # the user's keras.json may say otherwise
     for name in options.names:
@@ -126,4 +115,4 @@ def print_networks(arguments):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

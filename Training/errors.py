@@ -24,14 +24,6 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal stopped the program. Unlike for `Interrupted`, no state was saved."""
-
-    def __init__(self, number):
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
 def escape(text):
     """Return a text as one line: line breaks and other unprintable characters become Python escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

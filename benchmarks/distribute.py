@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks import kill
+from Training.console import entry_point, run_program
 
 ROOT = Path(__file__).resolve().parent.parent
 # Splits TensorFlow's CPU into two devices; runs without --distribute use one of them.
@@ -105,8 +106,13 @@ def end_and_resume(place):
     return wrong
 
 
-if __name__ == "__main__":
+@entry_point("python -m benchmarks.distribute")
+def main():
     more = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         differing = compare(folder, [*ARGUMENTS, *more])
-        sys.exit(1 if differing + (0 if more else end_and_resume(folder)) else 0)
+        return 1 if differing + (0 if more else end_and_resume(folder)) else 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,15 +1,19 @@
 """Standard streams and signals at every entry point: errors are always one line."""
 
+import ast
+import errno
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import Model.console
 from Training import console
-from Training.console import entry_point, format_duration
+from Training.console import entry_point, format_count, format_duration
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shells and signals are POSIX's")
@@ -23,7 +27,7 @@ def main():
 console.run_program(main)
 """
 LINES = "    for i in range(20_000): print('line', i)\n    open({path!r}, 'w').write('done')"
-ENTRY_POINTS = ["training_cifar10", "predict", "Model", *(f"Training.tools.{path.stem}" for path in
+ENTRY_POINTS = ["training_cifar10", "predict", "page", "Model", *(f"Training.tools.{path.stem}" for path in
                 sorted((ROOT / "Training" / "tools").glob("[a-z]*.py")))]  # fmt: skip
 
 
@@ -47,8 +51,16 @@ def test_every_program_survives_streams_that_are_closed_or_full(name):
         done = run_shell(f'"$PYTHON" -m {name} {arguments}')
         assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
         assert done.stderr.count("\n") <= 1 and (code is None or done.returncode == code)
-    if name != "Model":  # argparse hides the error there
-        assert "the standard output cannot be written" in done.stderr
+    assert "the standard output cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_is_such_a_program(path):
+    """Read, not run: each imports a framework."""
+    if "argparse" in path.read_text():
+        functions = {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+        assert [each.func.id for each in functions["main"].decorator_list] == ["entry_point"]
+        assert path.read_text().endswith('if __name__ == "__main__":\n    run_program(main)\n')
 
 
 @pytest.mark.parametrize("streams, said", [("| head -1", "Broken pipe"), ("> /dev/full", "No space left on device")])
@@ -88,6 +100,89 @@ def test_characters_outside_the_console_s_encoding_are_escaped(encoding, shown):
     assert done.returncode == 0 and done.stdout == f"{shown}\n" and done.stderr.startswith(shown)
 
 
+def test_a_reader_that_is_slow_loses_nothing():
+    """A pipe that another program made non-blocking refuses text while it is full."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    process = subprocess.Popen(
+        [sys.executable, "-c", make_script("    for i in range(30_000): print('line', i)")], stdout=writer,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writer)
+    time.sleep(0.5)
+    with open(reader) as output:
+        assert output.read().splitlines() == [f"line {i}" for i in range(30_000)]
+    assert process.wait(20) == 0 and process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ENAMETOOLONG, errno.EROFS, errno.EINTR])
+def test_what_the_system_refuses_ends_a_program_in_one_line(number, capsys):
+    @entry_point("program")
+    def main():
+        raise OSError(number, os.strerror(number), "a\nb")
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and os.strerror(number) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["--model", "--csv", "--masks"])
+def test_a_name_that_is_too_long_is_refused_in_one_line(place, capsys, tmp_path):
+    import predict
+
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(tmp_path / "a.png"), "--model", str(tmp_path), place, "x" * 300])
+    error = capsys.readouterr().err
+    assert stop.value.code in (1, 2) and error.count("\n") == 1 and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ('{"epsilon": 1}', "cannot be used as Keras' configuration"),
+        ('{"floatx": "float8"}', "cannot be used as Keras' configuration"),
+        ("[1, 2]", "cannot be used as Keras' configuration"),
+        (None, "must be a regular file"),
+    ],
+)
+def test_a_configuration_that_keras_cannot_read_is_named(tmp_path, content, said):
+    """It is read before the backend is imported, so this is quick."""
+    path = tmp_path / "keras.json"
+    path.write_text(content) if content else os.mkfifo(path)
+    for command in ('"$PYTHON" -m Model attention_56', '"$PYTHON" training_cifar10.py --dataset digits --logs "$1"'):
+        done = run_shell(command, str(tmp_path / "logs"), KERAS_HOME=str(tmp_path))
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert str(path) in done.stderr and said in done.stderr
+
+
+@pytest.mark.parametrize(
+    "configured",
+    [
+        {"KERAS_MAX_EPOCHS": "many"},
+        {"KERAS_MAX_STEPS_PER_EPOCH": "1", "KERAS_NNX_ENABLED": "true"},
+        {"LC_ALL": "tr_TR.UTF-8"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=str,
+)
+def test_the_user_s_environment_changes_nothing(configured, tmp_path):
+    """Of other projects: Keras itself ends in an error, or takes one step an epoch."""
+    (tmp_path / "keras").mkdir()
+    (tmp_path / "keras" / "__init__.py").write_text(
+        "import os\nprint([name for name in os.environ if name.startswith('KERAS_MAX')], flush=True)\n"
+        "os._exit(os.environ['KERAS_NNX_ENABLED'] != 'false')\n"
+    )
+    body = "    from Model.console import import_keras\n    print('I'.lower(), '\\u7fd8')\n    import_keras()"
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = run_shell('"$PYTHON" -uc "$1"', make_script(body), PYTHONPATH=path, **configured)
+    own = [line for line in done.stderr.splitlines() if not line.startswith("bash: warning")]  # no such locale
+    assert done.returncode == 0 and own == []
+    assert done.stdout in ("i 翘\n[]\n", "i \\u7fd8\n[]\n")
+
+
 def start(body, before="", **environment):
     """Start a process with this `main`, and wait until it has printed its first line."""
     process = subprocess.Popen(
@@ -108,6 +203,22 @@ def test_a_signal_ends_a_program_in_one_line(number):
     process.send_signal(number)
     out, error = process.communicate(timeout=20)
     assert process.returncode == 128 + number and error == "Stopped early.\n" and out == ""
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_ends_the_table_of_a_network_in_one_line(number):
+    """It has no part of `Training`."""
+    code = (
+        "import time, Model.__main__ as program; from Model.console import run_program; "
+        "program.print_networks = lambda _: (print('ready', flush=True), time.sleep(30)); run_program(program.main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=20) == ("", "Stopped.\n") and process.returncode == 128 + number
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -146,7 +257,7 @@ def test_in_a_notebook_streams_and_handlers_are_restored(capsys):
     def main(text):
         """About it."""
         print(text)
-        assert signal.getsignal(signal.SIGTERM) is console._raise_stopped
+        assert signal.getsignal(signal.SIGTERM) is Model.console._raise_stopped
         return 3
 
     assert main("翘") == 3 and main.__name__ == "main" and main.__doc__ == "About it."
@@ -158,9 +269,14 @@ def test_other_handlers_are_left_alone():
     kept = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         with console.catch_signals():
-            assert signal.getsignal(signal.SIGTERM) is not console._raise_stopped
+            assert signal.getsignal(signal.SIGTERM) is not Model.console._raise_stopped
     finally:
         signal.signal(signal.SIGTERM, kept)
+
+
+def test_one_of_a_thing_is_no_plural():
+    texts = [format_count(*each) for each in ((0, "epoch"), (1, "class"), (2, "class"), (1234, "picture"))]
+    assert texts == ["0 epochs", "1 class", "2 classes", "1,234 pictures"]
 
 
 def test_durations_are_formatted():

@@ -3,18 +3,22 @@
     python -m benchmarks.crash_points            # a summary; exit code 1 if a resumed run differs or loses something
 
 A run is one of `training_cifar10.py` on the digits with a tiny network. Every write, fsync, rename, truncate, unlink,
-mkdir and creation of a file below its logs folder is numbered. For each number N:
+mkdir and creation of a file below its logs folder is numbered, and those of a second run that resumes the first one
+after its first checkpoint within an epoch. For each number N of both:
 
 - `before`, `after`: the process dies just before or just after operation N;
-- `EIO`, `ENOSPC`: operation N fails with this error;
+- `EIO`, `ENOSPC`: operation N fails with this error; `full`: it fails with ENOSPC, and so does every later operation
+  that needs space;
 - `power`: the power fails just after operation N, so only what an fsync made durable is left: the content of a file
   after an fsync of the file, its name after an fsync of its directory. Two mixed states are tried too: all names with
   the durable contents, and the durable names with all contents.
 
-Deaths are replayed: the operations up to N of one recorded run are applied to an empty folder. Folders that are equal
-byte for byte are resumed only once. Failures are not replayed: the run is trained until operation N fails. Then the run
-is resumed. It must end with the same weights, optimizer, history and TensorBoard points as the undisturbed run, or be
-refused in one line with nothing lost.
+Then the run is resumed. It must end with the same weights, optimizer, history and TensorBoard points as the undisturbed
+one, or be refused in one line with nothing lost.
+
+Deaths are replayed: the operations up to N of a recorded run are applied to an empty folder. Failures are not
+replayed: the run is trained until operation N fails. The clock of these runs only counts, so that equal runs write the
+same bytes. Folders that are equal byte for byte are resumed only once.
 
 Python's own calls are intercepted. A run writes all its files through them.
 """
@@ -22,25 +26,34 @@ Python's own calls are intercepted. A run writes all its files through them.
 import argparse
 import builtins
 import contextlib
+import datetime
 import errno
 import hashlib
 import io
 import json
 import os
 import shutil
+import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 
 from benchmarks import kill
 from Training.console import entry_point, run_program
 
-ARGUMENTS = ["--dataset=digits", "--samples=32", "--batch-size=16", "--epochs=2", "--warmup-epochs=1",
-             "--masks-every=0", "--validation-split=0.1", "--checkpoint-steps=1", "--augmentation=none"]  # fmt: skip
-ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
+ARGUMENTS = ["--dataset=digits", "--samples=32", "--eval-samples=40", "--batch-size=16", "--epochs=2",
+             "--warmup-epochs=1", "--masks-every=0", "--checkpoint-steps=1", "--augmentation=none"]  # fmt: skip
+ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "full": errno.ENOSPC}
+NEED_SPACE = ("create", "write", "mkdir")  # operations that a full disk refuses
+RIGHT = ("equal", "refused", "no run yet")  # verdicts
+START = 1.7e9  # seconds since 1970 at which the clock of a recorded run starts
+TICK = 1e-4  # seconds for each look at the clock
 
 
 class Recorder:
@@ -48,18 +61,22 @@ class Recorder:
 
     Args:
         root: path of the folder.
-        fail: int, number of the operation that fails, counted from 1, or 0 for none.
-        code: int, errno of the failure.
+        fail: number of the operation that fails, counted from 1, or 0 for none.
+        error: key of `ERRORS`, the failure.
     """
 
-    def __init__(self, root, fail=0, code=0):
+    def __init__(self, root, fail=0, error="EIO"):
         self.root = os.path.realpath(root)
         self.fail = fail
-        self.code = code
+        self.error = error
         self.operations = []
         self.descriptors = {}  # descriptor of an open file or directory: (kind, number of the file or path)
-        self.files = {}  # path: number of the file
+        # Number of the file that a path names; negative for files that are there from the start.
+        there = [path for path, content in read_tree(root).items() if content is not None]
+        self.files = {path: -number for number, path in enumerate(there, start=1)}
         self.count = 0
+        self.ticks = 0
+        self.objects = {}
         self.failed = None
         self.kept = {}
 
@@ -72,9 +89,10 @@ class Recorder:
     def do(self, kind, *what, path=None):
         """Record an operation, or raise `OSError` if it is the one that fails."""
         self.count += 1
-        if self.count == self.fail:
-            self.failed = f"{kind} {path or what[0]}"
-            raise OSError(self.code, os.strerror(self.code), path)
+        again = self.failed and self.error == "full" and kind in NEED_SPACE
+        if self.count == self.fail or again:
+            self.failed = self.failed or f"{kind} {path or what[0]}"
+            raise OSError(ERRORS[self.error], os.strerror(ERRORS[self.error]), path)
         self.operations.append((kind, *what))
 
     def register(self, descriptor, path, flags):
@@ -157,10 +175,33 @@ class Recorder:
         text.mode = mode
         return text
 
+    def look_at_clock(self):
+        """Replace the clocks: each call returns a later time than the one before."""
+        if threading.current_thread() is threading.main_thread():  # other threads would make it unrepeatable
+            self.ticks += 1
+        return START + TICK * self.ticks
+
+    def number_object(self, thing):
+        """Replace `id` for the objects whose numbers Keras writes into its files."""
+        return self.objects.setdefault(id(thing), (10**14 + len(self.objects), thing))[0]  # kept, so that ids stay
+
     @contextlib.contextmanager
     def intercept(self):
-        """Intercept Python's calls inside a `with` statement."""
+        """Intercept Python's calls within this context."""
+        saving = sys.modules.get("keras.src.saving.serialization_lib", SimpleNamespace())  # if Keras was imported
+        strftime, dates = time.strftime, datetime.datetime
+
+        class Dates(dates):
+            """`datetime.datetime` with a counted clock, for the time that Keras writes into its files."""
+
+            @classmethod
+            def now(cls, tz=None):
+                return dates.fromtimestamp(self.look_at_clock(), tz)
+
         own = {
+            (datetime, "datetime"): Dates,
+            (time, "time"): self.look_at_clock, (time, "perf_counter"): self.look_at_clock,
+            (time, "strftime"): lambda form, at=None: strftime(form, at or time.gmtime(self.look_at_clock())),
             (os, "open"): self.open_descriptor, (os, "close"): self.close_descriptor, (os, "fsync"): self.sync,
             (os, "replace"): self.replace, (os, "rename"): self.replace, (os, "unlink"): self.unlink,
             (os, "remove"): self.unlink, (os, "mkdir"): self.mkdir,
@@ -172,7 +213,8 @@ class Recorder:
         for (module, name), function in own.items():
             setattr(module, name, function)
         try:
-            yield self
+            with mock.patch.object(saving, "id", self.number_object, create=True):
+                yield self
         finally:
             for (module, name), function in before.items():
                 setattr(module, name, function)
@@ -215,13 +257,19 @@ class RecordedFile(io.FileIO):
 
 
 class Disk:
-    """What a file system holds: the files' contents, and the names in its directories."""
+    """What a file system holds: the files' contents, and the names in its directories.
 
-    def __init__(self):
-        self.contents = {}  # number of a file: its bytes
-        self.durable = {}  # number of a file: the bytes that are durable
-        self.names = {}  # path: number of a file, or None for a directory
-        self.durable_names = {}
+    Args:
+        tree: what is there from the start, see `read_tree`; all of it is durable.
+    """
+
+    def __init__(self, tree):
+        files = [path for path, content in tree.items() if content is not None]
+        numbers = {path: -number for number, path in enumerate(files, start=1)}  # as in `Recorder`
+        self.contents = {numbers[path]: tree[path] for path in files}  # number of a file: its bytes
+        self.names = {path: numbers.get(path) for path in tree}  # path: number of a file, or None for a directory
+        self.durable = dict(self.contents)
+        self.durable_names = dict(self.names)
 
     def apply(self, operation):
         kind, *what = operation
@@ -311,7 +359,7 @@ def train(*arguments, recorder=None):
 
     import training_cifar10
 
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     error = io.StringIO()
     intercepted = recorder.intercept() if recorder else contextlib.nullcontext()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error), intercepted:
@@ -370,91 +418,167 @@ def resume(logs, expected):
     return "refused"
 
 
-def crash(operations, expected, place, report):
-    """Resume from every state that a crash can leave; return verdicts and the number of different states."""
-    verdicts, known = Counter(), {}
-    disk = Disk()
-    for number in range(len(operations) + 1):
-        if number:
-            disk.apply(operations[number - 1])
-        for power in (False, True):
-            for tree in disk.list_states(power):
-                key = hashlib.sha256(repr(sorted(tree.items())).encode()).digest()
-                if key not in known:
-                    logs = Path(place) / f"state-{len(known)}"
-                    logs.mkdir()
-                    write_tree(tree, logs)
-                    known[key] = resume(logs, expected)
-                    shutil.rmtree(logs)
-                    report(f"{'power' if power else 'dies'} after {number}", known[key], operations[max(number - 1, 0)])
-                # A death after N is also one before N + 1: one resumed run counts for both.
-                kinds = (
-                    ["power"]
-                    if power
-                    else [*(["after"] if number else []), *(["before"] if number < len(operations) else [])]
-                )
-                verdicts.update((kind, known[key]) for kind in kinds)
-    return verdicts, len(known)
+def hash_tree(tree):
+    return hashlib.sha256(repr(sorted(tree.items())).encode()).digest()
 
 
-def fail(count, expected, place, report):
-    """Let each operation fail with each error, resume the run, and return the verdicts."""
-    verdicts = Counter()
-    for name, code in ERRORS.items():
-        for number in range(1, count + 1):
-            logs = Path(place) / f"{name}-{number}"
+class Trial:
+    """A run whose operations fail in turn.
+
+    Args:
+        place: path of a folder for temporary files.
+        expected: what `read_end` gives for the undisturbed run.
+        tree: what the run starts from, see `read_tree`; an empty one for a new run.
+        every: int, tries every such operation only.
+        report: function that gets the place, the verdict and the operation of each run that was resumed.
+        known: dictionary of verdicts by hash of a tree; trees in it are not resumed again.
+    """
+
+    def __init__(self, place, expected, tree, every, report, known):
+        self.place = Path(place)
+        self.expected = expected
+        self.tree = tree
+        self.every = every
+        self.report = report
+        self.known = known
+        self.verdicts = Counter()
+        recorder = Recorder(self._make_logs())
+        code, error, _ = self._train(recorder)
+        if code:
+            raise SystemExit(f"the undisturbed run ended with {code}: {error}")
+        self.operations = recorder.operations
+
+    def _make_logs(self):
+        logs = self.place / "logs"
+        shutil.rmtree(logs, ignore_errors=True)
+        logs.mkdir()
+        write_tree(self.tree, logs)
+        return logs
+
+    def _train(self, recorder):
+        """Train, and return exit code, standard error and what is left."""
+        resumed = [f"--resume={recorder.root}/{next(iter(self.tree))}"] if self.tree else ARGUMENTS
+        code, error = train(*resumed, f"--logs={recorder.root}", recorder=recorder)
+        return code, error, read_tree(recorder.root)
+
+    def _resume(self, tree, where, operation):
+        """Return the verdict on a tree, which is resumed if that was not done before."""
+        key = hash_tree(tree)
+        if key not in self.known:
+            logs = self.place / "resumed"
             logs.mkdir()
-            recorder = Recorder(logs, number, code)
-            ended, error = train(*ARGUMENTS, f"--logs={logs}", recorder=recorder)
-            verdict = None
-            if ended == 0:
-                found = read_end(kill.find_run(logs))
-                verdict = "equal" if found == expected else "the failure was not noticed"
-            elif len(error.strip().splitlines()) != 1 or "Traceback" in error:
-                verdict = f"ended with {ended}: {error[-300:]}"
-            verdict = verdict or resume(logs, expected)
-            verdicts[name, verdict] += 1
-            report(f"{name} in {number}", verdict, (recorder.failed,))
+            write_tree(tree, logs)
+            self.known[key] = resume(logs, self.expected)
             shutil.rmtree(logs)
-    return verdicts
+            self.report(where, self.known[key], operation)
+        return self.known[key]
+
+    def crash(self):
+        """Resume from every state that a crash can leave."""
+        disk, last = Disk(self.tree), len(self.operations)
+        for number in range(last + 1):
+            if number:
+                disk.apply(self.operations[number - 1])
+            if number % self.every:
+                continue
+            operation = self.operations[max(number - 1, 0)]
+            for power in (False, True):
+                for tree in disk.list_states(power):
+                    verdict = self._resume(tree, f"{'power' if power else 'dies'} after {number}", operation)
+                    # Dying after N is dying before N + 1: both are counted, from one resumption.
+                    kinds = ["power"] if power else ["after"] * (number > 0) + ["before"] * (number < last)
+                    self.verdicts.update((kind, verdict) for kind in kinds)
+
+    def fail(self):
+        """Let each operation fail with each error, and resume."""
+        for name in ERRORS:
+            for number in range(1, len(self.operations) + 1, self.every):
+                recorder = Recorder(self._make_logs(), number, name)
+                ended, error, tree = self._train(recorder)
+                if ended == 0:
+                    found = read_end(kill.find_run(recorder.root))
+                    verdict = "equal" if found == self.expected else "the failure was not noticed"
+                elif len(error.strip().splitlines()) != 1 or "Traceback" in error:
+                    verdict = f"ended with {ended}: {error[-300:]}"
+                else:
+                    verdict = self._resume(tree, f"{name} in {number}", (recorder.failed,))
+                if verdict not in RIGHT:
+                    self.report(f"{name} in {number}", verdict, (recorder.failed,))
+                self.verdicts[name, verdict] += 1
+
+
+def try_all(place, every=1, only=None, report=lambda *_: None, resumed=True):
+    """Try the operations of a new run, and those of one that resumes it.
+
+    Args:
+        place: path of a folder for temporary files.
+        every: int, tries every such operation only.
+        only: "die", "fail" or None for both.
+        report: see `Trial`.
+        resumed: bool, whether the operations of the run that resumes are tried too.
+
+    Returns:
+        Numbers of operations by kind, numbers of runs by kind of failure and verdict, number of different states.
+    """
+    logs = Path(place) / "logs"  # as in `Trial`: files name it
+    logs.mkdir()
+    recorder = Recorder(logs)
+    code, error = train(*ARGUMENTS, f"--logs={logs}", recorder=recorder)
+    if code:
+        raise SystemExit(f"the undisturbed run ended with {code}: {error}")
+    expected, known = read_end(kill.find_run(logs)), {}
+    first = Trial(place, expected, {}, every, report, known)
+    if list(map(repr, first.operations)) != list(map(repr, recorder.operations)):
+        raise SystemExit("two equal runs wrote different files: replaying one of them says nothing of the other")
+    trials = [first]
+    if resumed:
+        trials.append(Trial(place, expected, find_middle(first.operations), every, report, known))
+    for trial in trials:
+        if only != "fail":
+            trial.crash()
+        if only != "die":
+            trial.fail()
+    kinds = Counter(kind for trial in trials for kind, *_ in trial.operations)
+    return kinds, sum((trial.verdicts for trial in trials), Counter()), len(known)
+
+
+def find_middle(operations):
+    """Return the tree that is there when the first checkpoint has been written."""
+    disk = Disk({})
+    for operation in operations:
+        disk.apply(operation)
+        if operation[0] == "rename" and operation[2].endswith(".checkpoint"):
+            break
+    return disk.list_states(power=False)[0]
 
 
 @entry_point("python -m benchmarks.crash_points")
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("die", "fail"), help="die: before, after and power; fail: EIO and ENOSPC")
+    parser.add_argument("--only", choices=("die", "fail"), help="die: before, after and power; fail: the errors")
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="try every Kth operation only")
     parser.add_argument("--verbose", action="store_true", help="print a line for each resumed run")
     options = parser.parse_args(arguments)
-    begun = time.monotonic()
+    begun, spent = time.monotonic(), time.process_time()
     bad = []
 
     def report(where, verdict, operation):
-        wrong = verdict not in ("equal", "refused", "no run yet")
-        if wrong:
+        if verdict not in RIGHT:
             bad.append(where)
-        if wrong or options.verbose:
+        if verdict not in RIGHT or options.verbose:
             print(f"{where} ({' '.join(map(str, operation[:3]))[:100]}): {verdict}", flush=True)
 
     with tempfile.TemporaryDirectory() as place:
-        logs = Path(place) / "whole"
-        logs.mkdir()
-        recorder = Recorder(logs)
-        code, error = train(*ARGUMENTS, f"--logs={logs}", recorder=recorder)
-        if code:
-            raise SystemExit(f"the undisturbed run ended with {code}: {error}")
-        expected, count = read_end(kill.find_run(logs)), len(recorder.operations)
-        print(f"{count} operations: {dict(Counter(kind for kind, *_ in recorder.operations))}", flush=True)
-        verdicts, states = Counter(), 0
-        if options.only != "fail":
-            verdicts, states = crash(recorder.operations, expected, place, report)
-        if options.only != "die":
-            verdicts += fail(count, expected, place, report)
+        kinds, verdicts, states = try_all(place, options.every, options.only, report)
+    print(f"{sum(kinds.values())} operations: {', '.join(f'{number} {kind}' for kind, number in kinds.most_common())}")
     for (kind, verdict), number in sorted(verdicts.items()):
         print(f"{kind:>7} {number:>5} {verdict:.160}")
-    print(f"{count} points, {sum(verdicts.values())} crashes in {states} different states and "
-          f"{sum(n for (kind, _), n in verdicts.items() if kind in ERRORS)} failures, {len(bad)} wrong, "
-          f"{time.monotonic() - begun:.0f} s")  # fmt: skip
-    return 1 if bad else 0
+    wrong = sum(number for (_, verdict), number in verdicts.items() if verdict not in RIGHT)
+    print(
+        f"{sum(verdicts.values())} runs ended by a failure, {states} different folders resumed, {wrong} differences, "
+        f"{time.process_time() - spent:.0f} s of CPU, {time.monotonic() - begun:.0f} s"
+    )
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

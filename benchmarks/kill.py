@@ -73,7 +73,7 @@ def kill(run, folder_of, kind, wait):
 
     def read():
         for line in run.stdout:
-            if "training images" in line:
+            if " training image" in line:
                 started.set()
             if line.startswith("epoch "):
                 epochs.append(line)

@@ -7,6 +7,7 @@ float16, vectors as float32, and the mean and standard deviation of the preproce
 
 import hashlib
 import json
+import stat
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from Model.geometries import parse_name
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 FILE = "network.weights.h5"
 ABOUT = "about.json"
+LARGEST_FILE = 2**30  # bytes
 DEFAULT_NETWORK = "attention_56"
 PREPROCESSING = "preprocessing"  # group of the file, which Keras' own loading does not read
 FREE = ("name", "dropout", "classifier_l2")  # arguments that do not affect the weights
@@ -36,6 +38,19 @@ def find_weights(weights, network=DEFAULT_NETWORK):
     return next((FOLDER / name for name in (f"{network}-{weights}", weights) if name in there), None)
 
 
+def read_regular_file(path):
+    """Return the bytes of a file of at most `LARGEST_FILE` bytes.
+
+    Raises:
+        ValueError: it is larger, or not a regular file, which could hang the program or fill its memory.
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FILE:
+        raise ValueError(f"it must be a regular file of at most {LARGEST_FILE:,} bytes")
+    return path.read_bytes()
+
+
 def read_about(folder):
     """Return the description of weights: the content of `about.json`.
 
@@ -49,7 +64,7 @@ def read_about(folder):
     """
     path = Path(folder) / ABOUT
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = json.loads(read_regular_file(path))
         parts = {"architecture": dict(about["architecture"]), "class_names": list(about["class_names"])}
         return {**about, **parts, "sha256": str(about["sha256"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -63,9 +78,10 @@ def read_file(path, sha256):
         ValueError: the file cannot be read, or its SHA-256 is wrong.
     """
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; restore it with: git checkout {path}") from None
+        raw = read_regular_file(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read: {reason}; restore it with: git checkout {path}") from None
     found = hashlib.sha256(raw).hexdigest()
     if found != sha256:
         raise ValueError(

@@ -142,7 +142,7 @@ class AttentionBlock(layers.Layer):
         super().__init__(**kwargs)
         r_up = r if r_up is None else r_up
         for name, value in (("mask_depth", mask_depth), ("p", p), ("t", t), ("r", r), ("r_up", r_up)):
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number of 1 or more, received {value!r}")
         chosen = (("learning", learning, LEARNING), ("attention", attention, ATTENTION), ("mask", mask, MASKS))
         for name, value, choices in chosen:

@@ -1,6 +1,7 @@
 """Opens untrusted files safely, and replaces a run's own files atomically."""
 
 import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
@@ -10,6 +11,9 @@ from Training.errors import InputError, format_path
 LARGEST_TEXT = 64 * 2**20  # bytes of a JSON or CSV file: a million rows of a table
 LARGEST_PICTURE = 512 * 2**20  # bytes of a picture file: 90 million pixels without compression
 LARGEST_CHECKPOINT = 8 * 2**30  # bytes: 700 million parameters with two slots of an optimizer
+
+# What file systems answer that cannot sync a directory, as some of networks and of FUSE.
+NOT_FOR_DIRECTORIES = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -123,11 +127,14 @@ def replace_file(path, raw):
 
 
 def sync_directory(path):
-    """Sync the names in a directory to disk, if the system supports it."""
+    """Sync the names in a directory to disk, if the system and the file system support it."""
     if os.name != "posix":
         return
     directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
+    except OSError as error:
+        if error.errno not in NOT_FOR_DIRECTORIES:
+            raise
     finally:
         os.close(directory)

@@ -1,20 +1,25 @@
 """Files from outside are read or refused in one line, without blocking, even if they are special files."""
 
+import contextlib
+import errno
 import io
+import json
 import os
 import signal
 import socket
+import time
 import tracemalloc
 import zipfile
 
 import h5py
 import pytest
 
+from Model import weights
 from Training import files, flags
 from Training.data import archives, decoding, folder, shards
-from Training.errors import InputError, Interrupted
+from Training.errors import InputError, Interrupted, format_os_error
 from Training.files import open_file, open_own, read_bytes, read_text, replace_file
-from Training.runs import checkpoint, history, run_folder, saved
+from Training.runs import checkpoint, environment, history, run_folder, saved
 from Training.tools import experiments, figures
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="FIFOs and devices are POSIX's")
@@ -85,6 +90,7 @@ READERS = {
     "classes.json": lambda root: saved.read_classes(root / "last.keras", 3),
     "predictions.csv": lambda root: figures.read_predictions(root / "predictions.csv"),
     "split.json": lambda root: run_folder.write_split(root, None, ""),
+    "network.keras": lambda root: saved.load(root / "network.keras"),
     "lock": run_folder.lock,
     "events.out.tfevents.1": run_folder.sync_event_files,
 }
@@ -113,6 +119,46 @@ def test_the_recipe_of_a_run_to_resume_is_refused_with_exit_code_2(tmp_path, kin
     with pytest.raises(SystemExit) as stop:
         flags.parse(["--resume", str(tmp_path)], "")
     assert stop.value.code == 2 and f"but is {kind}" in capsys.readouterr().err
+
+
+@special
+def test_a_network_that_is_not_a_file_is_named_as_what_it_is(tmp_path, kind):
+    SPECIAL[kind](tmp_path / "network.keras")
+    with pytest.raises(InputError) as refusal:
+        saved.find(tmp_path / "network.keras")
+    assert ("has no last.keras" if kind == "a directory" else f"regular file, it is {kind}") in str(refusal.value)
+
+
+@special
+@pytest.mark.parametrize(
+    "read", [lambda root: weights.read_about(root), lambda root: weights.read_file(root / weights.ABOUT, "")]
+)
+def test_shipped_weights_are_regular_files(tmp_path, kind, read):
+    SPECIAL[kind](tmp_path / weights.ABOUT)
+    with pytest.raises(ValueError, match="about.json cannot be read: .*it must be a regular file of at most"):
+        read(tmp_path)
+
+
+@special
+def test_an_environment_that_is_not_a_file_is_kept_and_another_written(tmp_path, kind):
+    SPECIAL[kind](tmp_path / "environment.json")
+    environment.record_environment(tmp_path, {"python": "3"})
+    assert [path.name for path in environment.list_environments(tmp_path)] == ["environment.json", "environment-2.json"]
+
+
+@special
+def test_a_folder_of_pictures_names_what_is_not_a_file(tmp_path, kind):
+    SPECIAL[kind](tmp_path / "a.png")
+    (tmp_path / "dangling.jpg").symlink_to("nowhere")
+    found = [path.name for path in decoding.find_pictures(tmp_path)]
+    assert found == (["dangling.jpg"] if kind == "a directory" else ["a.png", "dangling.jpg"])
+
+
+def test_files_that_the_kernel_makes_up_are_read_as_what_they_say_to_be():
+    """Their size is 0, whatever reading them gives."""
+    assert read_text("/proc/self/status") == ""
+    with pytest.raises(InputError, match="/proc/cpuinfo cannot be read: Invalid argument"):
+        decoding.read("/proc/cpuinfo")
 
 
 @special
@@ -190,6 +236,80 @@ def test_nothing_is_written_through_a_link(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_run_whose_folders_are_links_is_refused(tmp_path):
+    for name in ("train", "validation"):
+        run = make_run(tmp_path / f"run-{name}")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "events.out.tfevents.1").write_bytes(b"of another")
+        (run / name).symlink_to(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name} is a symbolic link"):
+            run_folder.reopen(run)
+        assert (tmp_path / name / "events.out.tfevents.1").read_bytes() == b"of another"
+
+
+def test_a_backup_made_of_hard_links_stays_as_it_is(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "events.out.tfevents.1").write_bytes(b"0123456789")
+    (run / "history.csv").write_bytes(b"epoch\n0\n1\n")
+    for name in ("events.out.tfevents.1", "history.csv"):
+        os.link(run / name, tmp_path / name)
+    run_folder.rewind(run, {"history": "epoch\n0\n", "events": {"events.out.tfevents.1": 4}})
+    assert (run / "events.out.tfevents.1").read_bytes() == b"0123" and (run / "history.csv").read_text() == "epoch\n0\n"
+    assert (tmp_path / "events.out.tfevents.1").read_bytes() == b"0123456789"
+    assert (tmp_path / "history.csv").read_bytes() == b"epoch\n0\n1\n"
+
+
+@pytest.mark.parametrize("number, passes", [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_file_system_that_cannot_sync_a_directory_is_no_error(tmp_path, monkeypatch, number, passes):
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with contextlib.nullcontext() if passes else pytest.raises(OSError, match="Input/output error"):
+        files.sync_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "number, said",
+    [
+        (errno.EROFS, "x cannot be written: Read-only file system"),
+        (errno.EDQUOT, "x cannot be written: Disk quota exceeded"),
+        (errno.ESTALE, "x: Stale file handle"),
+        (errno.EMFILE, "x: Too many open files"),
+        (errno.EAGAIN, "x: Resource temporarily unavailable"),
+    ],
+)
+def test_an_error_is_called_a_failed_write_only_if_it_is_one(number, said):
+    assert format_os_error(OSError(number, os.strerror(number), "x"), "place") == said
+    assert format_os_error(OSError(number, os.strerror(number)), "place") == said.replace("x", "place", 1)
+
+
+@pytest.mark.parametrize("number, busy", [(errno.EAGAIN, True), (errno.EIO, False), (errno.ESTALE, False)])
+def test_only_a_lock_that_is_held_means_another_process(tmp_path, monkeypatch, number, busy):
+    import fcntl
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    said = []
+    with pytest.raises(InputError, match="another process is training") if busy else contextlib.nullcontext():
+        assert run_folder.lock(tmp_path, said.append) is None
+    assert len(said) == (not busy) and (busy or os.strerror(number) in said[0])
+
+
+def test_names_of_others_are_escaped_where_they_are_printed(tmp_path, capsys):
+    """Of a run's folder, of versions in its environment, and of a picture's folder."""
+    folder = make_run(tmp_path / "run\x1b[2J")
+    (folder / "backup" / "step-000000001.checkpoint").write_bytes(b"")
+    said = []
+    checkpoint.load_newest(folder, said.append)
+    before = {"packages": {"keras": "3\x1b[31m\n"}, "backend": ["\x07"]}
+    now = {"python": "3", "backend": "jax", "device": "a", "packages": {"keras": "4"}}
+    said += environment.find_differences(before, now)
+    assert len(said) == 5 and all(line.isprintable() for line in said)
+
+
 def test_own_files_keep_their_content(tmp_path):
     with open_own(tmp_path / "lock") as file:
         file.write(b"12")
@@ -245,6 +365,46 @@ def test_a_network_that_unpacks_to_more_than_the_limit_is_refused_before_unpacki
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()
+
+
+def change_layer(path, name, **changes):
+    """Change the configuration of a layer in a saved network, whose weights stay as they are."""
+    with zipfile.ZipFile(path) as file:
+        members = {each: file.read(each) for each in file.namelist()}
+    config = json.loads(members["config.json"])
+    next(layer for layer in config["config"]["layers"] if layer["name"] == name)["config"].update(changes)
+    with zipfile.ZipFile(path, "w") as file:
+        for each, raw in {**members, "config.json": json.dumps(config)}.items():
+            file.writestr(each, raw)
+
+
+@pytest.mark.parametrize(
+    "name, changes, said",
+    [
+        ("first", {"units": 10**9}, "bytes of weights, at most 1,073,741,824 are read"),
+        ("stage_1_attention_1", {"t": 10**8}, "t must be 1000 or less"),
+        ("stage_1_attention_1", {"p": 10**5, "r": 10**5}, "must be 1000 or less"),
+        ("up", {"size": [10**4, 10**4]}, "bytes of one layer's output for one image, at most 268,435,456 are read"),
+    ],
+)
+def test_a_network_that_describes_more_than_the_limit_is_refused_before_it_is_built(tmp_path, name, changes, said):
+    import keras
+
+    from Module import AttentionBlock
+
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.UpSampling2D(1, name="up")(inputs)
+    if "attention" in name:
+        x = AttentionBlock(8, mask_depth=1, name=name)(keras.layers.Conv2D(8, 1)(x))
+    x = keras.layers.Dense(2, name="first")(keras.layers.GlobalAveragePooling2D()(x))
+    path = tmp_path / "last.keras"
+    keras.Model(inputs, keras.layers.Dense(2, name="second")(x)).save(path)
+    assert saved.load(path).count_params() > 0
+    change_layer(path, name, **changes)
+    begun = time.process_time()
+    with pytest.raises(InputError, match="last.keras") as refusal:
+        saved.load(path)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value) and time.process_time() - begun < 5
 
 
 def test_the_classes_of_a_confusion_matrix_are_bounded(tmp_path):

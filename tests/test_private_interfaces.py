@@ -33,6 +33,17 @@ def test_flatten_layers():
 
 
 @pytest.mark.backends
+def test_uninitialized_variables():
+    """Variables that a stateless scope gives no values are in a global list (Training/runs/saved.py)."""
+    from keras.src.backend.common import global_state
+
+    from Training.runs.saved import _measure_description
+
+    assert _measure_description(keras.saving.serialize_keras_object(build_small_model())) == (4 * (4 * 3 + 3), 4 * 3)
+    assert global_state.get_global_attribute("uninitialized_variables") == []
+
+
+@pytest.mark.backends
 def test_get_variable_index():
     """`Optimizer._get_variable_index(variable)` is the position of its slot (Training/engine/optimizers.py)."""
     variables = [keras.Variable(np.zeros(n, "float32")) for n in (2, 3)]

@@ -11,9 +11,11 @@ from Training.console import format_count, format_duration
 from Training.devices import ask_first_process, find_accelerator
 from Training.engine.checkpointing import Checkpoints
 from Training.engine.optimizers import copy_values, finish_average, restore_values
+from Training.errors import RunError
 from Training.runs.run_folder import save_model
 
 PLATEAU_EPOCHS = 10
+LONGEST = 1e9  # epochs of a run that --minutes can decide on
 
 
 class EpochMeter(keras.callbacks.Callback):
@@ -179,7 +181,10 @@ class TimeBudget(keras.callbacks.Callback):
         """Restore the decision from the state of a checkpoint, if there is one."""
         kept = state["callbacks"].get("budget", {})
         if kept.get("decided"):
-            self.decided, self.epochs = True, kept["epochs"]
+            epochs = kept.get("epochs", 0)
+            if not 1 <= epochs <= LONGEST or epochs != int(epochs):
+                raise RunError(f"the checkpoint has decided on {epochs:g} epochs: it is not this run's")
+            self.decided, self.epochs = True, epochs
 
     def on_epoch_end(self, epoch, logs=None):
         if self.decided:

@@ -212,7 +212,8 @@ def refuse_impossible_position(state, epochs, steps_per_epoch):
     epoch, step = state["epoch"], state["step"]
     if step >= steps_per_epoch or epoch + (step > 0) > epochs:
         raise RunError(
-            f"the checkpoint is after {epoch} epochs and {step} steps, of {epochs} epochs of {steps_per_epoch} steps: "
+            f"the checkpoint is after {format_count(epoch, 'epoch')} and {format_count(step, 'step')}, of "
+            f"{format_count(epochs, 'epoch')} of {format_count(steps_per_epoch, 'step')} each: "
             "it belongs to another run"
         )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.errors import RunError, shorten
+from Training.errors import RunError, format_path, shorten
 from Training.files import LARGEST_CHECKPOINT, read_bytes, replace_file, sync_directory
 
 MAGIC = b"residual-attention checkpoint 2\n"
@@ -107,7 +107,9 @@ def is_count(value):
 
 
 def _is_tree_of_numbers(value):
-    return all(map(_is_tree_of_numbers, value)) if isinstance(value, list) else type(value) in (int, float)
+    if isinstance(value, list):
+        return all(map(_is_tree_of_numbers, value))
+    return type(value) is float or (type(value) is int and abs(value) < 2**53)
 
 
 _STATE = {
@@ -163,5 +165,5 @@ def load_newest(folder, say):
             refuse_wrong_state(state)
             return state, arrays
         except Exception as error:  # a damaged archive can raise nearly anything
-            say(f"{path} cannot be used ({shorten(error)}); trying the checkpoint before it")
+            say(f"{format_path(path)} cannot be used ({shorten(error)}); trying the checkpoint before it")
     return None

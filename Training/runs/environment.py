@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from Training.devices import device_name
-from Training.errors import InputError
+from Training.errors import InputError, escape
 from Training.files import read_text, replace_file
 
 PACKAGES = ("keras", "tensorflow", "jax", "tensorboard", "numpy", "scikit-learn", "matplotlib", "pillow")
@@ -82,7 +82,7 @@ def find_differences(before, after):
         *((name, _packages(before).get(name), version) for name, version in _packages(after).items()),
     ):
         if old != new:
-            found.append(f"{name} {new or 'none'} (before: {str(old or 'none'):.80})")
+            found.append(escape(f"{name} {new or 'none'} (before: {str(old or 'none'):.80})"))
     return found
 
 

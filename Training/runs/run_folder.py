@@ -28,8 +28,10 @@ def create(logs, label=""):
     for attempt in range(1, 1000):
         folder = Path(logs) / (name if attempt == 1 else f"{name}-{attempt}")
         try:
+            new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
             folder.mkdir(parents=True)
-            sync_directory(logs)
+            for made in new:
+                sync_directory(made.parent)
             return folder
         except FileExistsError:
             if not Path(logs).is_dir():
@@ -163,11 +165,13 @@ def rewind(folder, state, say=print):
             (folder / path).unlink()
             continue
         with open_own(folder / path) as file:
-            there = os.fstat(file.fileno()).st_size
-            if there < size:
+            status = os.fstat(file.fileno())
+            if status.st_size < size:
                 say(
                     f"{format_path(folder / path)} is shorter than at the checkpoint: TensorBoard will lack some points"
                 )
+            elif status.st_nlink > 1:  # also a file of a backup made with hard links, which must stay as it is
+                replace_file(folder / path, file.read(size))
             else:
                 file.truncate(size)
     if history is None:

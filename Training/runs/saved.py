@@ -1,19 +1,25 @@
 """Finds and loads networks that runs have saved, and reads the names of their classes."""
 
 import contextlib
+import io
 import json
+import math
 import warnings
 import zipfile
 from pathlib import Path
 
 from Model import weights
 from Training.errors import InputError, format_path, shorten
-from Training.files import open_file, read_text
+from Training.files import open_file, read_text, refuse_special
 from Training.recipe import Recipe
 
 CAUSE = "Exception encountered:"  # precedes the cause in Keras' messages
 LARGEST_NETWORK = 2**30  # bytes: 250 million parameters, five times those of the largest network here
+LARGEST_CONFIG = 64 * 2**20  # bytes of a network's description
+LARGEST_MAP = 2**28  # bytes of what one layer gives for one image: 256 channels of 512x512
+MOST_UNITS = 1000  # of an attention block's branches
 WEIGHTS = "model.weights.h5"
+CONFIG = "config.json"
 
 
 def find(where, best=False, network=weights.DEFAULT_NETWORK):
@@ -32,6 +38,9 @@ def find(where, best=False, network=weights.DEFAULT_NETWORK):
     folder = weights.find_weights(str(where), network)
     if folder and not best:
         return folder / weights.FILE
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not path.is_dir():
+            refuse_special(path, path.stat().st_mode)
     if path.is_file():
         if best:
             raise InputError(f"--best needs a run's folder, received the file {format_path(where)}")
@@ -62,7 +71,7 @@ def _measure_unpacked(path):
             members = sum(member.file_size for member in file.infolist())
             if members > LARGEST_NETWORK:
                 return members
-            source = stack.enter_context(file.open(WEIGHTS))
+            source = io.BytesIO(file.read(WEIGHTS))  # HDF5 jumps about, for which a ZIP file's member is slow
         items = []
         stack.enter_context(h5py.File(source, "r")).visititems(lambda _, item: items.append(item))
         return max(members, sum(item.nbytes for item in items if isinstance(item, h5py.Dataset)))
@@ -78,6 +87,87 @@ def _refuse_large(path):
         return
     if size > LARGEST_NETWORK:
         raise InputError(f"{format_path(path)} unpacks to {size:,} bytes, at most {LARGEST_NETWORK:,} are read")
+
+
+def _read_config(path):
+    """The description of a saved network, as plain data."""
+    import h5py
+
+    with open_file(path, LARGEST_NETWORK) as source, contextlib.ExitStack() as stack:
+        if zipfile.is_zipfile(source):
+            file = stack.enter_context(zipfile.ZipFile(source))
+            if file.getinfo(CONFIG).file_size > LARGEST_CONFIG:
+                raise InputError(f"{format_path(path)}: its {CONFIG} has more than {LARGEST_CONFIG:,} bytes")
+            return json.loads(file.read(CONFIG))
+        return json.loads(stack.enter_context(h5py.File(source, "r")).attrs["model_config"])
+
+
+def _list_objects(value):
+    """Every JSON object in a value, at any depth."""
+    if isinstance(value, dict):
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _list_objects(each)
+
+
+def _refuse_large_description(path):
+    """Raise `InputError` if a saved network's description asks for more than the bounds, whatever its file holds."""
+    try:
+        config = _read_config(path)
+    except InputError:
+        raise
+    except Exception:  # whatever is wrong with the file, the loader says it
+        return
+    for each in _list_objects(config):
+        for name in ("p", "t", "r", "r_up", "mask_depth"):
+            if type(each.get(name)) is int and each[name] > MOST_UNITS:
+                raise InputError(f"{format_path(path)}: {name} must be {MOST_UNITS} or less, it is larger")
+    weights_size, largest_map = _measure_description(config)
+    for size, limit, what in (
+        (weights_size, LARGEST_NETWORK, "weights"),
+        (largest_map, LARGEST_MAP, "one layer's output for one image"),
+    ):
+        if size > limit:
+            raise InputError(
+                f"{format_path(path)} describes a network with {size:,} bytes of {what}, at most {limit:,} are read"
+            )
+
+
+def _measure_description(config):
+    """Build a network without values, and return the bytes of its weights and of the largest output of a layer.
+
+    A network that cannot be built is measured as far as it was.
+    """
+    import keras
+    from keras.src.backend.common import global_state
+
+    global_state.set_global_attribute("uninitialized_variables", [])
+    layers = []
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            layers = keras.saving.deserialize_keras_object(config, safe_mode=True).layers
+    except Exception:
+        pass
+    variables = global_state.get_global_attribute("uninitialized_variables")
+    global_state.set_global_attribute("uninitialized_variables", [])  # Keras would give them values at the next chance
+    outputs = [output.shape[1:] for layer in layers for output in _list_tensors(layer)]
+    weights_size = sum(_count_bytes(variable.shape) for variable in variables)
+    return weights_size, max(map(_count_bytes, outputs), default=0)
+
+
+def _count_bytes(shape):
+    """The bytes of a float32 tensor; a side that is not known counts as 1."""
+    return 4 * math.prod(side or 1 for side in shape)
+
+
+def _list_tensors(layer):
+    """The symbolic outputs of a layer, none if it was not called or called several times."""
+    import keras
+
+    try:
+        return keras.tree.flatten(layer.output)
+    except (AttributeError, ValueError):
+        return []
 
 
 def read_about(path):
@@ -120,6 +210,7 @@ def load(path):
     import Module  # noqa: F401  registers the layers, so that Keras can load them
 
     _refuse_large(path)
+    _refuse_large_description(path)
     try:
         with warnings.catch_warnings():
             # Keras only warns about weights that it does not find, and leaves them at their initial values.
@@ -190,16 +281,17 @@ def read_classes(path, least, most=None):
     """
     about = read_about(path)
     if about:
-        return about["class_names"]
-    path = Path(path).with_name("classes.json")
-    if not path.exists():
-        return None
-    try:
-        names = json.loads(read_text(path))
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{format_path(path)} cannot be read: {shorten(error)}") from None
+        path, names = Path(path).with_name(weights.ABOUT), about["class_names"]
+    else:
+        path = Path(path).with_name("classes.json")
+        if not path.exists():
+            return None
+        try:
+            names = json.loads(read_text(path))
+        except InputError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{format_path(path)} cannot be read: {shorten(error)}") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{format_path(path)} must be a list of class names")
     if not least <= len(names) <= (most or least):

@@ -27,6 +27,17 @@ def check_layer(make, shape, tmp_path, call=None):
         assert layer.dtype_policy.name == dtype
         _check_specs(layer, x, call or {})
     _check_saving(make(name="named"), shape, x, tmp_path)
+    _check_standard_arguments(make, x)
+
+
+def _check_standard_arguments(make, x):
+    """The arguments that every Keras layer takes: their values are kept, and survive a configuration."""
+    layer = make(name="named", trainable=False, autocast=False, activity_regularizer="l2", input_shape=x.shape[1:])
+    assert not layer.trainable and not layer.trainable_variables and not layer.autocast
+    layer(x)
+    assert layer.losses, "the activity is not regularized"
+    copy = type(layer).from_config(layer.get_config())
+    assert not copy.trainable and isinstance(copy.activity_regularizer, keras.regularizers.L2)
 
 
 def _check_config(layer, x):

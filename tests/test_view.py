@@ -213,6 +213,29 @@ def test_any_name_can_be_drawn(name):
     plots.draw_curves({name: [{"loss": [1.0], "accuracy": [0.5]}]})
 
 
+@pytest.mark.parametrize("name", ["W" * 24, "g" * 60, "stage " * 3])
+@pytest.mark.parametrize("count", [1, 3])
+def test_titles_of_masks_are_inside_the_figure(name, count):
+    """The outermost pixels of the margins stay white; a long title ends within its column."""
+    image, mask = np.zeros((count, 8, 8, 3), "uint8"), np.random.default_rng(0).random((count, 4, 4, 2))
+    picture = plots.draw_masks(image, {"a_very_long_name_of_a_block_" * 3: mask, "stage_1": mask}, [name] * count)
+    assert (picture[:2] == 255).all() and (picture[:, :2] == 255).all() and (picture[:, -2:] == 255).all()
+    between = picture[: picture.shape[0] // (3 * count), picture.shape[1] // 3 - 2 : picture.shape[1] // 3 + 2]
+    assert (between[:8] == 255).all()
+
+
+def test_figures_do_not_depend_on_the_user_s_style():
+    """Such as one that sets text with LaTeX, which would end a run at its last figure."""
+    import matplotlib
+
+    curves = {"a": [{"loss": [1.0, 0.5], "accuracy": [0.5, 0.7]}]}
+    expected = plots.draw_curves(curves), plots.draw_confusion([0, 1], [0, 1], ("a", "b"))
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.grid": True, "figure.dpi": 20}):
+        again = plots.draw_curves(curves), plots.draw_confusion([0, 1], [0, 1], ("a", "b"))
+    for one, other in zip(expected, again):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_responses_of_networks_with_different_rows_are_one_figure():
     networks = [["unit", "block", "tail_1", "tail_2"], ["unit", "block", "closing"], ["first", "unit", "tail_2"]]
     names = plots._merge_names(networks)

@@ -1,5 +1,6 @@
 """Draws soft masks, features, responses, training curves, confusion matrices and wrong predictions."""
 
+import functools
 import io
 from pathlib import Path
 
@@ -156,6 +157,32 @@ def _pixels(figure):
     return np.asarray(figure.canvas.buffer_rgba())[..., :3]
 
 
+def _fit_titles(figure, axes):
+    """Shrink titles that are wider than their axes, and leave room for those of the upper row."""
+    figure.canvas.draw()  # sizes are known only now
+    for axis in axes:
+        room = axis.get_window_extent().width / max(axis.title.get_window_extent().width, 1)
+        axis.title.set_fontsize(axis.title.get_fontsize() * min(room, 1))
+    figure.canvas.draw()
+    top = max(axis.title.get_window_extent().y1 for axis in axes) + 4  # pixels
+    over = top / figure.bbox.height - 1
+    if over > 0:
+        figure.get_layout_engine().set(rect=(0, 0, 1, 1 - over))
+
+
+def with_default_style(draw):
+    """Make a function draw with matplotlib's own style, whatever the user's matplotlibrc says, such as to use LaTeX."""
+
+    @functools.wraps(draw)
+    def styled(*args, **kwargs):
+        from matplotlib import style
+
+        with style.context("default"):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
 def _show(axes, picture, title="", **kwargs):
     axes.imshow(picture, **kwargs)
     axes.set_title(escape_figure(title, LONGEST_LABEL), fontsize=8)
@@ -186,6 +213,7 @@ def format_block_title(name, shape):
     return f"{name.replace('_attention_', ', block ').replace('_', ' ')}: {shape[0]}x{shape[1]}"
 
 
+@with_default_style
 def draw_masks(images, masks, names):
     """Draw a row for each image: the image, then the mask of each block as heat over it.
 
@@ -207,8 +235,10 @@ def draw_masks(images, masks, names):
         strength = np.asarray(mask, "float32").mean(axis=-1)  # (n, h, w)
         for axis, heat in zip(column, overlay_all(images, strength)):
             _show(axis, heat)
-        column[0].set_title(format_block_title(block, mask.shape[1:]), fontsize=8)
+        title = escape_figure(format_block_title(block, mask.shape[1:]), LONGEST_LABEL)
+        column[0].set_title(title, fontsize=8)
         _draw_color_bar(figure, strength, ax=column, location="bottom", shrink=0.7)
+    _fit_titles(figure, axes.ravel())
     return _pixels(figure)
 
 
@@ -230,6 +260,7 @@ def apply_mask(trunk, mask, learning):
     return {"before": trunk, "mask": mask, "after": gain * trunk}
 
 
+@with_default_style
 def draw_channels(image, trunk, mask, learning, count=4):
     """Draw features before the mask, the soft mask, and features after it, as in figure 1 of the paper.
 
@@ -268,6 +299,7 @@ def _merge_names(orders):
     return names
 
 
+@with_default_style
 def draw_responses(measured):
     """Draw mean absolute responses along networks, as in figure 4 of the paper.
 
@@ -289,6 +321,7 @@ def draw_responses(measured):
     return _pixels(figure)
 
 
+@with_default_style
 def draw_curves(histories):
     """Draw training loss, and errors in per cent, over the epochs.
 
@@ -316,6 +349,7 @@ def draw_curves(histories):
     return _pixels(figure)
 
 
+@with_default_style
 def draw_confusion(labels, predictions, classes):
     """Draw the confusion matrix: rows are true classes, columns predicted classes.
 
@@ -365,6 +399,7 @@ def find_mistakes(labels, probabilities, count):
     return wrong[np.argsort(-probabilities[wrong, predictions[wrong]], kind="stable")][:count]
 
 
+@with_default_style
 def draw_mistakes(images, labels, probabilities, classes, columns=6):
     """Draw wrongly classified images with the true class, the predicted class and its probability.
 

@@ -7,6 +7,7 @@ from Training.data import datasets
 from Training.data.batches import Batches, find_even_batch
 from Training.data.datasets import Examples
 from Training.errors import InputError
+from Training.recipe import Recipe
 
 
 def test_digits_are_real_and_split_by_class():
@@ -35,6 +36,20 @@ def test_samples_limit_training_images_by_class():
     assert set(np.bincount(limited.train.labels)) <= {9, 10, 11}
     assert len(datasets.load("digits", samples=1290).train.labels) == 1290
     assert len(datasets.load("digits", samples=10_000).train.labels) == 1293
+
+
+def test_eval_samples_limit_validation_and_test_by_class_alone():
+    limited, whole = datasets.load("digits", eval_samples=50), datasets.load("digits")
+    assert [len(part.labels) for part in limited[:3]] == [1293, 50, 50] and len(limited.held_out) == 50
+    np.testing.assert_array_equal(limited.train.images, whole.train.images)
+    assert set(limited.held_out) < set(whole.held_out)
+    for part in (limited.validation, limited.test):
+        assert set(np.bincount(part.labels)) <= {4, 5, 6}
+    assert [len(part.labels) for part in datasets.load("digits", eval_samples=200)[:3]] == [1293, 144, 200]
+    recipe = Recipe(dataset="digits", eval_samples=20, samples=30)
+    assert [len(part.labels) for part in datasets.load_for_recipe(recipe)[:3]] == [30, 20, 20]
+    with pytest.raises(InputError, match="3 of 144 images cannot be split off by class"):
+        datasets.load("digits", eval_samples=3)
 
 
 def test_impossible_split_is_named():

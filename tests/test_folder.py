@@ -102,6 +102,11 @@ def test_parts_classes_and_balance(root, own):
     assert [len(part.labels) for part in split[:3]] == [27, 9, 12] and len(datasets.describe_streams(split)) == 1
     np.testing.assert_array_equal(np.bincount(split.validation.labels), [4, 3, 2])
     assert len(datasets.load("folder", str(own), samples=9, size=16).train.labels) == 9
+    few = datasets.load("folder", str(own), validation_split=0.25, eval_samples=6, size=16)
+    assert [len(part.labels) for part in few[:3]] == [27, 6, 6] and len(few.held_out) == 6
+    assert set(few.held_out) < set(split.held_out)
+    few = datasets.load("folder", str(root), eval_samples=6, size=16)
+    assert few.test.images is few.validation.images and len(few.test.labels) == 6
 
 
 def test_files_that_are_not_pictures_are_named_and_skipped_or_refused(own, capsys):
@@ -116,7 +121,7 @@ def test_files_that_are_not_pictures_are_named_and_skipped_or_refused(own, capsy
     assert [len(part.labels) for part in read[:2]] == [36, 12]
     err = capsys.readouterr().err
     assert all(err.count(f"skipped: {path} ") == 1 for path in bad) and ".DS_Store" not in err and ".hidden" not in err
-    assert "3 files in" in err and "1 files in" in err
+    assert "3 files in" in err and "1 file in" in err
     with pytest.raises(InputError, match=r"3 files in .* cannot be read: .*empty.png is empty; repair or remove them"):
         datasets.load("folder", str(own), size=16, broken="refuse")
 
@@ -172,7 +177,7 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(own, change, said):
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "eval", "VAL", "Validation"])
 def test_the_validation_set_may_have_any_common_name(root, own, capsys, name):
     expected = datasets.load("folder", str(root), size=16).validation
     (own / "val").rename(own / name)
@@ -185,6 +190,22 @@ def test_two_validation_sets_are_refused(own):
     shutil.copytree(own / "val", own / "valid")
     with pytest.raises(InputError, match="^val and valid could both be the validation set"):
         datasets.load("folder", str(own), size=16)
+
+
+def test_training_and_test_sets_may_have_common_names(own, capsys):
+    (own / "train").rename(own / "TRAIN")
+    shutil.copytree(own / "val", own / "Testing")
+    read = datasets.load("folder", str(own), size=16)
+    assert [len(part.labels) for part in read[:3]] == [36, 12, 12] and read.test.images is not read.validation.images
+    assert capsys.readouterr().err == ""
+    (own / "training").mkdir()
+    with pytest.raises(InputError, match="TRAIN and training|training and TRAIN"):
+        datasets.load("folder", str(own), size=16)
+    (own / "training").rename(own / "val2")
+    (own / "TRAIN/cat/nested/deep").mkdir(parents=True)
+    datasets.load("folder", str(own), size=16)
+    err = capsys.readouterr().err
+    assert f"not used in {own}: val2/\n" in err and "TRAIN/cat/nested must be a regular file" in err
 
 
 def test_files_that_are_not_used_are_named_in_one_line(own, capsys):

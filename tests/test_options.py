@@ -10,16 +10,19 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.plain import build
 from tests.support.tiny import tiny_network
 from Training import devices
 from Training.data import datasets
+from Training.engine import callbacks
 from Training.engine.augmentation import Mix
 from Training.engine.callbacks import TimeBudget
+from Training.engine.final_events import write_final_events
 from Training.engine.fit import balance_classes, compile_model, fit, refuse_other_recipe
 from Training.engine.optimizers import make_optimizer, make_schedule, set_run_length
-from Training.errors import InputError
+from Training.errors import InputError, RunError
 from Training.flags import parse
 from Training.recipe import OPTIMIZERS, Recipe
 from Training.runs.checkpoint import list_checkpoints, unpack
@@ -203,8 +206,42 @@ def test_minutes_give_as_many_epochs_as_fit():
     other = TimeBudget(recipe, devices.ONE, said.append)
     other.restore({"callbacks": {"budget": {"decided": 1.0, "epochs": 9.0}}})
     assert other.decided and other.length == 9
+    for epochs in (0.0, -3.0, 2.5, 1e300, float("nan"), float("inf")):
+        with pytest.raises(RunError, match="the checkpoint has decided on"):
+            other.restore({"callbacks": {"budget": {"decided": 1.0, "epochs": epochs}}})
     whole = TimeBudget(Recipe(epochs=7), devices.ONE, said.append)
     assert whole.decided and whole.length == 7
+
+
+def test_final_events_stand_at_the_epoch_that_was_the_last(tmp_path):
+    """Not at that of the recipe, of which --minutes or --patience leave less."""
+    data = SimpleNamespace(
+        test=datasets.Examples(np.zeros((2, 8, 8, 3), "uint8"), np.int32([0, 1])), classes=("a", "b")
+    )
+    result = {"epochs": 3, "test_error_percent": 50.0}
+    logits = np.float32([[1, 0], [1, 0]])
+    write_final_events(tmp_path, None, data, Recipe(epochs=40, minutes=5.0), result, logits)
+    (path,) = (tmp_path / "train").iterdir()
+    events = EventAccumulator(str(path), size_guidance={"tensors": 0}).Reload()
+    assert [event.step for event in events.Tensors("final/test_error_percent")] == [3]
+
+
+def test_a_long_run_on_a_processor_says_how_long_it_takes(monkeypatch):
+    """Once, after 20 s of training, without the first step, which compiles: here a step of 2 s."""
+    clock, said = [0.0], []
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: clock[0])
+
+    def run(steps):
+        estimate = callbacks.EstimateDuration(steps, lambda line, flush: said.append(line))
+        clock[0] = 100.0  # of the first step
+        for step in range(30):
+            estimate.on_train_batch_end(step)
+            clock[0] += 2.0
+
+    run(12_610)  # of which 10 are done, and 7 hours left
+    assert len(said) == 1 and said[0].startswith("\nabout 7 h 0 min for this run on this processor, without validation")
+    run(1_000)  # 33 minutes
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "step"])

@@ -105,6 +105,19 @@ def test_recipe_of_the_throughput_benchmark_is_possible(augmentation):
     assert bool(recipe.cutout) == (augmentation == "crop")
 
 
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), True, "0.1", [0.1], {}, None, float("nan"), float("-inf"), 2**53]
+)
+@pytest.mark.parametrize("name", ["learning_rate", "epochs", "seed"])
+def test_a_number_that_others_wrote_is_of_its_type_and_in_its_range(name, value):
+    """A whole number for a float is taken, up to where floats are exact."""
+    text = json.dumps({**json.loads(Recipe().to_json()), name: value})
+    with pytest.raises(InputError, match=f"{name} must be") as refusal:
+        Recipe.from_json(text)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 200
+    assert Recipe.from_json(json.dumps({**json.loads(Recipe().to_json()), "learning_rate": 1})).learning_rate == 1
+
+
 def test_paper_recipe_is_the_paper_s():
     recipe = Recipe(**RECIPES["paper"])
     assert (recipe.optimizer, recipe.momentum, recipe.learning_rate, recipe.batch_size) == ("sgd", 0.9, 0.1, 64)

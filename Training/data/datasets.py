@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Model.geometries import GEOMETRIES
+from Training.console import format_count
 from Training.errors import InputError, RunError, format_path
 from Training.recipe import find_dataset, is_streamed
 from Training.recipe.choices import load_object
@@ -153,7 +154,7 @@ def spread_evenly(count, limit):
     return np.linspace(0, count - 1, min(count, limit)).astype("int64")
 
 
-def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, **reading):
+def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, eval_samples=0, **reading):
     """Read a data set and hold out a fixed, stratified part of its training set.
 
     Args:
@@ -163,6 +164,8 @@ def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, **
         samples: int, limit of training images, with the same share of each class; 0 for no limit.
         label_noise: float, share of the training labels that `add_label_noise` replaces; validation and test labels
             are kept.
+        eval_samples: int, limit of validation images and of test images, with the same share of each class; 0 for no
+            limit. The other images are not used.
         reading: arguments for streamed pictures only, see `load_streamed`.
 
     Raises:
@@ -170,13 +173,15 @@ def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, **
     """
     row = find_dataset(name)
     if row.streamed:
-        return load_streamed(name, data_dir, validation_split, samples, label_noise, **reading)
+        return load_streamed(name, data_dir, validation_split, samples, label_noise, eval_samples, **reading)
     images, labels, test_images, test_labels, classes = load_object(row.reader)(name, data_dir)
     kept, held_out = _split(labels, validation_split, samples)
+    held_out = held_out[_limit_stratified(labels[held_out], eval_samples)]
+    tested = _limit_stratified(test_labels, eval_samples)
     return Data(
         train=Examples(images[kept], add_label_noise(labels[kept], len(classes), label_noise)),
         validation=Examples(images[held_out], labels[held_out]),
-        test=Examples(test_images, test_labels),
+        test=Examples(test_images[tested], test_labels[tested]),
         classes=classes,
         held_out=held_out,
     )
@@ -188,11 +193,18 @@ def load_for_recipe(recipe):
     Raises:
         InputError: see `load`.
     """
-    what = (recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.samples, recipe.label_noise)
+    what = dict(
+        validation_split=recipe.validation_split,
+        samples=recipe.samples,
+        label_noise=recipe.label_noise,
+        eval_samples=recipe.eval_samples,
+    )
     if not is_streamed(recipe.dataset):
-        return load(*what)
+        return load(recipe.dataset, recipe.data_dir, **what)
     return load(
-        *what,
+        recipe.dataset,
+        recipe.data_dir,
+        **what,
         size=recipe.image_size or GEOMETRIES[recipe.geometry].pixels,
         random_crops=recipe.random_crops,
         broken=recipe.broken,
@@ -204,13 +216,17 @@ def load_for_recipe(recipe):
 def _split(labels, validation_split, samples):
     """Return the positions of the training and of the validation images."""
     kept, held_out = _split_stratified(labels, round(validation_split * len(labels)))
-    if samples and samples < len(kept):
-        if len(kept) - samples < len(np.unique(labels)):  # too few are left out to have one of each class
-            chosen = np.sort(np.random.default_rng(SPLIT_SEED).permutation(len(kept))[:samples])
-        else:
-            _, chosen = _split_stratified(labels[kept], samples)
-        kept = kept[chosen]
-    return kept, held_out
+    return kept[_limit_stratified(labels[kept], samples)], held_out
+
+
+def _limit_stratified(labels, limit):
+    """Return the sorted positions of all examples, or of `limit` of them with the same share of each class."""
+    count = len(labels)
+    if not limit or limit >= count:
+        return np.arange(count)
+    if count - limit < len(np.unique(labels)):  # too few are left out to have one of each class
+        return np.sort(np.random.default_rng(SPLIT_SEED).permutation(count)[:limit])
+    return _split_stratified(labels, limit)[1]
 
 
 def load_streamed(
@@ -219,6 +235,7 @@ def load_streamed(
     validation_split,
     samples,
     label_noise,
+    eval_samples=0,
     *,
     size=224,
     random_crops=False,
@@ -254,8 +271,15 @@ def load_streamed(
     whole = streams["train"]
     kept, held_out = _split(whole.labels, 0 if "val" in parts else validation_split, samples)
     train = whole.take(kept)
-    validation = streams.get("val") or whole.take(held_out)
-    test = streams.get("test") or validation
+    if "val" not in parts:
+        streams["val"] = whole.take(held_out)
+    limited = {
+        part: _limit_stratified(stream.labels, eval_samples) for part, stream in streams.items() if part != "train"
+    }
+    if "val" not in parts:
+        held_out = held_out[limited["val"]]
+    validation = streams["val"].take(limited["val"])
+    test = streams["test"].take(limited["test"]) if "test" in streams else validation
     if not len(test):
         raise InputError(f"{name} has no test pictures: add test/ or val/, or give a --validation-split above 0")
     for stream in {id(each): each for each in (validation, test, *(() if random_crops else (train,)))}.values():
@@ -277,9 +301,10 @@ def describe_streams(data):
     few, many = counts.argmin(), counts.argmax()
     smallest, largest = (_shorten_name(data.classes[i]) for i in (few, many))
     lines = [
-        f"{len(data.classes):,} classes; smallest {smallest} with {counts[few]:,} training pictures, "
+        f"{len(data.classes):,} classes; smallest {smallest} with {format_count(counts[few], 'training picture')}, "
         f"largest {largest} with {counts[many]:,} ({counts[many] / counts[few]:.1f} times as many)"
     ]
     if data.test.images is data.validation.images:
-        lines.append(f"no test set: the validation set ({len(data.test.labels):,} pictures) is also used for testing")
+        tested = format_count(len(data.test.labels), "picture")
+        lines.append(f"no test set: the validation set ({tested}) is also used for testing")
     return lines

@@ -170,4 +170,4 @@ def find_pictures(folder):
     for where, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if name[0] != "."]
         found += [Path(where, name) for name in files if name[0] != "."]
-    return sorted(path for path in found if path.suffix.lower() in endings and path.is_file())
+    return sorted(path for path in found if path.suffix.lower() in endings)

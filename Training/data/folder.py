@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training.console import warn
+from Training.console import format_count, warn
 from Training.data import decoding
 from Training.data.listing import Listing, digest, find_parts, refuse_missing
 from Training.devices import count_cores
@@ -124,13 +124,13 @@ def report_broken(folder, lines, broken):
     """Warn about each file that cannot be read or, if `broken` is "refuse", raise `InputError`."""
     if lines and broken == "refuse":
         raise InputError(
-            f"{len(lines)} files in {format_path(folder)} cannot be read: {lines[0]}; repair or remove them, or give "
-            "--broken skip"
+            f"{format_count(len(lines), 'file')} in {format_path(folder)} cannot be read: {lines[0]}; repair or remove "
+            "them, or give --broken skip"
         )
     for line in lines:
         warn(f"skipped: {line}")
     if lines:
-        warn(f"{len(lines)} files in {format_path(folder)} cannot be read as pictures, and were skipped")
+        warn(f"{format_count(len(lines), 'file')} in {format_path(folder)} skipped: not readable as pictures")
 
 
 def report_unused(root, parts):
@@ -147,13 +147,13 @@ def report_unused(root, parts):
 def read(name, data_dir, broken="skip"):
     """Read the parts of a folder with `train/<class>/*` and, optionally, `val/<class>/*` and `test/<class>/*`.
 
-    The validation set may also be called `valid`, `validation` or `dev`. A warning names files that are not used.
+    The parts may have other common names, see `listing.COMMON`. A warning names files that are not used.
 
     Returns:
         `({"train": Listing, ...}, classes)`; the classes are the folders of train/, sorted.
 
     Raises:
-        InputError: see `list_part`; or there is no train/, there are two validation sets, or a class has no training
+        InputError: see `list_part`; or there is no train/, there are two folders for a part, or a class has no training
             picture.
     """
     refuse_missing(name, data_dir)
@@ -164,9 +164,10 @@ def read(name, data_dir, broken="skip"):
     if "train" not in folders:
         raise InputError(f"--data-dir {format_path(root)} must contain train/<class>/, but has no folder train")
     report_unused(root, folders.values())
-    classes = list_classes(root / "train")
+    train = root / folders["train"]
+    classes = list_classes(train)
     parts = {part: list_part(root / folder, classes, broken) for part, folder in folders.items()}
     empty = [classes[i] for i in np.flatnonzero(np.bincount(parts["train"].labels, minlength=len(classes)) == 0)]
     if empty:
-        raise InputError(f"{format_path(root / 'train')} has classes without a picture: {', '.join(empty):.200}")
+        raise InputError(f"{format_path(train)} has classes without a picture: {', '.join(empty):.200}")
     return parts, tuple(classes)

@@ -6,23 +6,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training.errors import InputError
+from Training.errors import InputError, format_path
 
 PARTS = ("train", "val", "test")
-VALIDATION = ("val", "valid", "validation", "dev")  # common names of the part "val"
+# Common names of each part, in lower case; folders may have capitals.
+COMMON = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
 
 
 def find_parts(names):
     """Return which names of folders or splits are the parts of a data set, as `{part: name}`.
 
     Raises:
-        InputError: two of them are names of the validation set.
+        InputError: two of them are names of one part.
     """
-    held_out = [name for name in VALIDATION if name in names]
-    if len(held_out) > 1:
-        raise InputError(f"{' and '.join(held_out)} could both be the validation set: rename one")
-    found = {"train": "train", "val": held_out[0] if held_out else "", "test": "test"}
-    return {part: name for part, name in found.items() if name in names}
+    found = {part: [name for name in names if name.lower() in common] for part, common in COMMON.items()}
+    for part, candidates in found.items():
+        if len(candidates) > 1:
+            what = {"train": "training", "val": "validation", "test": "test"}[part]
+            there = " and ".join(map(format_path, candidates))
+            raise InputError(f"{there} could both be the {what} set: rename one")
+    return {part: candidates[0] for part, candidates in found.items() if candidates}
 
 
 class Listing(NamedTuple):

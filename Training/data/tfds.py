@@ -45,7 +45,10 @@ def read(name, data_dir="", broken="skip"):
     except Exception as error:
         raise InputError(f"--dataset tfds:{name} is not available: {shorten(error)}") from None
     chosen = find_parts(sources)
-    parts = {part: _make_listing(name, split, sources[split], builder.data_dir) for part, split in chosen.items()}
+    parts = {
+        part: _make_listing(name, split, sources[split], builder.data_dir, len(classes))
+        for part, split in chosen.items()
+    }
     parts = {part: listing for part, listing in parts.items() if listing}
     unused = [split for split in sources if split not in [chosen[part] for part in parts]]
     if unused:
@@ -77,11 +80,13 @@ def read_labels(source, path):
     return labels
 
 
-def _make_listing(name, split, source, folder):
+def _make_listing(name, split, source, folder, classes):
     """Return the pictures of a split, or None if it is empty or, like ImageNet's test set, has no labels."""
     labels = read_labels(source, Path(folder) / f"labels-{split}.npy")
     if not len(labels) or labels.min() < 0:
         return None
+    if labels.max() >= classes:
+        raise InputError(f"tfds:{name}, {split}: a label is {labels.max()}, and there are {classes} classes")
 
     def fetch(i):
         return f"tfds:{name} {split} {i}", source[int(i)]["image"]

@@ -1,6 +1,7 @@
 """Starts training from the weights of another run, and freezes layers."""
 
 from Model.weights import DEFAULT_NETWORK
+from Training.console import format_count
 from Training.errors import InputError
 from Training.runs import saved
 
@@ -59,7 +60,9 @@ def load_weights(network, path, name=DEFAULT_NETWORK):
             layer.set_weights(other[name].get_weights())
     classes = [layers[CLASSIFIER].units for layers in (other, own)]
     end = (
-        f"the classifier is new, for {classes[1]} classes instead of {classes[0]}" if new else "so does the classifier"
+        f"the classifier is new, for {format_count(classes[1], 'class')} instead of {classes[0]}"
+        if new
+        else "so does the classifier"
     )
     return f"{len(own) - new} of {len(own)} layers start from the weights of {path}; {end}"
 
@@ -87,4 +90,6 @@ def freeze(network, name):
     if not network.trainable_weights:
         raise InputError(f"freeze={name} leaves no weights to train")
     kept = sum(1 for layer in layers[: last + 1] if layer.weights)
-    return f"{kept} layers up to {layers[last].name} keep their weights"
+    return (
+        f"{format_count(kept, 'layer')} up to {layers[last].name} {'keep their' if kept > 1 else 'keeps its'} weights"
+    )

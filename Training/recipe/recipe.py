@@ -138,6 +138,9 @@ class Recipe:
         choices=("auto", "pixel", "channel", "imagenet"),
     )
     samples: int = option(0, "limit of training images, with the same share of each class; 0 is no limit", low=0)
+    eval_samples: int = option(
+        0, "limit of validation images and of test images, with the same share of each class; 0 is no limit", low=0
+    )
     validation_split: float = option(
         0.1, "share of the training set held out for validation, stratified", low=0.0, high=0.9
     )
@@ -406,7 +409,7 @@ def _check(item, value):
     """Raise `InputError` if a value has the wrong type, or is outside its choices or its range."""
     expected, limits = item.type, item.metadata
     shown = f"{value!r:.80}"
-    if expected is float and type(value) is int:
+    if expected is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not expected:
         raise InputError(f"{item.name} must be of type {expected.__name__}, received {shown}")

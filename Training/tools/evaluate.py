@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training.console import entry_point, run_program, start_keras
+from Training.console import entry_point, format_count, run_program, start_keras
 from Training.data.datasets import load_for_recipe
 from Training.errors import InputError, format_path
 from Training.flags import Parser
@@ -102,8 +102,10 @@ def find_recipe(path, dataset, data_dir):
         if dataset is None:
             raise InputError(f"there is no recipe.json next to {format_path(path)}: give --dataset")
         recipe = Recipe(dataset=dataset)
-    # Errors are measured on the true labels, and statistics may need all training images.
-    changes = {"label_noise": 0.0, "samples": 0} | ({} if data_dir is None else {"data_dir": data_dir})
+    # Errors are measured on all test images with their true labels, and statistics may need all training images.
+    changes = {"label_noise": 0.0, "samples": 0, "eval_samples": 0}
+    if data_dir is not None:
+        changes["data_dir"] = data_dir
     return dataclasses.replace(recipe, **changes)
 
 
@@ -222,9 +224,8 @@ def run(options):
         print(json.dumps({**what, "statistics_images": options.statistics, "errors": errors}))
         return
     arithmetic = f"{options.precision} arithmetic on {keras.backend.backend()}"
-    print(
-        f"{format_path(path)} on {recipe.dataset}: {len(data.test.labels):,} test images, {arithmetic}, 95 % intervals"
-    )
+    tested = format_count(len(data.test.labels), "test image")
+    print(f"{format_path(path)} on {recipe.dataset}: {tested}, {arithmetic}, 95 % intervals")
     print(format_errors(found))
 
 

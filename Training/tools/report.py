@@ -20,6 +20,7 @@ from Training.visual.published import SOURCES, find_published
 
 PROGRAM = "python -m Training.tools.report"
 MOST_NAMED = 3  # values in a line of a legend
+TIME = "time: that of the epochs, with their validation; starting, reading the data and the final test are left out"
 NAMED = ("dataset", "model", "learning")  # fields that every row has
 ERRORS = {"test": "test_error_percent", "validation": "validation_error_percent", "train": "train_error_percent"}
 
@@ -148,17 +149,24 @@ def make_pivot_table(groups, field):
 
 
 def format_console(rows):
-    """Return rows of texts as aligned columns."""
+    """Return rows of texts as aligned columns, with a line on what the time is if the table has it."""
+    note = f"{TIME}\n" if "time" in rows[0] else ""
     rows = [[shorten_name(escape_console(cell), LONGEST_CELL) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows) + "\n"
+    return (
+        "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        + "\n"
+        + note
+    )
 
 
 def format_markdown(rows):
-    """Return rows of texts as a Markdown table, with the sources of published errors below it."""
+    """Return rows of texts as a Markdown table, with the meaning of times and the sources of errors below it."""
     table = make_markdown_table(rows[0], rows[1:])
     sources = [f"{name}: {source}" for name, source in SOURCES.items() if f"({name})" in table]
-    return table + ("\n\nPublished: " + "; ".join(sources) + ".\n" if sources else "\n")
+    notes = [f"{TIME[0].upper()}{TIME[1:]}."] if "time" in rows[0] else []
+    notes += ["Published: " + "; ".join(sources) + "."] if sources else []
+    return "\n\n".join([table, *notes]) + "\n"
 
 
 def format_csv(rows):

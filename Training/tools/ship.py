@@ -119,8 +119,8 @@ def ship(options):
     class_names = saved.read_classes(path, network.output_shape[1])
     if class_names is None:
         raise InputError(f"{format_path(options.run)} has no classes.json")
-    reading = recipe if options.data_dir is None else dataclasses.replace(recipe, data_dir=options.data_dir)
-    data = load_for_recipe(reading)
+    data_dir = recipe.data_dir if options.data_dir is None else options.data_dir
+    data = load_for_recipe(dataclasses.replace(recipe, data_dir=data_dir, eval_samples=0))
     weights.FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=weights.FOLDER, prefix=".ship-") as place:
         folder = Path(place) / name

@@ -23,7 +23,7 @@ from Training.console import (
     warn,
 )
 from Training.data import decoding
-from Training.errors import InputError, format_path
+from Training.errors import InputError, format_os_error, format_path
 from Training.flags import Parser
 from Training.visual.escaping import LONGEST_CELL, escape_console, escape_csv, shorten_name
 
@@ -272,11 +272,9 @@ def main(arguments=None):
         except OSError as error:
             if error is sys.stdout.lost:
                 raise
-            exit_with(
-                1, f"{PROGRAM}: error: {error.filename or 'the table'} cannot be written: {error.strerror or error}"
-            )
+            exit_with(1, f"{PROGRAM}: error: {format_os_error(error, 'the table')}")
     if broken or unwritten:
-        what = [f"{broken} of {total} pictures could not be read"] if broken else []
+        what = [f"{broken} of {format_count(total, 'picture')} could not be read"] if broken else []
         what += [f"{format_count(unwritten, 'mask picture')} could not be written"] if unwritten else []
         exit_with(1, f"{PROGRAM}: {', '.join(what)}")
 

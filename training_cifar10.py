@@ -7,13 +7,14 @@ from Training import devices
 from Training.console import (
     PROGRAM,
     entry_point,
+    format_count,
     report_errors,
     report_how_to_resume,
     run_program,
     start_keras,
     warn,
 )
-from Training.errors import InputError, format_os_error
+from Training.errors import InputError, format_os_error, format_path
 from Training.flags import parse
 from Training.recipe import is_streamed, label_run
 
@@ -98,7 +99,8 @@ def train_on(hardware, keras, data, recipe, resume, build):
         say(freeze(network, recipe.freeze))
 
     folder, held = open_folder(hardware, data, recipe, resume)  # `held` keeps the lock until the end
-    say(f"{recipe.model} on {recipe.dataset}: {len(data.train.labels)} training images, {folder}", flush=True)
+    what = f"{recipe.model} on {recipe.dataset}: {format_count(len(data.train.labels), 'training image')}"
+    say(f"{what}, {format_path(folder)}", flush=True)
     where = f"{hardware} ({devices.device_name()})"
     say(f"{recipe.batch_size} images per step on {where}, {describe_rate(recipe)}", flush=True)
 
@@ -122,14 +124,14 @@ def train_on(hardware, keras, data, recipe, resume, build):
     print(evaluation.format_result(result))
     if data.broken:
         print(f"  broken pictures   {data.broken}, replaced by others of the same class")
-    print(f"  run folder        {folder}")
+    print(f"  run folder        {format_path(folder)}")
     return folder, result
 
 
 def describe_rate(recipe):
     """Return the learning rate and its warm-up as a text."""
     warmup = recipe.warmup_epochs
-    after = f" after {warmup:g} of {recipe.epochs} epochs of warm-up" if warmup else ""
+    after = f" after {warmup:g} of {format_count(recipe.epochs, 'epoch')} of warm-up" if warmup else ""
     return f"learning rate {recipe.learning_rate:g}{after}"
 
 

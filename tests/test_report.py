@@ -1,6 +1,7 @@
 """Tables of runs with published errors, experiments and figures; no network is trained here."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from tests.support import arithmetic
 from tests.support.tiny import tiny_network
+from Training.flags import parse
 from Training.recipe import OPTIMIZERS, Recipe
 from Training.runs import history
 from Training.tools import experiments, figures, report
@@ -260,7 +262,7 @@ def test_experiments_skip_finished_runs_resume_others_and_report(tmp_path, monke
     assert {"report.md", "report.csv", "curves.png"} <= {path.name for path in logs.iterdir()}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_experiment_waits_until_its_run_has_saved_itself(tmp_path, number):
     """The run takes a second to save itself. As with Ctrl-C, both processes receive SIGINT."""
     run = """
@@ -269,7 +271,7 @@ def save(number, _):
     time.sleep(1)
     pathlib.Path("saved").touch()
     sys.exit(128 + number)
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, save)
 print("ready", flush=True)
 time.sleep(60)
@@ -290,12 +292,31 @@ time.sleep(60)
     assert err.count("\n") == 1 and "the same command continues there" in err
 
 
+def test_the_table_says_what_its_time_leaves_out(tmp_path):
+    write_run(tmp_path / "run")
+    rows = report.make_run_table(report.group_runs([history.read_run(tmp_path / "run")]))
+    for text in (report.format_console(rows), report.format_markdown(rows)):
+        assert text.count("starting, reading the data and the final test are left out") == 1
+    assert "left out" not in report.format_csv(rows) + report.format_markdown([["field"], ["epochs"]])
+
+
 def test_a_finished_run_of_an_older_recipe_is_not_trained_again(tmp_path):
     recipe = experiments.plan_recipes("mask", True, logs=str(tmp_path))[0]
     run = write_run(tmp_path / "old", **json.loads(recipe.to_json()))
     older = {name: value for name, value in json.loads(recipe.to_json()).items() if name != "alternate_flip"}
     (run / "recipe.json").write_text(json.dumps(older))
     assert experiments.find_run(tmp_path, recipe) == run
+
+
+def test_an_experiment_resumes_its_run_where_the_data_is_now(tmp_path):
+    planned = experiments.plan_recipes("mask", True, logs=str(tmp_path), data_dir="old")[0]
+    run = write_run(tmp_path / "run", finished=False, **json.loads(planned.to_json()))
+    moved = dataclasses.replace(planned, data_dir="--new", mistakes=3)
+    assert experiments.find_run(tmp_path, moved) == run
+    words = experiments.make_command(moved, run)[2:]
+    assert words == ["--resume", str(run), "--data-dir=--new", "--mistakes=3"]
+    assert parse(words, "") == (moved, str(run))
+    assert experiments.find_run(tmp_path, dataclasses.replace(planned, epochs=7)) is None
 
 
 def test_confusion_figure_of_a_run(tmp_path, capsys):

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from Training.console import entry_point, exit_with, format_duration, report_errors, run_program
+from Training.console import SIGNALS, entry_point, exit_with, format_duration, report_errors, run_program
 from Training.errors import format_path
-from Training.files import read_text
+from Training.files import read_text, replace_file
 from Training.flags import Parser
-from Training.recipe import OPTIMIZERS, RECIPES, Recipe, make_recipe
+from Training.recipe import OPTIMIZERS, RECIPES, Recipe, make_recipe, movable_fields
 from Training.runs import history
 from Training.tools import report
 from Training.visual.escaping import escape_console
@@ -158,11 +158,14 @@ def plan_recipes(name, quick=False, seeds=1, **given):
 
 
 def find_run(logs, recipe):
-    """Return the folder of a run with this recipe in `logs`, preferably a finished one, or None."""
+    """Return the folder of a run with this recipe in `logs`, preferably a finished one, or None.
+
+    Fields that a resumed run may change, such as `data_dir`, are not compared.
+    """
     found = []
     for path in sorted(Path(logs).glob("*/recipe.json")):
         try:
-            if Recipe.from_json(read_text(path)) == recipe:
+            if set(find_changes(Recipe.from_json(read_text(path)), recipe)) <= set(movable_fields()):
                 found.append(path.parent)
         except (OSError, ValueError):
             continue  # not a recipe, so not one of these runs
@@ -174,31 +177,51 @@ def is_finished(run):
     return (run / "result.json").exists()
 
 
+def find_changes(before, after):
+    """Return the fields in which a recipe differs from the one before, `{name: value}`."""
+    names = [item.name for item in dataclasses.fields(Recipe)]
+    return {name: getattr(after, name) for name in names if getattr(before, name) != getattr(after, name)}
+
+
 def make_command(recipe, run=None):
-    """Return the command line that trains a recipe, or that resumes the run in a folder."""
+    """Return the command line that trains a recipe, or that resumes the run in a folder from where its data is now."""
     if run:
-        return [sys.executable, str(SCRIPT), "--resume", str(run)]
-    options = []
-    for item in dataclasses.fields(recipe):
-        value = getattr(recipe, item.name)
-        if value != item.default:
-            options += ["--" + item.name.replace("_", "-"), str(value).lower() if item.type is bool else str(value)]
-    return [sys.executable, str(SCRIPT), *options]
+        begin, fields = ["--resume", str(run)], find_changes(Recipe.from_json(read_text(run / "recipe.json")), recipe)
+    else:
+        defaults = {item.name: item.default for item in dataclasses.fields(recipe)}
+        begin, fields = [], {name: value for name, value in vars(recipe).items() if value != defaults[name]}
+    options = [  # as one word each: argparse would take a value that starts with a dash for a flag
+        f"--{name.replace('_', '-')}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in fields.items()
+    ]
+    return [sys.executable, str(SCRIPT), *begin, *options]
 
 
 def run_command(command):
-    """Run a command and return its exit code; after Ctrl-C, wait until the run has saved itself."""
-    child = subprocess.Popen(command)
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # the terminal sends Ctrl-C to both
+    """Run a command and return its exit code; pass signals on, and wait until the run has saved itself.
+
+    The command gets a session of its own, so that a terminal's signal reaches it once, through this process. A second
+    one would end it at once.
+    """
+    children, early = [], []
+
+    def pass_on(number, _frame):
+        if not children:
+            early.append(number)
+        for child in children:
+            child.send_signal(number)
+
+    caught = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as SIGHUP under nohup
+    before = {number: signal.signal(number, pass_on) for number in caught}
     try:
-        while True:
-            try:
-                code = child.wait()
-                return 128 - code if code < 0 else code
-            except KeyboardInterrupt:
-                continue
+        children.append(subprocess.Popen(command, start_new_session=True))
+        for number in early:
+            children[0].send_signal(number)
+        code = children[0].wait()
+        return 128 - code if code < 0 else code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_all(planned, logs):
@@ -221,8 +244,8 @@ def summarize(name, planned, logs):
     columns = EXPERIMENTS[name].columns
     tables = [report.make_pivot_table(groups, columns)] if columns else []
     tables.append(report.make_run_table(groups))
-    (Path(logs) / "report.md").write_text("\n".join(map(report.format_markdown, tables)), encoding="utf-8")
-    (Path(logs) / "report.csv").write_text(report.format_csv(tables[-1]), encoding="utf-8")
+    replace_file(Path(logs) / "report.md", "\n".join(map(report.format_markdown, tables)).encode())
+    replace_file(Path(logs) / "report.csv", report.format_csv(tables[-1]).encode())
     report.write_curves(groups, Path(logs) / "curves.png")
     spent = format_duration(sum(run.result["running_time_s"] for run in runs))
     return (

@@ -12,9 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Training.console import entry_point, exit_with, report_errors, run_program, silence_stderr, start_keras
+from Training.console import (
+    entry_point,
+    exit_with,
+    format_count,
+    report_errors,
+    run_program,
+    silence_stderr,
+    start_keras,
+)
 from Training.data.datasets import load_for_recipe
-from Training.errors import InputError, format_path, shorten
+from Training.errors import InputError, format_os_error, format_path, shorten
 from Training.flags import Parser
 from Training.recipe import Recipe, dataset_names, find_dataset
 from Training.runs import saved
@@ -177,7 +185,8 @@ def run(options):
             f"{format_path(path)} takes images of {network.input_shape[1:]}, {dataset} has {images.shape[1:]}"
         )
     found = export_and_check(network, options.to, images, output)
-    print(f"  compared with Keras on {len(images)} test images of {dataset}, largest difference of a probability:")
+    compared = format_count(len(images), "test image")
+    print(f"  compared with Keras on {compared} of {dataset}, largest difference of a probability:")
     for batch, difference in found.items():
         print(f"  {difference:.1e}  in batches of {batch}")
     if not output.exists():
@@ -192,9 +201,7 @@ def main(arguments=None):
         try:
             run(options)
         except OSError as error:
-            exit_with(
-                1, f"{PROGRAM}: error: {error.filename or options.model} cannot be written: {error.strerror or error}"
-            )
+            exit_with(1, f"{PROGRAM}: error: {format_os_error(error, options.model)}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from Training.console import entry_point, report_errors, run_program
+from Training.console import entry_point, format_count, report_errors, run_program
 from Training.data import archives
-from Training.errors import InputError
+from Training.errors import InputError, format_path
 from Training.flags import Parser
 
 
@@ -40,7 +40,7 @@ def main(arguments=None):
             write(test_images, test_labels, classes, Path(options.out) / "test")
         except OSError as error:
             raise InputError(f"{options.out} cannot be written: {error.strerror or error}") from None
-    print(f"{len(labels) + len(test_labels):,} pictures in {options.out}")
+    print(f"{format_count(len(labels) + len(test_labels), 'picture')} in {format_path(options.out)}")
 
 
 if __name__ == "__main__":

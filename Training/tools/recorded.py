@@ -8,7 +8,7 @@ with the lowest test error is printed.
 from pathlib import Path
 
 from Model import weights
-from Training.console import entry_point, report_errors, run_program
+from Training.console import entry_point, format_count, report_errors, run_program
 from Training.errors import InputError
 from Training.flags import Parser
 from Training.recipe import compared_fields
@@ -63,10 +63,10 @@ def choose_comparison(runs, field, **fixed):
 def describe(runs):
     """Return one line about the training that the runs of a comparison have in common."""
     recipe = runs[0].recipe
-    images = f"{recipe['samples']:,} training images" if recipe["samples"] else "all training images"
+    images = format_count(recipe["samples"], "training image") if recipe["samples"] else "all training images"
     seeds = sorted({run.result["seed"] for run in runs})
     seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return f"{recipe['epochs']} epochs, {images}, {recipe['geometry']} geometry, {seed}"
+    return f"{format_count(recipe['epochs'], 'epoch')}, {images}, {recipe['geometry']} geometry, {seed}"
 
 
 def name_devices(runs):

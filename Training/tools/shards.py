@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from Training.console import entry_point, report_errors, run_program, start_keras
+from Training.console import entry_point, format_count, report_errors, run_program, start_keras
 from Training.data import folder
 from Training.data.shards import COLUMNS, INDEX, name_shard
-from Training.errors import InputError, shorten
+from Training.errors import InputError, format_path, shorten
 from Training.files import LARGEST_PICTURE, read_bytes
 from Training.flags import Parser
 
@@ -85,7 +85,7 @@ def main(arguments=None):
             raise InputError(f"--per-shard must be 1 or more, received {options.per_shard}")
         start_keras()  # starts TensorFlow, which writes the records, without its notes
         count = write(options.folder, options.out, options.per_shard, options.broken)
-    print(f"{count:,} pictures in {options.out}")
+    print(f"{format_count(count, 'picture')} in {format_path(options.out)}")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ MASKS = ("encoder_decoder", "local")
 
 # The paper's families and the kind of their unit.
 FAMILIES = {"attention": "residual", "attentionnext": "resnext", "attentioninception": "inception"}
-NAME = re.compile(rf"({'|'.join(FAMILIES)})_(\d{{1,5}})")
+NAME = re.compile(rf"({'|'.join(FAMILIES)})_(\d{{1,4}})")
 NETWORKS = (
     *(f"attention_{depth}" for depth in (56, 92, 128, 164, 236, 452)),
     "attentionnext_56",

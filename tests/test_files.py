@@ -407,6 +407,22 @@ def test_a_network_that_describes_more_than_the_limit_is_refused_before_it_is_bu
     assert said in str(refusal.value) and "\n" not in str(refusal.value) and time.process_time() - begun < 5
 
 
+@pytest.mark.parametrize("changes", [{"t": 10**9}, {"classes": 10**9}, {"input_shape": [10**6, 10**6, 3]}], ids=str)
+def test_packed_weights_that_describe_more_than_the_limit_are_refused(tmp_path, changes):
+    about = {"architecture": {"model": "attention_56", **changes}, "class_names": [], "sha256": ""}
+    (tmp_path / weights.ABOUT).write_text(json.dumps(about))
+    (tmp_path / weights.FILE).write_bytes(b"")
+    with pytest.raises(InputError, match=f"about.json: {next(iter(changes))} must be 1[0,]+ or less"):
+        saved.load(tmp_path / weights.FILE)
+
+
+@pytest.mark.parametrize("names", ["abc", [1, 2], [["a"], ["b"]], ["a"]], ids=str)
+def test_class_names_of_packed_weights_are_checked(tmp_path, names):
+    (tmp_path / weights.ABOUT).write_text(json.dumps({"architecture": {}, "class_names": names, "sha256": ""}))
+    with pytest.raises(InputError, match="about.json must be a list of"):
+        saved.read_classes(tmp_path / weights.FILE, 2)
+
+
 def test_the_classes_of_a_confusion_matrix_are_bounded(tmp_path):
     path = tmp_path / "predictions.csv"
     path.write_text("label,predicted\n1999,0\n")

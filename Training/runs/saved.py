@@ -17,7 +17,9 @@ CAUSE = "Exception encountered:"  # precedes the cause in Keras' messages
 LARGEST_NETWORK = 2**30  # bytes: 250 million parameters, five times those of the largest network here
 LARGEST_CONFIG = 64 * 2**20  # bytes of a network's description
 LARGEST_MAP = 2**28  # bytes of what one layer gives for one image: 256 channels of 512x512
-MOST_UNITS = 1000  # of an attention block's branches
+UNITS = ("p", "t", "r", "r_up", "mask_depth")  # arguments that say how many parts an attention block has
+MOST_UNITS = 1000  # of each of them
+LARGEST_SIDE = 100_000  # of packed weights: pixels of an image's side, or classes
 WEIGHTS = "model.weights.h5"
 CONFIG = "config.json"
 
@@ -119,7 +121,7 @@ def _refuse_large_description(path):
     except Exception:  # whatever is wrong with the file, the loader says it
         return
     for each in _list_objects(config):
-        for name in ("p", "t", "r", "r_up", "mask_depth"):
+        for name in UNITS:
             if type(each.get(name)) is int and each[name] > MOST_UNITS:
                 raise InputError(f"{format_path(path)}: {name} must be {MOST_UNITS} or less, it is larger")
     weights_size, largest_map = _measure_description(config)
@@ -189,8 +191,14 @@ def load_packed(path):
     """Return the network with packed weights.
 
     Raises:
-        InputError: see `Model.weights.load_network`.
+        InputError: see `Model.weights.load_network`, or the description asks for more than the bounds.
     """
+    for name, value in read_about(path)["architecture"].items():
+        limit = MOST_UNITS if name in UNITS else LARGEST_SIDE
+        for each in value if isinstance(value, list) else [value]:
+            if type(each) is int and each > limit:
+                about = Path(path).with_name(weights.ABOUT)
+                raise InputError(f"{format_path(about)}: {name} must be {limit:,} or less, it is larger")
     try:
         return weights.load_folder(Path(path).parent)
     except Exception as error:  # can be of any type if the description does not match its file

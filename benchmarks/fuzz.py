@@ -125,7 +125,7 @@ def make_recipe_case(chance):
     else:
         values = json.loads(Recipe().to_json())
         for _ in range(chance.randrange(1, 4)):
-            odd = [None, [], {}, "", "x" * 10_000, -1, 0, 10**400, 1e308, float("nan"), True, chance.random(), "sgd"]
+            odd = [None, [], {}, "", "x" * 10_000, -1, 0, 1, 10**400, 1e308, float("nan"), True, chance.random(), "sgd"]
             values[chance.choice([*values, "no field"])] = chance.choice(odd)
         raw = json.dumps(values).encode()
     return lambda: Recipe.from_json(raw.decode("utf-8", "replace"))

@@ -239,7 +239,7 @@ def test_a_long_run_on_a_processor_says_how_long_it_takes(monkeypatch):
             clock[0] += 2.0
 
     run(12_610)  # of which 10 are done, and 7 hours left
-    assert len(said) == 1 and said[0].startswith("\nabout 7 h 0 min for this run on this processor, without validation")
+    assert len(said) == 1 and "about 7 h 0 min on this processor, without validation" in said[0]
     run(1_000)  # 33 minutes
     assert len(said) == 1
 

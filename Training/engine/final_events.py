@@ -34,7 +34,8 @@ def write_final_events(folder, network, data, recipe, result, logits, clock=time
     if not is_available():
         return
     probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
-    place, labels, step = folder / "train", np.asarray(data.test.labels), result["epochs"]
+    place, labels = folder / "train", np.asarray(data.test.labels)
+    step = result.get("epochs") or recipe.epochs  # those trained; results of earlier versions may lack them
     file = EventFile(place, clock)
     for key, value in result.items():
         if key.endswith(("_percent", "_accuracy", "_loss")) and value is not None:

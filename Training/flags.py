@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the examples; flags and their texts are in two columns that leave the texts more room."""
+    """Keeps the lines of the examples, and gives the help texts more room."""
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=30)
@@ -91,7 +91,7 @@ def add_flags(parser):
 
 
 def _describe(item):
-    """Return the help text of a field of the recipe, with its default unless that is an empty text."""
+    """Return the help text of a field of the recipe, with its default unless that is empty."""
     text = item.metadata["help"]
     text = text() if callable(text) else text
     default = str(item.default).lower() if item.type is bool else item.default

@@ -65,7 +65,7 @@ def read_commit(checkout):
 
 @contextmanager
 def default_allocator():
-    """Start processes within this without `GLIBC_TUNABLES`."""
+    """Start processes inside this context without `GLIBC_TUNABLES`."""
     kept = os.environ.pop(TUNABLES, None)
     try:
         yield

@@ -112,7 +112,7 @@ def import_parts():
 
 
 def import_feed():
-    """Import `feed`. Earlier checkouts do not have it: return the identity."""
+    """Return `feed`, or the identity for earlier checkouts, which do not have it."""
     try:
         from Training.engine.feeding import feed
     except ImportError:

@@ -24,7 +24,7 @@ from Training.visual import inspection, plots
 from Training.visual.escaping import make_markdown_table
 
 SHOWN = 8  # images in a picture
-MASKED = 4  # with masks over them: more would be too small on TensorBoard's cards
+MASKED = 4  # images under masks: more would be too small on TensorBoard's cards
 INSTALL = "pip install tensorboard-plugin-profile"
 NO_CHARTS = ("first_step_seconds",)  # zero in every epoch but the first
 
@@ -87,7 +87,7 @@ def add_epoch(files, logs, epoch):
 
 
 def add_masks(file, images, masks, epoch):
-    """Add the picture of each block's masks `{block's name: (n, h, w, channels)}` over the first n images."""
+    """Add a picture of each block's masks, `{block's name: (n, h, w, channels)}`, over the first n images."""
     for name, mask in masks.items():
         file.image(f"masks/{name}", plots.draw_mask_rows(images[: len(mask)], mask), epoch)
 
@@ -214,7 +214,7 @@ def start_trace(folder):
 
 
 def mark_step(number):
-    """Return a context that marks a training step in the trace; without it PROFILE has no times of steps."""
+    """Return a context that marks a training step in the trace; without it, PROFILE shows no step times."""
     if keras.backend.backend() == "jax":
         import jax
 

@@ -1,21 +1,21 @@
-"""What Keras reads batches from."""
+"""Feeds batches to Keras."""
 
 import keras
 
 from Module.replicas import replicas
 
-PREFETCHED = 2  # batches that TensorFlow has ready
+PREFETCHED = 2  # batches that TensorFlow prepares in advance
 
 
 def feed(batches):
     """Return batches in the form that `fit`, `evaluate` and `predict` take: on TensorFlow, a `tf.data.Dataset`.
 
-    Keras makes such a dataset as well, with `tf.data`'s autotuning. In TensorFlow 2.21 its thread can miss that an
-    iterator is deleted, and the end of an epoch then waits until the thread wakes up: it does so 10, 30, 70, 150, ...
-    ms after the start (10 ms * (2^k - 1)), later once a minute. There is nothing to tune here, so it is off.
+    Keras also makes such a dataset, but with the autotuning of `tf.data`. In TensorFlow 2.21, its thread can miss that
+    an iterator is deleted, and the end of an epoch then waits until the thread wakes up: 10, 30, 70, 150, ... ms after
+    the start (10 ms * (2^k - 1)), and later once a minute. There is nothing to tune here, so autotuning is off.
 
     Args:
-        batches: a `keras.utils.PyDataset` of at least one batch, all of whose batches differ in size at most.
+        batches: a `keras.utils.PyDataset` of at least one batch; batches may only differ in their number of images.
     """
     if keras.backend.backend() != "tensorflow" or replicas() > 1:
         return batches

@@ -78,7 +78,7 @@ def project_features(folder, network, data, predictions):
     with on_one_device():
         features = inspection.make_feature_model(shown).predict(images, batch_size=64, verbose=0)
     names = [escape_console(shorten_name(name, 60)) for name in data.classes]
-    if all(name.isdigit() for name in names):  # the page labels points by the first column that is not of numbers
+    if all(name.isdigit() for name in names):  # the page labels points by the first column without numbers
         names = [f"class {name}" for name in names]
     columns = {
         "class": [names[label] for label in labels],

@@ -156,9 +156,9 @@ class EventFile:
 
 
 class EventFiles(dict):
-    """Event files of a run by part, "train" and "validation"; each is made when it is first asked for.
+    """Event files of a run by part, "train" and "validation", created on first use.
 
-    TensorBoard would list a part without any events.
+    Otherwise TensorBoard would list parts without events.
 
     Args:
         folder: path of the run's folder.
@@ -268,10 +268,10 @@ def _graph(network):
 
 
 def group_layers(names):
-    """Return the path of each layer in the GRAPHS page, which folds what stands before a slash.
+    """Return the path of each layer in the GRAPHS page, which groups layers by the part before a slash.
 
     Layers between the inputs and the first stage are the stem, `stage_1_unit` is `stage_1/unit`, layers from the last
-    stage to the features are the tail, and what follows is the classifier. A network without stages is not grouped.
+    stage to the features are the tail, and the following ones the classifier. A network without stages is not grouped.
     """
     stages = [i for i, name in enumerate(names) if re.match(r"stage_\d+_", name)]
     if not stages:

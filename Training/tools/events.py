@@ -1,8 +1,8 @@
-"""Write the event files of a finished run anew: `python -m Training.tools.events RUN`.
+"""Write the TensorBoard event files of a finished run again: `python -m Training.tools.events RUN`.
 
-For TensorBoard, of a run whose event files are lost or were written by an earlier version. Curves come from the run's
-`history.csv`, the rest from its result, its network and its data. The original pictures of earlier epochs cannot be
-had: the masks are those of the network as it is saved. The new folder has the run's small files too, no network.
+This is for runs whose event files are lost or were written by an earlier version. Curves come from the run's
+`history.csv`, the rest from its result, its network and its data. The pictures of earlier epochs cannot be restored:
+the masks are those of the saved network. The run's small files are copied to the new folder, but not the network.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from Training.runs import history, run_folder, saved
 
 PROGRAM = "python -m Training.tools.events"
 COPIED = ("history.csv", "result.json", "environment.json", "classes.json", "split.json", "predictions.csv")
-TIME = re.compile(r"\d{8}-\d{6}")  # with which a run's folder begins
+TIME = re.compile(r"\d{8}-\d{6}")  # the start of the name of a run's folder
 
 
 def parse(arguments):
@@ -30,9 +30,9 @@ def parse(arguments):
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--model", metavar="NAME|FILE", help="the trained network (default: the run's last.keras)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is, as in training (default: the run's)")
-    parser.add_argument("--output", metavar="FOLDER", help="a new folder (default: Logs/<time>-<what was trained>)")
-    parser.add_argument("--projector", action="store_true", help="features on the page PROJECTOR, as in training")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set, as in training (default: the run's)")
+    parser.add_argument("--output", metavar="FOLDER", help="a new folder (default: Logs/<time>-<label of the run>)")
+    parser.add_argument("--projector", action="store_true", help="features on the PROJECTOR page, as in training")
     parser.add_argument("--mistakes", type=int, metavar="N", help="most confidently wrong images, as in training")
     options = parser.parse_args(arguments)
     if options.mistakes is not None and options.mistakes < 0:
@@ -41,7 +41,7 @@ def parse(arguments):
 
 
 class Clock:
-    """Time of events in seconds since 1970: when a run began, and what its epochs took."""
+    """Times of events in seconds since 1970, from the start of a run and the durations of its epochs."""
 
     def __init__(self, run):
         seconds = run.history["seconds"]
@@ -79,10 +79,10 @@ def write_epochs(folder, run, recipe, network, images, clock):
 
 
 def write(options, run, folder):
-    """Write everything into a folder that exists.
+    """Write all files to an existing folder.
 
     Raises:
-        InputError: the network or the data cannot be read, or do not belong together.
+        InputError: the network or the data cannot be read, or do not match.
     """
     recipe = saved.read_recipe(run.folder / "recipe.json")
     path = saved.find(options.model or run.folder)
@@ -105,7 +105,7 @@ def write(options, run, folder):
     for name in COPIED:
         if (run.folder / name).is_file():
             shutil.copyfile(run.folder / name, folder / name)
-    places = {"data_dir": "", "cache": "", "logs": "Logs"}  # of the machine
+    places = {"data_dir": "", "cache": "", "logs": "Logs"}  # instead of paths of this machine
     run_folder.write(folder, "recipe.json", dataclasses.replace(recipe, **places).to_json())
 
 
@@ -113,13 +113,13 @@ def choose_folder(options, run):
     """Return the folder to write.
 
     Raises:
-        InputError: it is there already.
+        InputError: it already exists.
     """
     recipe = saved.read_recipe(run.folder / "recipe.json")
     time = datetime.datetime.fromtimestamp(Clock(run).now).strftime("%Y%m%d-%H%M%S")
     folder = Path(options.output) if options.output else Path("Logs") / f"{time}-{label_run(recipe)}"
     if folder.exists():
-        raise InputError(f"{format_path(folder)} is already there: name a new folder with --output")
+        raise InputError(f"{format_path(folder)} already exists: choose another folder with --output")
     return folder
 
 

@@ -231,10 +231,10 @@ def read_photographs():
 
 
 def serve_networks(connection, names, paths):
-    """Load networks and answer what comes through a connection; this is the process that computes.
+    """Load networks and answer requests through a connection; this runs in the process that computes.
 
-    It sends `(networks, photographs, looks of the first photograph)`, then for each `(name, bytes)` of a picture file
-    that it receives what `look_at_file` returns. An `InputError` is sent as such, and while loading it is the end.
+    It sends `(networks, photographs, looks of the first photograph)`, and then, for each `(name, bytes)` of a picture
+    file that it receives, the result of `look_at_file`. An `InputError` is sent too; while loading, it is the end.
     """
     try:
         start_keras()
@@ -255,13 +255,12 @@ def serve_networks(connection, names, paths):
 
 
 class NetworkProcess:
-    """A process that loads networks, while this one imports Gradio, and then answers for them.
+    """A process that loads networks while this one imports Gradio, and then computes their answers.
 
-    Two processes start in two thirds of the time of one on two cores: threads would wait for each other.
+    On two cores, two processes start in two thirds of the time of one; threads would wait for each other.
 
     Args:
-        names: see `load_networks`.
-        paths: the same.
+        names, paths: see `load_networks`.
     """
 
     def __init__(self, names, paths):
@@ -270,16 +269,18 @@ class NetworkProcess:
         self.lock = threading.Lock()
         arguments = (other, list(names), list(paths))
         self.process = context.Process(target=serve_networks, args=arguments, daemon=True)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C reaches both, and this one ends both
+        before = signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # inherited: Ctrl-C reaches both processes, and this one ends both
         self.process.start()
         signal.signal(signal.SIGINT, before)
         other.close()
 
     def receive(self):
-        """Return what the process sends next.
+        """Return the next object from the process.
 
         Raises:
-            InputError: it was sent, or the process has ended.
+            InputError: the process sent it, or has ended.
         """
         try:
             received = self.connection.recv()
@@ -293,7 +294,7 @@ class NetworkProcess:
     def ask(self, name, raw):
         """Return the answers of each network for the bytes of a picture file; see `look_at_file`."""
         with self.lock:
-            with contextlib.suppress(OSError):  # that it has ended is found below
+            with contextlib.suppress(OSError):  # `receive` reports that the process has ended
                 self.connection.send((name, raw))
             return self.receive()
 

@@ -184,7 +184,7 @@ def hold_signals():
 
 
 def import_keras():
-    """Import Keras whatever the user has configured for other projects, and return the module.
+    """Import Keras regardless of the user's configuration for other projects, and return the module.
 
     Limits of epochs and steps and Flax' variables, which environment variables ask for, are left out.
 
@@ -203,7 +203,7 @@ def import_keras():
         import keras
     except ImportError:
         raise
-    except Exception as error:  # of any kind: Keras asserts what it expects in the file
+    except Exception as error:  # can be of any type: Keras uses assertions to check the file
         cause = f" ({error})" if str(error) else ""
         raise ValueError(f"{path} cannot be used as Keras' configuration{cause}: repair or remove it") from None
     return keras

@@ -12,7 +12,7 @@ LARGEST_TEXT = 64 * 2**20  # bytes of a JSON or CSV file: a million rows of a ta
 LARGEST_PICTURE = 512 * 2**20  # bytes of a picture file: 90 million pixels without compression
 LARGEST_CHECKPOINT = 8 * 2**30  # bytes: 700 million parameters with two slots of an optimizer
 
-# What file systems answer that cannot sync a directory, as some of networks and of FUSE.
+# Errors of file systems that cannot sync a directory, such as some network and FUSE file systems.
 NOT_FOR_DIRECTORIES = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
 
 _KINDS = (

@@ -53,7 +53,7 @@ ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "full": errno.ENOSPC}
 NEED_SPACE = ("create", "write", "mkdir")  # operations that a full disk refuses
 RIGHT = ("equal", "refused", "no run yet")  # verdicts
 START = 1.7e9  # seconds since 1970 at which the clock of a recorded run starts
-TICK = 1e-4  # seconds for each look at the clock
+TICK = 1e-4  # seconds by which each call advances the clock
 
 
 class Recorder:

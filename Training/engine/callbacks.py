@@ -183,7 +183,7 @@ class TimeBudget(keras.callbacks.Callback):
         if kept.get("decided"):
             epochs = kept.get("epochs", 0)
             if not 1 <= epochs <= LONGEST or epochs != int(epochs):
-                raise RunError(f"the checkpoint has decided on {epochs:g} epochs: it is not this run's")
+                raise RunError(f"the checkpoint has decided on {epochs:g} epochs: it belongs to another run")
             self.decided, self.epochs = True, epochs
 
     def on_epoch_end(self, epoch, logs=None):

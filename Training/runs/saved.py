@@ -18,7 +18,7 @@ LARGEST_NETWORK = 2**30  # bytes: 250 million parameters, five times those of th
 LARGEST_CONFIG = 64 * 2**20  # bytes of a network's description
 LARGEST_MAP = 2**28  # bytes of what one layer gives for one image: 256 channels of 512x512
 UNITS = ("p", "t", "r", "r_up", "mask_depth")  # arguments that say how many parts an attention block has
-MOST_UNITS = 1000  # of each of them
+MOST_UNITS = 1000  # largest value of each of them
 LARGEST_SIDE = 100_000  # of packed weights: pixels of an image's side, or classes
 WEIGHTS = "model.weights.h5"
 CONFIG = "config.json"
@@ -73,7 +73,7 @@ def _measure_unpacked(path):
             members = sum(member.file_size for member in file.infolist())
             if members > LARGEST_NETWORK:
                 return members
-            source = io.BytesIO(file.read(WEIGHTS))  # HDF5 jumps about, for which a ZIP file's member is slow
+            source = io.BytesIO(file.read(WEIGHTS))  # HDF5 needs random access, which is slow in a member of a ZIP file
         items = []
         stack.enter_context(h5py.File(source, "r")).visititems(lambda _, item: items.append(item))
         return max(members, sum(item.nbytes for item in items if isinstance(item, h5py.Dataset)))
@@ -105,7 +105,7 @@ def _read_config(path):
 
 
 def _list_objects(value):
-    """Every JSON object in a value, at any depth."""
+    """Yield every JSON object in a value, at any depth."""
     if isinstance(value, dict):
         yield value
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -118,12 +118,12 @@ def _refuse_large_description(path):
         config = _read_config(path)
     except InputError:
         raise
-    except Exception:  # whatever is wrong with the file, the loader says it
+    except Exception:  # the loader reports what is wrong with the file
         return
     for each in _list_objects(config):
         for name in UNITS:
             if type(each.get(name)) is int and each[name] > MOST_UNITS:
-                raise InputError(f"{format_path(path)}: {name} must be {MOST_UNITS} or less, it is larger")
+                raise InputError(f"{format_path(path)}: {name} must be {MOST_UNITS} or less, but is larger")
     weights_size, largest_map = _measure_description(config)
     for size, limit, what in (
         (weights_size, LARGEST_NETWORK, "weights"),
@@ -151,19 +151,19 @@ def _measure_description(config):
     except Exception:
         pass
     variables = global_state.get_global_attribute("uninitialized_variables")
-    global_state.set_global_attribute("uninitialized_variables", [])  # Keras would give them values at the next chance
+    global_state.set_global_attribute("uninitialized_variables", [])  # otherwise Keras would initialize them later
     outputs = [output.shape[1:] for layer in layers for output in _list_tensors(layer)]
     weights_size = sum(_count_bytes(variable.shape) for variable in variables)
     return weights_size, max(map(_count_bytes, outputs), default=0)
 
 
 def _count_bytes(shape):
-    """The bytes of a float32 tensor; a side that is not known counts as 1."""
+    """Return the bytes of a float32 tensor; an unknown side counts as 1."""
     return 4 * math.prod(side or 1 for side in shape)
 
 
 def _list_tensors(layer):
-    """The symbolic outputs of a layer, none if it was not called or called several times."""
+    """Return the symbolic outputs of a layer, or none if it was not called exactly once."""
     import keras
 
     try:
@@ -198,7 +198,7 @@ def load_packed(path):
         for each in value if isinstance(value, list) else [value]:
             if type(each) is int and each > limit:
                 about = Path(path).with_name(weights.ABOUT)
-                raise InputError(f"{format_path(about)}: {name} must be {limit:,} or less, it is larger")
+                raise InputError(f"{format_path(about)}: {name} must be {limit:,} or less, but is larger")
     try:
         return weights.load_folder(Path(path).parent)
     except Exception as error:  # can be of any type if the description does not match its file

@@ -28,6 +28,7 @@ import builtins
 import contextlib
 import datetime
 import errno
+import gc
 import hashlib
 import io
 import json
@@ -359,7 +360,9 @@ def train(*arguments, recorder=None):
 
     import training_cifar10
 
-    keras.utils.clear_session(free_memory=False)
+    # Not in between, where it may run in a thread of TensorFlow that then waits for another one.
+    gc.disable()
+    keras.utils.clear_session(free_memory=True)
     error = io.StringIO()
     intercepted = recorder.intercept() if recorder else contextlib.nullcontext()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error), intercepted:
@@ -368,6 +371,8 @@ def train(*arguments, recorder=None):
             code = 0
         except SystemExit as stop:
             code = stop.code
+        finally:
+            gc.enable()
     return code, error.getvalue()
 
 

@@ -149,6 +149,7 @@ def _empty_figure(width, height, **kwargs):
 def _figure(rows, columns, width=1.6, height=1.75):
     """Return a figure of axes `(rows, columns)`, each of this size in inches, and the axes."""
     figure = _empty_figure(columns * width, rows * height, layout="constrained", dpi=110)
+    figure.get_layout_engine().set(h_pad=0.08)  # inches: with less, the titles of the first row can be cut off
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 

@@ -1,7 +1,5 @@
 """Writes TensorBoard events at the end of a run: final errors, confusion matrix, precision-recall curves, mistakes."""
 
-import time
-
 import keras
 import numpy as np
 
@@ -17,7 +15,7 @@ MOST_CURVES = 100  # classes above which no precision-recall curves are written
 METRICS = ("final/test_error_percent", "final/validation_error_percent", "final/train_error_percent")
 
 
-def write_final_events(folder, network, data, recipe, result, logits, clock=time.time):
+def write_final_events(folder, network, data, recipe, result, logits, clock=None):
     """Write the end of a run: final errors, the result, confusion matrix, precision-recall curves and the hparams row.
 
     By option also the projector (`recipe.projector`) and the most confidently wrong images (`recipe.mistakes`).

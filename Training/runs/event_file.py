@@ -41,15 +41,15 @@ class EventFile:
 
     Args:
         folder: path of the folder, which is created if it does not exist.
-        clock: function that returns the time of an event, in seconds since 1970.
+        clock: function that returns the time of an event in seconds since 1970, or None for `time.time`.
     """
 
-    def __init__(self, folder, clock=time.time):
+    def __init__(self, folder, clock=None):
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         Path(folder).mkdir(exist_ok=True)
-        self.clock = clock
+        self.clock = clock or time.time
         self.file = _open_new(Path(folder))
         self.records = RecordWriter(self.file)
         self._write(event_pb2.Event(wall_time=self.clock(), file_version="brain.Event:2"))
@@ -165,10 +165,10 @@ class EventFiles(dict):
         clock: see `EventFile`.
     """
 
-    def __init__(self, folder, clock=time.time):
+    def __init__(self, folder, clock=None):
         super().__init__()
         self.folder = Path(folder)
-        self.clock = clock
+        self.clock = clock or time.time
 
     def __missing__(self, part):
         self[part] = EventFile(self.folder / part, self.clock)

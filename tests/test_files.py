@@ -126,7 +126,7 @@ def test_a_network_that_is_not_a_file_is_named_as_what_it_is(tmp_path, kind):
     SPECIAL[kind](tmp_path / "network.keras")
     with pytest.raises(InputError) as refusal:
         saved.find(tmp_path / "network.keras")
-    assert ("has no last.keras" if kind == "a directory" else f"regular file, it is {kind}") in str(refusal.value)
+    assert ("has no last.keras" if kind == "a directory" else f"regular file, but is {kind}") in str(refusal.value)
 
 
 @special

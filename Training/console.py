@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 
 from Model.console import SIGNALS, Output, catch_signals, guard_streams, hold_signals, import_keras, run_program, warn
 from Training.errors import InputError, Interrupted, RunError, escape, format_os_error
@@ -138,6 +139,9 @@ def exit_with(code, line):
     """End the process with one line on standard error; a leading line break is only written to a terminal, after ^C."""
     start = "\n" if line.startswith("\n") and sys.stderr.isatty() else ""
     sys.stderr.write(start + escape(line.removeprefix("\n")) + "\n")
+    if error := sys.exc_info()[1]:
+        # Iterators of an interrupted epoch end now: TensorFlow prints warnings about those that outlive Python.
+        traceback.clear_frames(error.__traceback__)
     raise SystemExit(code) from None
 
 

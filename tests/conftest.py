@@ -1,10 +1,18 @@
 import collections
 import gc
 import os
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # In tests and the processes that they start, XLA takes longer to optimize a function than the function takes to run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+# Tests train the same few networks again and again: JAX compiles each once for all tests, workers and processes.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = tempfile.TemporaryDirectory(prefix="jax-cache-", ignore_cleanup_errors=True)  # the workers inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import pytest
 

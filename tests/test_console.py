@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import Model.console
 from Training import console
 from Training.console import entry_point, format_count, format_duration
+from Training.errors import Interrupted
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shells and signals are POSIX's")
@@ -281,3 +283,22 @@ def test_one_of_a_thing_is_no_plural():
 
 def test_durations_are_formatted():
     assert [format_duration(s) for s in (4.2, 99, 720, 12_000)] == ["4 s", "99 s", "12 min", "3 h 20 min"]
+
+
+def test_nothing_that_an_interrupted_function_holds_outlives_the_message(capsys):
+    """TensorFlow prints warnings about iterators that are alive when Python ends."""
+
+    class Iterator:
+        pass
+
+    alive = []
+
+    def train():
+        iterator = Iterator()
+        alive.append(weakref.ref(iterator))
+        raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as error, console.report_how_to_resume("Logs/run"):
+        train()
+    assert error.value.code == 143 and alive[0]() is None
+    assert capsys.readouterr().err.startswith("Stopped by SIGTERM, everything is saved.")

@@ -147,6 +147,18 @@ def _raise_stopped(number, _frame):
     raise Stopped(number)
 
 
+def _repeat_lost_signal(unraisable):
+    """Send a signal again that came in a finalizer or a callback of Python's, where exceptions are ignored."""
+    if not isinstance(unraisable.exc_value, Stopped):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = unraisable.exc_value.exit_code - 128
+    signal.signal(number, _raise_stopped)
+    again = threading.Timer(0.1, signal.raise_signal, (number,))  # by then, the finalizer has ended
+    again.daemon = True
+    again.start()
+
+
 @contextlib.contextmanager
 def catch_signals():
     """Raise `Stopped` for SIGINT, SIGTERM and SIGHUP.
@@ -157,9 +169,11 @@ def catch_signals():
     ours = threading.current_thread() is threading.main_thread()
     caught = [number for number in SIGNALS if ours and signal.getsignal(number) in usual]
     before = {number: signal.signal(number, _raise_stopped) for number in caught}
+    report, sys.unraisablehook = sys.unraisablehook, _repeat_lost_signal if caught else sys.unraisablehook
     try:
         yield
     finally:
+        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import shlex
@@ -142,6 +143,7 @@ def exit_with(code, line):
     if error := sys.exc_info()[1]:
         # Iterators of an interrupted epoch end now: TensorFlow prints warnings about those that outlive Python.
         traceback.clear_frames(error.__traceback__)
+        gc.collect()  # Keras' frames are in reference cycles
     raise SystemExit(code) from None
 
 

@@ -18,7 +18,8 @@ one, or be refused in one line with nothing lost.
 
 Deaths are replayed: the operations up to N of a recorded run are applied to an empty folder. Failures are not
 replayed: the run is trained until operation N fails. The clock of these runs only counts, so that equal runs write the
-same bytes. Folders that are equal byte for byte are resumed only once.
+same bytes. Each of these kinds runs in a process of its own; in it, folders
+that are equal byte for byte are resumed only once.
 
 Python's own calls are intercepted. A run writes all its files through them.
 """
@@ -39,6 +40,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -51,6 +54,7 @@ from Training.console import entry_point, run_program
 ARGUMENTS = ["--dataset=digits", "--samples=32", "--eval-samples=40", "--batch-size=16", "--epochs=2",
              "--warmup-epochs=1", "--masks-every=0", "--checkpoint-steps=1", "--augmentation=none"]  # fmt: skip
 ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "full": errno.ENOSPC}
+PARTS = ("die", *ERRORS)  # "die": before and after an operation, and when the power fails
 NEED_SPACE = ("create", "write", "mkdir")  # operations that a full disk refuses
 RIGHT = ("equal", "refused", "no run yet")  # verdicts
 START = 1.7e9  # seconds since 1970 at which the clock of a recorded run starts
@@ -494,33 +498,32 @@ class Trial:
                     kinds = ["power"] if power else ["after"] * (number > 0) + ["before"] * (number < last)
                     self.verdicts.update((kind, verdict) for kind in kinds)
 
-    def fail(self):
-        """Let each operation fail with each error, and resume."""
-        for name in ERRORS:
-            for number in range(1, len(self.operations) + 1, self.every):
-                recorder = Recorder(self._make_logs(), number, name)
-                ended, error, tree = self._train(recorder)
-                if ended == 0:
-                    found = read_end(kill.find_run(recorder.root))
-                    verdict = "equal" if found == self.expected else "the failure was not noticed"
-                elif len(error.strip().splitlines()) != 1 or "Traceback" in error:
-                    verdict = f"ended with {ended}: {error[-300:]}"
-                else:
-                    verdict = self._resume(tree, f"{name} in {number}", (recorder.failed,))
-                if verdict not in RIGHT:
-                    self.report(f"{name} in {number}", verdict, (recorder.failed,))
-                self.verdicts[name, verdict] += 1
+    def fail(self, name):
+        """Let each operation fail with an error of `ERRORS`, and resume."""
+        for number in range(1, len(self.operations) + 1, self.every):
+            recorder = Recorder(self._make_logs(), number, name)
+            ended, error, tree = self._train(recorder)
+            if ended == 0:
+                found = read_end(kill.find_run(recorder.root))
+                verdict = "equal" if found == self.expected else "the failure was not noticed"
+            elif len(error.strip().splitlines()) != 1 or "Traceback" in error:
+                verdict = f"ended with {ended}: {error[-300:]}"
+            else:
+                verdict = self._resume(tree, f"{name} in {number}", (recorder.failed,))
+            if verdict not in RIGHT:
+                self.report(f"{name} in {number}", verdict, (recorder.failed,))
+            self.verdicts[name, verdict] += 1
 
 
-def try_all(place, every=1, only=None, report=lambda *_: None, resumed=True):
+def try_all(place, every=1, parts=PARTS, report=lambda *_: None, resumed=(False, True)):
     """Try the operations of a new run, and those of one that resumes it.
 
     Args:
         place: path of a folder for temporary files.
         every: int, tries every such operation only.
-        only: "die", "fail" or None for both.
+        parts: tuple of `PARTS`.
         report: see `Trial`.
-        resumed: bool, whether the operations of the run that resumes are tried too.
+        resumed: tuple of bools: False for the operations of the new run, True for those of the run that resumes it.
 
     Returns:
         Numbers of operations by kind, numbers of runs by kind of failure and verdict, number of different states.
@@ -535,14 +538,11 @@ def try_all(place, every=1, only=None, report=lambda *_: None, resumed=True):
     first = Trial(place, expected, {}, every, report, known)
     if list(map(repr, first.operations)) != list(map(repr, recorder.operations)):
         raise SystemExit("two equal runs wrote different files: replaying one of them says nothing of the other")
-    trials = [first]
-    if resumed:
-        trials.append(Trial(place, expected, find_middle(first.operations), every, report, known))
+    middle = find_middle(first.operations)
+    trials = [Trial(place, expected, middle, every, report, known) if later else first for later in resumed]
     for trial in trials:
-        if only != "fail":
-            trial.crash()
-        if only != "die":
-            trial.fail()
+        for part in parts:
+            trial.crash() if part == "die" else trial.fail(part)
     kinds = Counter(kind for trial in trials for kind, *_ in trial.operations)
     return kinds, sum((trial.verdicts for trial in trials), Counter()), len(known)
 
@@ -557,31 +557,45 @@ def find_middle(operations):
     return disk.list_states(power=False)[0]
 
 
-@entry_point("python -m benchmarks.crash_points")
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("die", "fail"), help="die: before, after and power; fail: the errors")
-    parser.add_argument("--every", type=int, default=1, metavar="K", help="try every Kth operation only")
-    parser.add_argument("--verbose", action="store_true", help="print a line for each resumed run")
-    options = parser.parse_args(arguments)
-    begun, spent = time.monotonic(), time.process_time()
-    bad = []
+def try_part(later, part, every, verbose):
+    """Try one part of one run, and print what is wrong; the function of a process of its own.
+
+    Returns:
+        As `try_all`, and the seconds of CPU.
+    """
 
     def report(where, verdict, operation):
-        if verdict not in RIGHT:
-            bad.append(where)
-        if verdict not in RIGHT or options.verbose:
+        if verdict not in RIGHT or verbose:
             print(f"{where} ({' '.join(map(str, operation[:3]))[:100]}): {verdict}", flush=True)
 
     with tempfile.TemporaryDirectory() as place:
-        kinds, verdicts, states = try_all(place, options.every, options.only, report)
-    print(f"{sum(kinds.values())} operations: {', '.join(f'{number} {kind}' for kind, number in kinds.most_common())}")
+        return *try_all(place, every, (part,), report, (later,)), time.process_time()
+
+
+@entry_point("python -m benchmarks.crash_points")
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, help="die: before, after and power; or one of the errors")
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="try every Kth operation only")
+    parser.add_argument("--verbose", action="store_true", help="print a line for each resumed run")
+    options = parser.parse_args(arguments)
+    begun, verdicts, states, spent = time.monotonic(), Counter(), 0, 0.0
+    for later in (False, True):
+        for part in (options.only,) if options.only else PARTS:
+            # After some 500 trainings in one process, Python's garbage collection no longer ended.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                kinds, found, known, cpu = process.submit(
+                    try_part, later, part, options.every, options.verbose
+                ).result()
+            verdicts, states, spent = verdicts + found, states + known, spent + cpu
+        counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+        print(f"{'resuming' if later else 'new'} run: {sum(kinds.values())} operations: {counts}", flush=True)
     for (kind, verdict), number in sorted(verdicts.items()):
         print(f"{kind:>7} {number:>5} {verdict:.160}")
     wrong = sum(number for (_, verdict), number in verdicts.items() if verdict not in RIGHT)
     print(
-        f"{sum(verdicts.values())} runs ended by a failure, {states} different folders resumed, {wrong} differences, "
-        f"{time.process_time() - spent:.0f} s of CPU, {time.monotonic() - begun:.0f} s"
+        f"{sum(verdicts.values())} runs ended by a failure, {states} folders resumed, {wrong} differences, "
+        f"{spent:.0f} s of CPU, {time.monotonic() - begun:.0f} s"
     )
     return 1 if wrong else 0
 

@@ -302,3 +302,14 @@ def test_nothing_that_an_interrupted_function_holds_outlives_the_message(capsys)
         train()
     assert error.value.code == 143 and alive[0]() is None
     assert capsys.readouterr().err.startswith("Stopped by SIGTERM, everything is saved.")
+
+
+def test_a_signal_in_a_finalizer_is_not_lost():
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Model.console.Stopped) as stopped, console.catch_signals():
+        Finalized()
+        time.sleep(5)
+    assert stopped.value.exit_code == 143 and sys.unraisablehook is not Model.console._repeat_lost_signal

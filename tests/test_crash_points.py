@@ -142,7 +142,7 @@ def test_a_file_is_the_old_or_the_new_one_at_every_moment(tmp_path):
 
 def test_a_training_run_ends_equal_whatever_operation_fails(tmp_path):
     """A few of them; `python -m benchmarks.crash_points` tries all."""
-    kinds, verdicts, states = crash_points.try_all(tmp_path, every=77, resumed=False)
+    kinds, verdicts, states = crash_points.try_all(tmp_path, every=77, resumed=(False,))
     assert sum(kinds.values()) > 100 and states >= 3
     assert {verdict for _, verdict in verdicts} <= set(crash_points.RIGHT)
     assert {kind for kind, _ in verdicts} == {"before", "after", "power", *crash_points.ERRORS}

@@ -141,10 +141,17 @@ def exit_with(code, line):
     start = "\n" if line.startswith("\n") and sys.stderr.isatty() else ""
     sys.stderr.write(start + escape(line.removeprefix("\n")) + "\n")
     if error := sys.exc_info()[1]:
-        # Iterators of an interrupted epoch end now: TensorFlow prints warnings about those that outlive Python.
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()  # Keras' frames are in reference cycles
+        _release_frames(error)
     raise SystemExit(code) from None
+
+
+def _release_frames(error):
+    """Delete what the functions that an exception ended hold: TensorFlow warns of iterators that outlive Python."""
+    for ended, _ in traceback.walk_tb(error.__traceback__):
+        for frame, _ in traceback.walk_stack(ended):  # Keras removes its own frames from the traceback
+            with contextlib.suppress(RuntimeError):  # still running
+                frame.clear()
+    gc.collect()  # Keras' iterator and its generator refer to each other
 
 
 @contextlib.contextmanager

@@ -293,13 +293,24 @@ def test_nothing_that_an_interrupted_function_holds_outlives_the_message(capsys)
 
     alive = []
 
-    def train():
-        iterator = Iterator()
-        alive.append(weakref.ref(iterator))
+    def stop():
         raise Interrupted(signal.SIGTERM)
 
+    def train():
+        iterator = Iterator()
+        iterator.generator = iterator  # a cycle, as in Keras
+        alive.append(weakref.ref(iterator))
+        stop()
+
+    def fit():
+        """Remove the frame of `train` from the traceback, as Keras does with its own."""
+        try:
+            train()
+        except Interrupted as error:
+            raise error.with_traceback(error.__traceback__.tb_next.tb_next) from None
+
     with pytest.raises(SystemExit) as error, console.report_how_to_resume("Logs/run"):
-        train()
+        fit()
     assert error.value.code == 143 and alive[0]() is None
     assert capsys.readouterr().err.startswith("Stopped by SIGTERM, everything is saved.")
 

@@ -141,8 +141,11 @@ def find_differences(one, two):
     return found
 
 
-def kill_and_resume(logs, kills, length, chance, arguments=ARGUMENTS, script=SCRIPT):
-    """Kill one run up to `kills` times, then let it finish; return the kinds of the kills that ended it."""
+def kill_and_resume(logs, kills, length, chance, arguments=ARGUMENTS, script=SCRIPT, start=start):
+    """Kill one run up to `kills` times, then let it finish; return the kinds of the kills that ended it.
+
+    `start` is a function with the arguments of this module's `start`.
+    """
     kinds = []
     run = start(*arguments, f"--logs={logs}", script=script)
     while len(kinds) < kills:

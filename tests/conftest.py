@@ -5,7 +5,10 @@ import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # In tests and the processes that they start, XLA takes longer to optimize a function than the function takes to run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+)
 
 # Tests train the same few networks again and again: JAX compiles each once for all tests, workers and processes.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

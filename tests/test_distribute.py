@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import distribute, kill
-from tests.support import small, tiny
+from tests.support import forks, small, tiny
 from Training.data import datasets
 from Training.data.batches import Batches, find_even_batch
 from Training.devices import Devices, drop_unsupported, refuse_mode
@@ -16,10 +16,11 @@ from Training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 
-# These tests mostly compile, so they use the smallest network.
+# Here, most of the time is compilation and the ends of epochs: a minimal network, and fewer epochs than in the benchmark.
 SMALL = "import training_cifar10; from tests.support.small import build\n"
 ARGUMENTS = [
-    *(each for each in distribute.ARGUMENTS if "masks" not in each),
+    *distribute.ARGUMENTS,
+    "--epochs=8",
     "--masks-every=0",
     "--validation-split=0.02",
 ]
@@ -68,19 +69,19 @@ def jax_logs(tmp_path_factory, cache):
 
 
 def test_two_devices_on_jax_give_the_result_of_one(jax_logs):
-    assert len(distribute.read_losses(jax_logs / "one")) == 40
+    assert len(distribute.read_losses(jax_logs / "one")) == 16
     assert distribute.find_largest_difference(jax_logs / "one", jax_logs / "two") < distribute.TOLERANCE
 
 
 def test_two_replicas_on_tensorflow_give_the_result_of_one(tmp_path):
-    kill.finish(distribute.start("tensorflow", script=distribute.TWO + SAME_DRAWS + make_script("mirrored", tmp_path)))
+    kill.finish(forks.start(script=distribute.TWO + SAME_DRAWS + make_script("mirrored", tmp_path)))
     assert distribute.find_largest_difference(tmp_path / "one", tmp_path / "two") < distribute.TOLERANCE
 
 
 def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_same_end(jax_logs, cache, tmp_path):
     logs = tmp_path / "Logs"
     run = distribute.start_processes(*ARGUMENTS, f"--logs={logs}", script=small.MAIN, **cache)
-    codes, said, waited = distribute.end_one(run, which=1)
+    codes, said, waited = distribute.end_one(run, which=1, after="epoch 3 of 8 ")
     assert codes[0] not in (0, None) and waited < 60
     assert "a step of the 2 processes failed, as it does if one of them is lost" in said[0]
     for each in distribute.resume_processes(kill.find_run(logs), script=small.MAIN, **cache):

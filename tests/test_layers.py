@@ -18,7 +18,7 @@ from Module import (
 )
 from Module.pooling import MaxPooling2D
 from Module.upsampling import interpolation_matrix
-from tests.support.backend import JIT
+from tests.support.backend import JIT, compute
 
 pytestmark = pytest.mark.backends
 
@@ -60,7 +60,7 @@ def randomize(layer, seed=0):
 def test_layer_shapes_and_config_round_trip(kind, config, shape, out):
     model = make_model(kind(**config), shape)
     assert model.output_shape == (None, *out)
-    assert model(draw_images(shape)).shape == (4, *out)
+    assert compute(model, draw_images(shape)).shape == (4, *out)
     layer = model.layers[-1]
     copy = kind.from_config(layer.get_config())
     assert copy.get_config() == layer.get_config()
@@ -73,7 +73,7 @@ def test_layer_is_saved_and_loaded_with_identical_outputs(kind, config, shape, o
     randomize(model)
     model.save(tmp_path / "layer.keras")
     loaded = keras.models.load_model(tmp_path / "layer.keras")
-    np.testing.assert_array_equal(loaded(draw_images(shape)), model(draw_images(shape)))
+    np.testing.assert_array_equal(*(compute(each, draw_images(shape)) for each in (loaded, model)))
 
 
 @pytest.mark.parametrize("jit", [True] if JIT else [False, True])  # JAX always compiles
@@ -95,8 +95,8 @@ def test_layer_in_mixed_precision_agrees_with_float32(kind, config, shape, out, 
     for part in layer._flatten_layers():
         assert part.compute_dtype == policy.removeprefix("mixed_"), part.name
     assert all(weight.dtype == "float32" for weight in layer.weights)
-    expected = ops.convert_to_numpy(exact(draw_images(shape)))
-    difference = ops.convert_to_numpy(ops.cast(mixed(draw_images(shape)), "float32")) - expected
+    expected = compute(exact, draw_images(shape))
+    difference = compute(mixed, draw_images(shape)).astype("float32") - expected
     limit = 0.05 if policy == "mixed_bfloat16" else 0.01
     assert np.linalg.norm(difference) < limit * np.linalg.norm(expected)
 

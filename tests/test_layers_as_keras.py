@@ -131,21 +131,22 @@ def test_builders_show_their_arguments():
     )
 
 
-def run(code, **environment):
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+def run_python(*arguments, **environment):
+    """Run Python with JAX, which starts in half the time of TensorFlow, and return the finished process."""
+    environment = {**os.environ, "KERAS_BACKEND": "jax", **environment}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("order", ["import keras; import Model", "import Model; import keras"])
 def test_import_of_model_registers_the_layers(order, tmp_path):
     path = tmp_path / "best.keras"
     tiny_network().save(path)
-    done = run(f"{order}; print(keras.models.load_model({str(path)!r}).name)", TF_CPP_MIN_LOG_LEVEL="3")
+    done = run_python("-c", f"{order}; print(keras.models.load_model({str(path)!r}).name)")
     assert done.stdout.strip() == "tiny", done.stderr
 
 
 def test_import_of_model_starts_no_framework():
-    done = run("import sys, Model; print(Model.Stage.__name__, *({'keras', 'tensorflow', 'jax'} & set(sys.modules)))")
+    done = run_python("-c", "import sys, Model; print(Model.Stage.__name__, *({'keras', 'tensorflow', 'jax'} & set(sys.modules)))")
     assert done.stdout == "Stage\n", done.stderr
 
 
@@ -162,12 +163,12 @@ print(count(model))
 
 
 def configure(folder, **values):
-    (folder / "keras.json").write_text(json.dumps({"backend": keras.backend.backend(), "epsilon": 1e-7, **values}))
-    return {"KERAS_HOME": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    (folder / "keras.json").write_text(json.dumps({"epsilon": 1e-7, **values}))
+    return {"KERAS_HOME": str(folder)}
 
 
 def test_networks_do_not_depend_on_the_configured_data_format(tmp_path):
-    done = run(CONFIGURED, **configure(tmp_path, image_data_format="channels_first"))
+    done = run_python("-c", CONFIGURED, **configure(tmp_path, image_data_format="channels_first"))
     from Model.count import count
 
     assert done.stdout.strip() == str(count(tiny_network(attention="spatial"))), done.stderr
@@ -186,8 +187,7 @@ def test_another_floatx_is_refused_by_the_builders_and_set_by_the_commands(float
 
 def test_command_does_not_depend_on_the_configuration(tmp_path):
     values = configure(tmp_path, image_data_format="channels_first", floatx="float16", epsilon=0.1)
-    command = [sys.executable, "-m", "Model", "attention_56", "--json"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **values}, capture_output=True, text=True)
+    done = run_python("-m", "Model", "attention_56", "--json", **values)
     from Model.count import count
 
     assert json.loads(done.stdout) == count(Model.attention_56()), done.stderr

@@ -12,6 +12,7 @@ import pytest
 from keras import ops
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support.backend import apply_gradients
 from tests.support.plain import build
 from tests.support.tiny import tiny_network
 from Training import devices
@@ -38,9 +39,10 @@ SHAPES = {"kernel": (3, 3, 2, 4), "logits_kernel": (5, 3), "gamma": (4,), "beta"
 
 
 def apply(optimizer, variables, steps):
-    for step in steps:
-        draw = np.random.default_rng(step)
-        optimizer.apply([ops.convert_to_tensor(draw.normal(size=v.shape).astype("float32")) for v in variables])
+    draws = [np.random.default_rng(step) for step in steps]
+    apply_gradients(
+        optimizer, variables, [[draw.normal(size=v.shape).astype("float32") for v in variables] for draw in draws]
+    )
 
 
 @pytest.fixture

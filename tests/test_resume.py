@@ -19,7 +19,7 @@ import pytest
 
 import training_cifar10
 from benchmarks import fuzz, kill
-from tests.support import small, tiny
+from tests.support import forks, small, tiny
 from Training import files
 from Training.data import datasets
 from Training.engine import checkpointing, fit
@@ -62,9 +62,9 @@ def run(whole, tmp_path):
 
 def test_kills_change_nothing(tmp_path):
     arguments = [*kill.ARGUMENTS, "--epochs=12"]
-    kill.finish(kill.start(*arguments, f"--logs={tmp_path}/whole", script=small.MAIN))
+    tiny_main(*arguments, f"--logs={tmp_path}/whole")
     # This seed draws one kill of each kind: at the end of an epoch, during a save, at a random moment.
-    came = kill.kill_and_resume(f"{tmp_path}/killed", 3, 2.0, random.Random(88), arguments, script=small.MAIN)
+    came = kill.kill_and_resume(f"{tmp_path}/killed", 3, 2.0, random.Random(88), arguments, small.MAIN, forks.start)
     assert len(came) >= 2
     assert kill.find_differences(kill.find_run(tmp_path / "whole"), kill.find_run(tmp_path / "killed")) == []
 
@@ -130,7 +130,7 @@ def expect_refusal(capsys, code, *arguments):
 
 def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path):
     """A limit on the size of files stands in for a full disk: writing fails in the middle of a file."""
-    process = kill.start(*ARGUMENTS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
+    process = forks.start(*ARGUMENTS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
     for line in process.stdout:
         if line.startswith("epoch    2 of 3000 "):
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -29,7 +29,8 @@ class Geometry(NamedTuple):
 
 
 GEOMETRIES = {
-    # The reference re-implementation's network, with the third stage that gives it its nominal depth.
+    # The network of the reference re-implementation, https://github.com/Jay4869/Deep-Learning, with the third stage
+    # that gives it its nominal depth.
     "compact": Geometry(
         stem_filters=32,
         stem_kernel=5,

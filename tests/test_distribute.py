@@ -16,7 +16,7 @@ from Training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 
-# Here, most of the time is compilation and the ends of epochs: a minimal network, and fewer epochs than in the benchmark.
+# Compilation and the ends of epochs take most of the time: a minimal network, fewer epochs than in the benchmark.
 SMALL = "import training_cifar10; from tests.support.small import build\n"
 ARGUMENTS = [
     *distribute.ARGUMENTS,

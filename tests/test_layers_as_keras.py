@@ -146,7 +146,8 @@ def test_import_of_model_registers_the_layers(order, tmp_path):
 
 
 def test_import_of_model_starts_no_framework():
-    done = run_python("-c", "import sys, Model; print(Model.Stage.__name__, *({'keras', 'tensorflow', 'jax'} & set(sys.modules)))")
+    names = "{'keras', 'tensorflow', 'jax'} & set(sys.modules)"
+    done = run_python("-c", f"import sys, Model; print(Model.Stage.__name__, *({names}))")
     assert done.stdout == "Stage\n", done.stderr
 
 

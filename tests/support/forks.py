@@ -32,7 +32,7 @@ class Fork:
         for _, write in pairs:
             os.close(write)
         self.pid = self._process.pid
-        self.stdout, self.stderr = (open(read) for read, _ in pairs)
+        self.stdout, self.stderr = (os.fdopen(read) for read, _ in pairs)
 
     @property
     def returncode(self):

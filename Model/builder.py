@@ -7,6 +7,7 @@ from keras import layers
 
 from Model.geometries import DEPTHS, GEOMETRIES, Depth, Geometry, blocks_per_stage, parse_name
 from Module import AttentionBlock, Dropout, InceptionUnit, ResidualUnit, ResNeXtUnit
+from Module.checks import check_count, check_image_shape
 from Module.pooling import MaxPooling2D, ceil_pooling
 from Module.residual_unit import norm_relu, run_chain, strided_convolution
 
@@ -58,20 +59,28 @@ def residual_attention_network(
     Output shape: `(batch, classes)`, float32, rows sum to 1. The layer `logits` returns the values before softmax.
 
     Raises:
-        ValueError: an unknown name, a depth that is not 36 m + 20, images too small for the masks, or a `floatx` in
-            Keras' configuration other than float32.
+        ValueError: an unknown name, a number out of its range, a depth that is not 36 m + 20, images too small for the
+            masks, or a `floatx` in Keras' configuration other than float32.
     """
     _refuse_floatx()
+    check_count("depth", depth)
     rows, unit = _find_geometry(geometry), _find_unit(unit)
-    p, t, r, r_up = (given or default for given, default in zip((p, t, r, r_up), DEPTHS.get(depth, Depth())))
+    p, t, r, r_up = (
+        default if given is None else given for given, default in zip((p, t, r, r_up), DEPTHS.get(depth, Depth()))
+    )
+    classes = rows.classes if classes is None else classes
+    shape = (rows.pixels, rows.pixels, 3) if input_shape is None else input_shape
+    for argument, value in (("p", p), ("t", t), ("r", r), ("classes", classes)):
+        check_count(argument, value)
+    check_image_shape("input_shape", shape)
     block = dict(p=p, t=t, r=r, r_up=r_up, learning=learning, attention=attention, mask=mask, unit=unit)
-    inputs = keras.Input(input_shape or (rows.pixels, rows.pixels, 3), dtype="float32", name="images")
+    inputs = keras.Input(shape, dtype="float32", name="images")
     x = _stem(preprocessing(inputs) if preprocessing else inputs, rows, unit)
     for i, (stage, blocks) in enumerate(zip(rows.stages, blocks_per_stage(depth, p, t, rows.rising)), start=1):
         x = _stage(x, i, stage, blocks, block)
     for i, (filters, strides) in enumerate(rows.tail, start=1):
         x = unit(filters, strides, name=f"tail_unit_{i}")(x)
-    outputs = _classifier(x, classes or rows.classes, dropout, classifier_l2, unit)
+    outputs = _classifier(x, int(classes), dropout, classifier_l2, unit)
     return keras.Model(inputs, outputs, name=name or f"attention_{depth}")
 
 

@@ -3,6 +3,7 @@
 import keras
 from keras import layers, ops
 
+from Module.checks import check_choice, check_count
 from Module.pooling import ceil_pooling, pooled_size
 from Module.residual_unit import ResidualUnit, build_chain, convolution, norm_relu, run_chain
 from Module.upsampling import BilinearUpsampling
@@ -31,7 +32,7 @@ def attend(x, attention):
     Raises:
         ValueError: an unknown attention type.
     """
-    _check_choice("attention", attention, ATTENTION)
+    check_choice("attention", attention, ATTENTION)
     if attention == "mixed":
         return ops.sigmoid(x)
     exact = ops.cast(x, "float32")  # sums over a map or all channels overflow float16
@@ -41,11 +42,6 @@ def attend(x, attention):
         mean, variance = ops.moments(exact, axes=(1, 2), keepdims=True)
         weights = ops.sigmoid((exact - mean) * ops.rsqrt(variance + SPATIAL_EPSILON))
     return ops.cast(weights, x.dtype)
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, received {value!r}")
 
 
 def mask_sizes(height, width, mask_depth):
@@ -142,11 +138,10 @@ class AttentionBlock(layers.Layer):
         super().__init__(**kwargs)
         r_up = r if r_up is None else r_up
         for name, value in (("mask_depth", mask_depth), ("p", p), ("t", t), ("r", r), ("r_up", r_up)):
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number of 1 or more, received {value!r}")
+            check_count(name, value)
         chosen = (("learning", learning, LEARNING), ("attention", attention, ATTENTION), ("mask", mask, MASKS))
         for name, value, choices in chosen:
-            _check_choice(name, value, choices)
+            check_choice(name, value, choices)
         self.filters = filters
         self.mask_depth = mask_depth
         self.p = p

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from Module.checks import check_count
+
 
 def interpolation_matrix(size_in, size_out):
     """Return the `(size_out, size_in)` matrix that resamples a line of pixels with aligned corners.
@@ -35,10 +37,15 @@ class BilinearUpsampling(keras.layers.Layer):
 
     Input shape:  `(batch, rows, columns, channels)`, rows and columns known.
     Output shape: `(batch, height, width, channels)`.
+
+    Raises:
+        ValueError: `height` or `width` is no whole number of 1 or more.
     """
 
     def __init__(self, height, width, **kwargs):
         super().__init__(**kwargs)
+        check_count("height", height)
+        check_count("width", width)
         self.height = height
         self.width = width
 

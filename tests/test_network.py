@@ -1,5 +1,8 @@
 """Compares the networks with the published table, and checks saved networks."""
 
+import copy
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -101,6 +104,42 @@ def test_depths():
         residual_attention_network(geometry="huge")
     with pytest.raises(ValueError, match="mask_depth=3 needs a map of at least 8 pixels, received 4x4"):
         attention_56(input_shape=(8, 8, 3))
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "10", True], ids=repr)
+@pytest.mark.parametrize("name", ["depth", "classes", "p", "t", "r"])
+def test_numbers_out_of_range_are_refused_and_not_replaced_by_the_default(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number of 1 or more, received {value!r}$"):
+        residual_attention_network(**{name: value})
+
+
+@pytest.mark.parametrize("shape", [32, (32, 32), (0, 32, 3), (None, None, 3), (32.0, 32, 3), ()], ids=str)
+def test_image_shapes_without_height_width_and_channels_are_refused(shape):
+    with pytest.raises(ValueError, match=r"^input_shape must be \(height, width, channels\), .* received "):
+        tiny_network(input_shape=shape)
+
+
+def test_whole_numbers_of_numpy_are_accepted():
+    assert tiny_network(classes=np.array([4, 6]).max() + 1).output_shape == (None, 7)
+
+
+@pytest.mark.parametrize(
+    "copy_network",
+    [
+        keras.models.clone_model,
+        copy.deepcopy,
+        lambda network: keras.models.model_from_json(network.to_json()),
+        lambda network: pickle.loads(pickle.dumps(network)),
+    ],
+    ids=["clone", "deepcopy", "json", "pickle"],
+)
+def test_every_way_of_copying_a_network_gives_the_same_network(copy_network):
+    network = tiny_network()
+    copied = copy_network(network)
+    copied.set_weights(network.get_weights())
+    assert [weight.path for weight in copied.weights] == [weight.path for weight in network.weights]
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("float32")
+    np.testing.assert_array_equal(copied(images), network(images))
 
 
 @pytest.mark.backends

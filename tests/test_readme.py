@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from Training.recipe import OPTIMIZERS, Recipe
+from Training.visual.published import COSTS, PUBLISHED, SOURCES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])
@@ -104,3 +105,19 @@ def test_plain_keras_example_of_the_readme_trains(monkeypatch, capsys):
     exec(code, {})
     loss, accuracy = map(float, capsys.readouterr().out.strip().splitlines()[-1].strip("[]").split(","))
     assert np.isfinite(loss) and 0 <= accuracy <= 1
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_pictures_are_described(path):
+    assert all(re.findall(r"!\[([^\]]*)\]", path.read_text()))
+
+
+def test_every_published_figure_has_a_source_that_can_be_looked_up():
+    assert {each.source for each in (*PUBLISHED, *COSTS)} == set(SOURCES)
+    assert not [text for text in SOURCES.values() if not re.search(r"https://|arXiv \d{4}\.\d{5}", text)]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_results_that_are_cited_are_in_the_repository(path):
+    cited = re.findall(r"`(benchmarks/results/[\w./-]+)`", path.read_text())
+    assert not [each for each in cited if not (ROOT / each).exists()]

@@ -23,7 +23,9 @@ from tests.support import forks, small, tiny
 from Training import files
 from Training.data import datasets
 from Training.engine import checkpointing, fit
+from Training.engine.optimizers import make_optimizer
 from Training.errors import InputError, RunError, format_os_error
+from Training.recipe import OPTIMIZERS, Recipe
 from Training.runs import checkpoint, environment, run_folder, saved
 from Training.runs.checkpoint import list_checkpoints, pack, unpack
 from Training.tools import export
@@ -344,6 +346,40 @@ def test_arrays_are_assigned_by_name_in_any_order():
             np.testing.assert_array_equal(array, arrays[name])
         assert "line/batch_normalization/gamma" in arrays and "adam/line_batch_normalization_beta_momentum" in arrays
         assert "seed_generator/seed_generator_state" in arrays
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_names_of_a_checkpoint_are_unique_and_the_same_for_every_model(name):
+    """Two normalizations have eight arrays of the same shape, and every optimizer adds more of them."""
+
+    def make():
+        norms = [keras.layers.BatchNormalization(name=each) for each in ("first", "second")]
+        model = keras.Sequential([keras.Input((3,)), *norms, keras.layers.Dense(3)], name="line")
+        model.compile(make_optimizer(Recipe(optimizer=name, weight_decay_kind="auto", learning_rate=0.0), 4), "mse")
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    first = list(checkpointing.name_arrays(make()))
+    assert first == list(checkpointing.name_arrays(make()))
+    assert len(set(first)) == len(first) and not [each for each in first if "#" in each]
+
+
+def test_a_checkpoint_of_layers_in_another_order_is_refused():
+    """By position, all shapes would fit."""
+
+    def make(*names):
+        layers = [keras.layers.Dense(3, name=name) for name in names]
+        model = keras.Sequential([keras.Input((3,)), *layers], name="line")
+        model.compile("sgd", "mse")
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    arrays = checkpointing.name_arrays(make("one", "two"))
+    with pytest.raises(RunError, match="belongs to another network: it lacks line/three/kernel"):
+        checkpointing.restore(make("one", "three"), arrays)
+    turned = make("two", "one")
+    checkpointing.restore(turned, arrays)
+    np.testing.assert_array_equal(turned.get_layer("one").kernel, arrays["line/one/kernel"])
 
 
 def test_fuzzed_files_of_every_kind_raise_one_line_or_nothing():

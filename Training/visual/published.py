@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 SOURCES = {
     "paper": "Wang et al. 2017, arXiv 1704.06904, tables 1, 3, 4, 5 and 6",
-    "reference": "re-implementation in TensorFlow 2.0, https://github.com/Jay4869/Deep-Learning, compact network, one P100",
+    "reference": "https://github.com/Jay4869/Deep-Learning, re-implementation in TensorFlow 2.0, compact network, P100",
 }
 
 

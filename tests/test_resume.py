@@ -360,8 +360,13 @@ def test_names_of_a_checkpoint_are_unique_and_the_same_for_every_model(name):
         return model
 
     first = list(checkpointing.name_arrays(make()))
-    assert first == list(checkpointing.name_arrays(make()))
-    assert len(set(first)) == len(first) and not [each for each in first if "#" in each]
+    second = make()
+    assert first == list(checkpointing.name_arrays(second))
+    assert len(set(first)) == len(first)
+    if name != "adafactor":  # Keras names its rows and columns after the weight, without the weight's layer
+        assert not [each for each in first if "#" in each]
+    numbered = {f"{key}_7" if key == "variable" else key: v for key, v in checkpointing.name_arrays(second).items()}
+    checkpointing.restore(second, numbered)  # checkpoints of earlier versions have this number
 
 
 def test_a_checkpoint_of_layers_in_another_order_is_refused():

@@ -177,14 +177,18 @@ def list_variables(model):
     return [v for v in (*model.variables, *model.optimizer.variables) if v.dtype != "uint8"]
 
 
+UNNAMED = {"seed_generator", "variable"}  # names that Keras gives to variables and their owners by default
+
+
 def name_variables(model):
     """Return the names of `list_variables` in a form that is the same in every process and for every Keras model.
 
     Keras numbers objects without an explicit name in the order in which a process creates them, as in `sgd_1` or
-    `seed_generator_2`. Those numbers are removed. Variables that then have the same name get #2, #3 and so on.
+    `seed_generator_2`, and variables too: Nadam's product of momenta is `variable_3`. Those numbers are removed.
+    Variables that then have the same name get #2, #3 and so on.
     """
     kinds = {_snake_case(type(each).__name__) for each in (*_flatten(model), *_list_optimizers(model.optimizer))}
-    numbered = re.compile(rf"(?:^|(?<=/))({'|'.join(sorted(kinds | {'seed_generator'}))})_\d+(?=[/_]|$)")
+    numbered = re.compile(rf"(?:^|(?<=/))({'|'.join(sorted(kinds | UNNAMED))})_\d+(?=[/_]|$)")
     # In the name of an optimizer's variable, the path of a weight is joined: adam/dense_1_kernel_momentum.
     joined = {
         v.path.replace("/", "_"): numbered.sub(r"\1", v.path).replace("/", "_") for v in model.trainable_variables
@@ -245,6 +249,8 @@ def restore(model, arrays):
     own = list_variables(model)
     positional = all(isinstance(name, int) for name in arrays)
     names = list(range(len(own))) if positional else name_variables(model)
+    if not positional:  # earlier versions kept the number of variables without a name
+        arrays = {re.sub(r"^variable_\d+$", "variable", name): array for name, array in arrays.items()}
     _refuse_other_variables(dict(zip(names, own)), arrays)
     for name, variable in zip(names, own):
         variable.assign(arrays[name])

@@ -9,7 +9,7 @@ import sys
 
 from Training.errors import InputError, escape, format_path
 from Training.files import read_text
-from Training.recipe import RECIPES, Recipe, make_recipe, movable_fields
+from Training.recipe import RECIPES, Recipe, dataset_names, find_dataset, make_recipe, movable_fields
 
 # The first field of each group of flags in `--help`; fields are in the order of `Recipe`.
 GROUPS = {
@@ -51,6 +51,21 @@ class Parser(argparse.ArgumentParser):
         flags = [flag for action in self._actions for flag in action.option_strings]
         near = difflib.get_close_matches(arguments[0].split("=")[0], flags, n=1)
         self.error(f"unknown argument {arguments[0]!r}" + (f", did you mean {near[0]}?" if near else ""))
+
+
+def add_data_flags(parser):
+    """Add `--dataset` and `--data-dir` to a command for a saved network, whose run knows its own data set."""
+    known = dataset_names()
+    parser.add_argument("--dataset", type=_read_dataset, metavar="NAME", help=f"{known} (default: that of the run)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set, as in training (default: the run's)")
+
+
+def _read_dataset(name):
+    try:
+        find_dataset(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -126,7 +126,7 @@ def test_networks_that_cannot_be_exported_are_refused_in_one_line(run, tmp_path,
     cases = [
         ([str(run)], "the following arguments are required: --to"),
         ([str(run), "--to", "pdf"], "invalid choice: 'pdf'"),
-        ([str(run), *to, "--dataset", "nonsense"], "--dataset must be one of cifar10, cifar100, digits"),
+        ([str(run), *to, "--dataset", "nonsense"], "argument --dataset: must be one of cifar10, cifar100, digits"),
         ([str(run), *to, "--images", "0"], "--images must be 1 or more, received 0"),
         (["nowhere", *to], "nowhere does not exist: a run's folder, a .keras file or the name"),
         ([str(run), *to, "--output", str(tmp_path)], "exists: remove it, or give another --output"),

@@ -266,7 +266,7 @@ def test_evaluate_refuses_in_one_line(packed, tmp_path, capsys, monkeypatch):
         (["--model", "cifar10"], "the name of weights is needed (available: attention_56-digits-nal)"),
         (["--model", str(tmp_path)], "there is no recipe.json next to"),
         (["--model", str(tmp_path), "--dataset", "digits"], "differ, first: 'class 0', in digits '0'"),
-        (["--model", "digits-nal", "--dataset", "mnist"], "--dataset must be one of"),
+        (["--model", "digits-nal", "--dataset", "mnist"], "argument --dataset: must be one of"),
         (
             ["--model", "digits-nal", "--dataset", "cifar10", "--data-dir", "nowhere"],
             "--data-dir nowhere does not exist",

@@ -1,6 +1,7 @@
 """Finds and loads networks that runs have saved, and reads the names of their classes."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -79,15 +80,20 @@ def _measure_unpacked(path):
         return max(members, sum(item.nbytes for item in items if isinstance(item, h5py.Dataset)))
 
 
-def _refuse_large(path):
-    """Raise `InputError` if a saved network unpacks to more than `LARGEST_NETWORK` bytes."""
+def _read_if_possible(read, path):
+    """Return `read(path)`, or None if the file is damaged: the loader then reports what is wrong with it."""
     try:
-        size = _measure_unpacked(path)
+        return read(path)
     except InputError:
         raise
-    except Exception:  # the loader reports what is wrong with the file
-        return
-    if size > LARGEST_NETWORK:
+    except Exception:
+        return None
+
+
+def _refuse_large(path):
+    """Raise `InputError` if a saved network unpacks to more than `LARGEST_NETWORK` bytes."""
+    size = _read_if_possible(_measure_unpacked, path)
+    if size is not None and size > LARGEST_NETWORK:
         raise InputError(f"{format_path(path)} unpacks to {size:,} bytes, at most {LARGEST_NETWORK:,} are read")
 
 
@@ -114,11 +120,8 @@ def _list_objects(value):
 
 def _refuse_large_description(path):
     """Raise `InputError` if a saved network's description asks for more than the bounds, whatever its file holds."""
-    try:
-        config = _read_config(path)
-    except InputError:
-        raise
-    except Exception:  # the loader reports what is wrong with the file
+    config = _read_if_possible(_read_config, path)
+    if config is None:
         return
     for each in _list_objects(config):
         for name in UNITS:
@@ -260,6 +263,26 @@ def read_recipe(path):
         return Recipe.from_json(read_text(path))
     except OSError as error:
         raise InputError(f"{format_path(path)} cannot be read: {error.strerror}") from None
+
+
+def find_recipe(path, dataset=None, data_dir=None):
+    """Return a recipe that reads a data set for a saved network.
+
+    Args:
+        path: path of the network. If a `recipe.json` next to it has the same data set, that recipe is returned.
+        dataset: str, name of the data set, or None for that of the run.
+        data_dir: folder of the data set, or None for that of the recipe.
+
+    Raises:
+        InputError: no data set is given, and there is no recipe next to the network.
+    """
+    own = Path(path).with_name("recipe.json")
+    recipe = read_recipe(own) if own.exists() else None
+    if recipe is None or dataset not in (None, recipe.dataset):
+        if dataset is None:
+            raise InputError(f"there is no recipe.json next to {format_path(path)}: give --dataset")
+        recipe = Recipe(dataset=dataset)
+    return recipe if data_dir is None else dataclasses.replace(recipe, data_dir=data_dir)
 
 
 def _find_cause(error):

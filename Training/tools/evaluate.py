@@ -13,8 +13,8 @@ import numpy as np
 from Training.console import entry_point, format_count, run_program, start_keras
 from Training.data.datasets import load_for_recipe
 from Training.errors import InputError, format_path
-from Training.flags import Parser
-from Training.recipe import Recipe, dataset_names, find_dataset
+from Training.flags import Parser, add_data_flags
+from Training.recipe import find_dataset
 from Training.runs import saved
 
 PROGRAM = "python -m Training.tools.evaluate"
@@ -64,8 +64,7 @@ def parse(arguments):
         help="weights such as cifar10, a run's folder or a .keras file",
     )
     parser.add_argument("--best", action="store_true", help="the run's best.keras instead of its last.keras")
-    parser.add_argument("--dataset", help=f"{dataset_names()} (default: the data set of the training run)")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set, as in training (default: the run's)")
+    add_data_flags(parser)
     parser.add_argument(
         "--flip", action="store_true", help="also average the probabilities of each image and its mirror image"
     )
@@ -83,30 +82,7 @@ def parse(arguments):
     options = parser.parse_args(arguments)
     if options.statistics < 0:
         parser.error(f"--statistics must be 0 or more, received {options.statistics}")
-    try:
-        find_dataset(options.dataset or "cifar10")
-    except ValueError as error:
-        parser.error(f"--dataset {error}")
     return options
-
-
-def find_recipe(path, dataset, data_dir):
-    """Return a recipe that reads the data set: that of the run if the network was trained on this data set.
-
-    Raises:
-        InputError: no data set is given, and there is no recipe next to the network.
-    """
-    own = path.with_name("recipe.json")
-    recipe = saved.read_recipe(own) if own.exists() else None
-    if recipe is None or dataset not in (None, recipe.dataset):
-        if dataset is None:
-            raise InputError(f"there is no recipe.json next to {format_path(path)}: give --dataset")
-        recipe = Recipe(dataset=dataset)
-    # Errors are measured on all test images with their true labels, and statistics may need all training images.
-    changes = {"label_noise": 0.0, "samples": 0, "eval_samples": 0}
-    if data_dir is not None:
-        changes["data_dir"] = data_dir
-    return dataclasses.replace(recipe, **changes)
 
 
 def refuse_other_data(network, names, data, what):
@@ -206,7 +182,9 @@ def format_errors(found):
 
 def run(options):
     path = saved.find(options.model, options.best)
-    recipe = find_recipe(path, options.dataset, options.data_dir)
+    recipe = saved.find_recipe(path, options.dataset, options.data_dir)
+    # Errors are measured on all test images with their true labels, and statistics may need all training images.
+    recipe = dataclasses.replace(recipe, label_noise=0.0, samples=0, eval_samples=0)
     keras = start_keras()
     network = saved.load(path)
     names = saved.read_classes(path, network.output_shape[1])

@@ -3,7 +3,6 @@
 python -m Training.tools.export Logs/<run> --to savedmodel|onnx|tflite
 """
 
-import dataclasses
 import importlib.util
 import os
 import tempfile
@@ -23,8 +22,7 @@ from Training.console import (
 )
 from Training.data.datasets import load_for_recipe
 from Training.errors import InputError, format_os_error, format_path, shorten
-from Training.flags import Parser
-from Training.recipe import Recipe, dataset_names, find_dataset
+from Training.flags import Parser, add_data_flags
 from Training.runs import saved
 
 PROGRAM = "python -m Training.tools.export"
@@ -56,16 +54,11 @@ def parse(arguments):
     parser.add_argument(
         "--output", metavar="PATH", help="file, or folder of a SavedModel (default: next to the network)"
     )
-    parser.add_argument("--dataset", help=f"data set of the test images: {dataset_names()} (default: the run's)")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set, as in training (default: the run's)")
+    add_data_flags(parser)
     parser.add_argument("--images", type=int, default=256, metavar="N", help="images to compare (default: 256)")
     options = parser.parse_args(arguments)
     if options.images < 1:
         parser.error(f"--images must be 1 or more, received {options.images}")
-    try:
-        find_dataset(options.dataset or "cifar10")
-    except ValueError as error:
-        parser.error(f"--dataset {error}")
     return options
 
 
@@ -86,15 +79,8 @@ def refuse_impossible(kind):
 
 def load_test_images(path, dataset, data_dir, count):
     """Return the name of a data set and the first images of its test set; by default, the data set of the run."""
-    recipe = path.with_name("recipe.json")
-    if recipe.exists():
-        own = saved.read_recipe(recipe)
-        if dataset in (None, own.dataset):
-            own = dataclasses.replace(own, data_dir=own.data_dir if data_dir is None else data_dir)
-            return own.dataset, load_for_recipe(own).test.images[:count]
-    if dataset is None:
-        raise InputError(f"there is no recipe.json next to {format_path(path)}: give --dataset")
-    return dataset, load_for_recipe(Recipe(dataset=dataset, data_dir=data_dir or "")).test.images[:count]
+    recipe = saved.find_recipe(path, dataset, data_dir)
+    return recipe.dataset, load_for_recipe(recipe).test.images[:count]
 
 
 def export(network, kind, path):

@@ -170,13 +170,17 @@ def test_the_projector_has_features_labels_and_thumbnails(logs):
     assert "projector/thumbnails.png" in (folder / "projector_config.pbtxt").read_text()
 
 
-def test_event_files_written_anew_are_those_of_the_run(logs, tmp_path, capsys):
+def test_event_files_written_anew_are_those_of_the_run(logs, tmp_path, capsys, monkeypatch):
     from tensorboard.util.tensor_util import make_ndarray
 
+    from Training.engine import event_callbacks
     from Training.tools import events
 
-    run, again = find_run(logs), tmp_path / "again"
-    events.main([str(run), "--output", str(again)])
+    run, again, shown = find_run(logs), tmp_path / "again", []
+    add_masks = event_callbacks.add_masks
+    monkeypatch.setattr(event_callbacks, "add_masks", lambda *given: [shown.append(given[1]), add_masks(*given)])
+    events.main([str(run), "--output", str(again), "--photographs"])
+    np.testing.assert_array_equal(*shown, datasets.load_photographs(32))
     assert "again" in capsys.readouterr().out
     for part in ("train", "validation"):
         (old, before), (new, after) = read_tags(run / part), read_tags(again / part)

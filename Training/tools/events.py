@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from Training.console import entry_point, report_errors, run_program, start_keras
-from Training.data.datasets import load_for_recipe
+from Training.data.datasets import load_for_recipe, load_photographs
 from Training.errors import InputError, format_os_error, format_path
 from Training.flags import Parser
 from Training.recipe import label_run
@@ -34,6 +34,9 @@ def parse(arguments):
     parser.add_argument("--output", metavar="FOLDER", help="a new folder (default: Logs/<time>-<label of the run>)")
     parser.add_argument("--projector", action="store_true", help="features on the PROJECTOR page, as in training")
     parser.add_argument("--mistakes", type=int, metavar="N", help="most confidently wrong images, as in training")
+    parser.add_argument(
+        "--photographs", action="store_true", help="masks of the photographs of scikit-learn, not of test images"
+    )
     options = parser.parse_args(arguments)
     if options.mistakes is not None and options.mistakes < 0:
         parser.error(f"--mistakes must be 0 or more, received {options.mistakes}")
@@ -99,7 +102,8 @@ def write(options, run, folder):
     shown = dataclasses.replace(recipe, projector=recipe.projector or options.projector, mistakes=mistakes)
     with data.reading():
         clock = Clock(run)
-        write_epochs(folder, run, recipe, network, data.test.images, clock)
+        images = load_photographs(network.input_shape[1]) if options.photographs else data.test.images
+        write_epochs(folder, run, recipe, network, images, clock)
         _, _, logits = evaluation.score(make_logits_model(network), data.test)
         final_events.write_final_events(folder, network, data, shown, run.result, logits, clock)
     for name in COPIED:

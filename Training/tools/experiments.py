@@ -268,6 +268,7 @@ def parse(arguments):
     parser.add_argument("--dataset", default="cifar10", choices=("cifar10", "cifar100"), help="(default: cifar10)")
     parser.add_argument("--epochs", type=int, help="instead of the experiment's number")
     parser.add_argument("--samples", type=int, help="limit of training images, instead of the experiment's")
+    parser.add_argument("--eval-samples", type=int, help="limit of validation and of test images (default: none)")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error(f"--seeds must be 1 or more, received {options.seeds}")
@@ -280,7 +281,8 @@ def main(arguments=None):
     with report_errors(PROGRAM, "Stopped."):
         logs = Path(options.logs) / (options.name + ("-quick" if options.quick else ""))
         given = {"logs": str(logs), "data_dir": options.data_dir, "dataset": options.dataset}
-        given |= {name: getattr(options, name) for name in ("epochs", "samples") if getattr(options, name) is not None}
+        limits = ("epochs", "samples", "eval_samples")
+        given |= {name: getattr(options, name) for name in limits if getattr(options, name) is not None}
         planned = plan_recipes(options.name, options.quick, options.seeds, **given)
         run_all(planned, logs)
         print(summarize(options.name, planned, logs), end="")

@@ -31,9 +31,9 @@ def build(recipe, data):
             learning=recipe.learning,
             attention=recipe.attention,
             mask=recipe.mask,
-            p=recipe.p,
-            t=recipe.t,
-            r=recipe.r,
+            p=recipe.p or None,  # 0 stands for the default of the depth
+            t=recipe.t or None,
+            r=recipe.r or None,
             classes=len(data.classes),
             input_shape=data.train.images.shape[1:],
             dropout=recipe.dropout,

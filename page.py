@@ -25,7 +25,7 @@ from Training.flags import Parser
 PROGRAM = "page.py"
 HOST = "127.0.0.1"
 PORT = 7860
-SHIPPED = ("cifar10",)
+SHIPPED = ("cifar10", "cifar10-nal")
 TOP = 5  # classes shown
 SIDE = 160  # pixels of an image under its mask, at least
 LARGEST_FILE = 100 * 2**20  # bytes

@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from Training.console import format_count
 from Training.errors import InputError, RunError, shorten
 
 NEEDS = {"mirrored": "tensorflow", "data": "jax"}
@@ -67,7 +68,7 @@ def _processor_name():
 
 def device_name():
     """Return the name of the device on which the backend trains: a GPU, or the processor with its number of cores."""
-    return find_accelerator() or f"{_processor_name()}, {count_cores()} cores"
+    return find_accelerator() or f"{_processor_name()}, {format_count(count_cores(), 'core')}"
 
 
 def find_accelerator():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import Model.console
-from Training import console
+from Training import console, devices
 from Training.console import entry_point, format_count, format_duration
 from Training.errors import Interrupted
 
@@ -276,9 +276,12 @@ def test_other_handlers_are_left_alone():
         signal.signal(signal.SIGTERM, kept)
 
 
-def test_one_of_a_thing_is_no_plural():
+def test_one_of_a_thing_is_no_plural(monkeypatch):
     texts = [format_count(*each) for each in ((0, "epoch"), (1, "class"), (2, "class"), (1234, "picture"))]
     assert texts == ["0 epochs", "1 class", "2 classes", "1,234 pictures"]
+    monkeypatch.setattr(devices, "count_cores", lambda: 1)
+    monkeypatch.setattr(devices, "find_accelerator", lambda: None)
+    assert devices.device_name().endswith(", 1 core")
 
 
 def test_durations_are_formatted():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import training_cifar10
 from Model import attention_56, attention_92, residual_attention_network
 from Model.count import count
 from Model.geometries import blocks_per_stage
@@ -15,6 +16,8 @@ from Module import AttentionBlock
 from tests.support.backend import JIT
 from tests.support.shapes import shapes_only
 from tests.support.tiny import tiny_network
+from Training.data import datasets
+from Training.recipe import Recipe
 
 # The compact network, row by row: kind of layer and output size. BN-ReLU before the pooling is part of the
 # pre-activation form; the input layer has no row.
@@ -169,3 +172,19 @@ def test_every_variable_of_a_network_learns():
         v.path for v, old in zip(model.trainable_variables, before) if np.array_equal(ops.convert_to_numpy(v), old)
     ]
     assert not still
+
+
+@pytest.mark.parametrize(
+    "fields, arguments",
+    [
+        ({}, {"depth": 56}),
+        ({"p": 2, "t": 2, "r": 2, "model": "attention_128"}, {"depth": 128, "p": 2, "t": 2, "r": 2}),
+    ],
+    ids=["default", "given"],
+)
+def test_the_script_builds_the_network_of_the_recipe(fields, arguments):
+    data = datasets.load("digits", samples=50)
+    with shapes_only():
+        built = training_cifar10.build(Recipe(**fields), data)
+        expected = residual_attention_network(**arguments)
+    assert [weight.shape for weight in built.trainable_weights] == [w.shape for w in expected.trainable_weights]

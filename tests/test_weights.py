@@ -20,7 +20,8 @@ from Training.data import datasets
 from Training.engine.fine_tuning import load_weights
 from Training.engine.training_model import make_logits_model
 from Training.recipe import Recipe
-from Training.tools import evaluate, ship
+from Training.tools import evaluate, figures, ship
+from Training.visual import inspection
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.backends
@@ -243,6 +244,16 @@ def test_evaluate_prints_a_table_for_packed_weights(packed, digits, capsys):
     wrong, by_class = compute_expected_errors(attention_56(weights="digits-nal"), digits)
     assert "attention_56-digits-nal" in lines[0] and "360 test images, float32" in lines[0]
     assert [line.split()[-3] for line in lines[1:]] == [str(wrong), *map(str, by_class)]
+
+
+def test_figures_show_the_data_set_of_packed_weights(packed, tmp_path, capsys):
+    test, classes = figures.load_test_examples("digits-nal")
+    assert len(test.labels) == 360 and len(classes) == 10
+    assert figures.label_runs(["digits-nal"], [inspection.find_blocks(attention_56(weights="digits-nal"))]) == [
+        "Attention-56, NAL"
+    ]
+    err = expect_refusal(capsys, figures.main, "responses", str(tmp_path))
+    assert "--images" not in err
 
 
 def test_the_interval_is_that_of_wilson():

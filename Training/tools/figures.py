@@ -29,15 +29,21 @@ PROGRAM = "python -m Training.tools.figures"
 MEASURED = 256  # images over which responses are averaged
 
 
-def load_test_examples(run, data_dir=""):
+def find_recipe(run):
+    """Return the path of the `recipe.json` of a run, of shipped weights or next to a `.keras` file, or None."""
+    path = Path(run) if Path(run).is_dir() else saved.find(run).parent
+    return path / "recipe.json" if (path / "recipe.json").is_file() else None
+
+
+def load_test_examples(run, data_dir="", instead=""):
     """Return the test set of a run's data set, and the names of the classes.
 
     Raises:
-        InputError: the run has no recipe, or its data cannot be read.
+        InputError: the run has no recipe, or its data cannot be read. The message ends with `instead`, what to do then.
     """
-    path = Path(run) / "recipe.json"
-    if not path.is_file():
-        raise InputError(f"{format_path(run)} has no recipe.json, which names the data to show: give --images")
+    path = find_recipe(run)
+    if path is None:
+        raise InputError(f"{format_path(run)} has no recipe.json, which names the data to show{instead}")
     recipe = saved.read_recipe(path)
     data = load_for_recipe(dataclasses.replace(recipe, data_dir=data_dir or recipe.data_dir))
     return data.test, data.classes
@@ -49,7 +55,7 @@ def load_images(options, size):
         return load_photographs(size[0]), ["temple", "its roof", "flower", "its middle"]
     if options.images:
         return np.stack([decoding.read(path, size) for path in options.images]), [Path(p).stem for p in options.images]
-    test, classes = load_test_examples(options.run, options.data_dir)
+    test, classes = load_test_examples(options.run, options.data_dir, ": give --images")
     _, first = np.unique(test.labels, return_index=True)  # one of each class
     chosen = first[: options.count]
     return test.images[chosen], [classes[label] for label in test.labels[chosen]]
@@ -113,8 +119,8 @@ def label_runs(runs, blocks):
     """Return a short name for each run: its network and learning, and its folder if two names would be the same."""
     labels = []
     for run, own in zip(runs, blocks):
-        path = Path(run) / "recipe.json"
-        model = saved.read_recipe(path).model if path.is_file() else Path(run).stem
+        path = find_recipe(run)
+        model = saved.read_recipe(path).model if path else Path(run).stem
         labels.append(f"{model.replace('attention', 'Attention').replace('_', '-')}, {own[0].learning.upper()}")
     names = [Path(run).resolve().name for run in runs]
     return [f"{label}, {name}" if labels.count(label) > 1 else label for label, name in zip(labels, names)]

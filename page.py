@@ -244,7 +244,8 @@ def serve_networks(connection, names, paths):
     except InputError as error:
         connection.send(error)
         return
-    threading.Thread(target=lambda: [compile_network(network) for network in networks], daemon=True).start()
+    # The process waits for this thread when it ends: it would abort if TensorFlow was still compiling.
+    threading.Thread(target=lambda: [compile_network(network) for network in networks]).start()
     with contextlib.suppress(EOFError, OSError):  # the other process has ended
         while True:
             name, raw = connection.recv()

@@ -309,6 +309,24 @@ def test_normalization_trains_like_keras_layer(known):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=a.path)
 
 
+@pytest.mark.parametrize("groups, strides", [(1, 1), (2, 2), (4, 1), (8, 1)])
+def test_convolution_with_groups_and_its_gradients_equal_those_of_keras(groups, strides):
+    from Module.convolution import Conv2D
+
+    known = keras.layers.Conv2D(8, 3, strides, padding="same", groups=groups)
+    ours = Conv2D(8, 3, strides, padding="same", groups=groups)
+    models = [make_model(layer, (6, 5, 16)) for layer in (known, ours)]
+    randomize(models[0])
+    models[1].set_weights(models[0].get_weights())
+    x, y = draw_images((6, 5, 16)), draw_images(known.output.shape[1:], seed=1)
+    np.testing.assert_allclose(*(model.predict(x, verbose=0) for model in models), rtol=1e-5, atol=1e-5)
+    for model in models:
+        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=JIT)
+        model.train_on_batch(x, y)
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernel, strides", [(1, 1), (1, 2), (3, 1)])
 def test_convolution_in_bfloat16_and_its_gradients_equal_those_of_keras(kernel, strides):
     """They are equal up to the rounding of bfloat16: sums may be computed in another order."""

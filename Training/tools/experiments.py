@@ -119,10 +119,11 @@ EXPERIMENTS = {
         "geometries and families, trained with equal numbers of multiply-adds",
         list_architectures(*COSTS),
         quick={"samples": 800, "epochs": 12},
-        quick_varied=list_architectures(  # without AttentionNeXt: on a CPU its grouped convolutions take over an hour
+        quick_varied=list_architectures(
             ("attention_56", "paper"),
             ("attention_92", "paper"),
             ("attention_56", "compact"),
+            ("attentionnext_56", "compact"),
             ("attentioninception_56", "compact"),
         ),
         equal_cost=True,

@@ -45,6 +45,13 @@ ARGUMENTS = ["--dataset=digits", "--samples=128", "--batch-size=16", "--epochs=8
              "--masks-every=1", "--dropout=0.3", "--patience=7", "--checkpoint-steps=3"]  # fmt: skip
 
 
+def stop_ignoring_signals():
+    """Let new processes receive SIGHUP and SIGINT: under nohup, they would inherit that these are ignored."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # a handler is not inherited
+
+
 def start(*arguments, script=SCRIPT, **environment):
     """Start a process of the script with these arguments and additional environment variables."""
     ours = {"PYTHONPATH": str(ROOT), **environment}
@@ -210,6 +217,7 @@ def try_signals(place, whole, length, moments):
 
 @entry_point("python -m benchmarks.kill")
 def main(arguments=None):
+    stop_ignoring_signals()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--kills-a-run", type=int, default=6)

@@ -35,6 +35,13 @@ SLOW = (
 )
 
 
+def pytest_configure():
+    """Let the processes of tests receive signals also if pytest runs under nohup or in the background of a shell."""
+    from benchmarks import kill
+
+    kill.stop_ignoring_signals()
+
+
 def pytest_collection_modifyitems(items):
     """Order the files; `make test` passes xdist the option that keeps this order."""
     rank = {name: i for i, name in enumerate(SLOW)}

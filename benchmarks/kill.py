@@ -47,9 +47,10 @@ ARGUMENTS = ["--dataset=digits", "--samples=128", "--batch-size=16", "--epochs=8
 
 def stop_ignoring_signals():
     """Let new processes receive SIGHUP and SIGINT: under nohup, they would inherit that these are ignored."""
-    for number in (signal.SIGHUP, signal.SIGINT):
+    handlers = {signal.SIGHUP: lambda *_: None, signal.SIGINT: signal.default_int_handler}  # these are not inherited
+    for number, handler in handlers.items():
         if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, lambda *_: None)  # a handler is not inherited
+            signal.signal(number, handler)
 
 
 def start(*arguments, script=SCRIPT, **environment):

@@ -7,7 +7,7 @@ from keras import layers
 
 from Model.geometries import DEPTHS, GEOMETRIES, Depth, Geometry, blocks_per_stage, parse_name
 from Module import AttentionBlock, Dropout, InceptionUnit, ResidualUnit, ResNeXtUnit
-from Module.checks import check_count, check_image_shape
+from Module.checks import check_choice, check_count, check_image_shape
 from Module.pooling import MaxPooling2D, ceil_pooling
 from Module.residual_unit import norm_relu, run_chain, strided_convolution
 
@@ -63,21 +63,17 @@ def residual_attention_network(
             masks, or a `floatx` in Keras' configuration other than float32.
     """
     _refuse_floatx()
-    check_count("depth", depth)
-    rows, unit = _find_geometry(geometry), _find_unit(unit)
-    p, t, r, r_up = (
-        default if given is None else given for given, default in zip((p, t, r, r_up), DEPTHS.get(depth, Depth()))
-    )
+    rows, unit, units = _find_geometry(geometry), _find_unit(unit), _choose_units(depth, p=p, t=t, r=r, r_up=r_up)
     classes = rows.classes if classes is None else classes
+    check_count("classes", classes)
     shape = (rows.pixels, rows.pixels, 3) if input_shape is None else input_shape
-    for argument, value in (("p", p), ("t", t), ("r", r), ("classes", classes)):
-        check_count(argument, value)
     check_image_shape("input_shape", shape)
-    block = dict(p=p, t=t, r=r, r_up=r_up, learning=learning, attention=attention, mask=mask, unit=unit)
+    block = dict(**units, learning=learning, attention=attention, mask=mask, unit=unit)
+    counts = blocks_per_stage(depth, units["p"], units["t"], rows.rising)
     inputs = keras.Input(shape, dtype="float32", name="images")
     x = _stem(preprocessing(inputs) if preprocessing else inputs, rows, unit)
-    for i, (stage, blocks) in enumerate(zip(rows.stages, blocks_per_stage(depth, p, t, rows.rising)), start=1):
-        x = _stage(x, i, stage, blocks, block)
+    for i, (stage, count) in enumerate(zip(rows.stages, counts), start=1):
+        x = _stage(x, i, stage, count, block)
     for i, (filters, strides) in enumerate(rows.tail, start=1):
         x = unit(filters, strides, name=f"tail_unit_{i}")(x)
     outputs = _classifier(x, int(classes), dropout, classifier_l2, unit)
@@ -97,15 +93,23 @@ def _refuse_floatx():
 def _find_geometry(geometry):
     if isinstance(geometry, Geometry):
         return geometry
-    if geometry not in GEOMETRIES:
-        raise ValueError(f"geometry must be one of {', '.join(GEOMETRIES)}, received {geometry!r}")
+    check_choice("geometry", geometry, GEOMETRIES)
     return GEOMETRIES[geometry]
 
 
 def _find_unit(name):
-    if name not in UNITS:
-        raise ValueError(f"unit must be one of {', '.join(UNITS)}, received {name!r}")
+    check_choice("unit", name, UNITS)
     return UNITS[name]
+
+
+def _choose_units(depth, **given):
+    """Return p, t, r and r_up of the attention blocks: what is given, otherwise the default of the depth."""
+    check_count("depth", depth)
+    default = DEPTHS.get(depth, Depth())._asdict()
+    units = {name: default[name] if value is None else value for name, value in given.items()}
+    for name in ("p", "t"):  # AttentionBlock checks the others
+        check_count(name, units[name])
+    return units
 
 
 def _stem(x, rows, unit):

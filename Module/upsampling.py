@@ -39,7 +39,7 @@ class BilinearUpsampling(keras.layers.Layer):
     Output shape: `(batch, height, width, channels)`.
 
     Raises:
-        ValueError: `height` or `width` is no whole number of 1 or more.
+        ValueError: `height` or `width` is not a whole number of 1 or more.
     """
 
     def __init__(self, height, width, **kwargs):

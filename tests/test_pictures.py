@@ -268,7 +268,7 @@ def test_eight_threads_stay_within_the_stated_memory(tmp_path, mode, ending):
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": ""}
     peak = int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment, timeout=60).stdout)
     # In addition to the pixels, each thread has a stack and buffers.
-    assert peak < decoding.BYTES_A_PIXEL * pixels + 12 * 2**20, f"{peak / pixels:.1f} bytes a pixel"
+    assert peak < decoding.BYTES_A_PIXEL * pixels + 8 * 2**20, f"{peak / pixels:.1f} bytes a pixel"
 
 
 def test_infinite_numbers_are_the_lowest_and_the_highest(tmp_path, recwarn):

@@ -76,7 +76,8 @@ def read(path, size=None, raw=None):
             if not file.seek(0, os.SEEK_END):
                 raise InputError(f"{format_path(path)} is empty")
             file.seek(0)
-            with Image.open(file) as image, _PIXELS.take(_count_pixels(image, size)):
+            # `closing` frees the decoded pixels, which the end of Pillow's own context does not, before others may decode.
+            with Image.open(file) as image, _PIXELS.take(_count_pixels(image, size)), contextlib.closing(image):
                 return np.asarray(_decode(image, size))
     except InputError:
         raise

@@ -76,7 +76,7 @@ def read(path, size=None, raw=None):
             if not file.seek(0, os.SEEK_END):
                 raise InputError(f"{format_path(path)} is empty")
             file.seek(0)
-            # `closing` frees the decoded pixels, which the end of Pillow's own context does not, before others may decode.
+            # `closing` frees the decoded pixels before others may decode; the end of Pillow's own context does not.
             with Image.open(file) as image, _PIXELS.take(_count_pixels(image, size)), contextlib.closing(image):
                 return np.asarray(_decode(image, size))
     except InputError:

@@ -88,6 +88,7 @@ MASKS = ("encoder_decoder", "local")
 
 # The paper's families and the kind of their unit.
 FAMILIES = {"attention": "residual", "attentionnext": "resnext", "attentioninception": "inception"}
+TITLES = {"attention": "Attention", "attentionnext": "AttentionNeXt", "attentioninception": "AttentionInception"}
 NAME = re.compile(rf"({'|'.join(FAMILIES)})_(\d{{1,4}})")
 NETWORKS = (
     *(f"attention_{depth}" for depth in (56, 92, 128, 164, 236, 452)),
@@ -108,6 +109,15 @@ def parse_name(name):
         families = ", ".join(f"{family}_DEPTH" for family in FAMILIES)
         raise ValueError(f"the name of a network must be one of {families}, received {name!r:.80}")
     return FAMILIES[match[1]], int(match[2])
+
+
+def format_name(name):
+    """Return the name of a network as the paper writes it: AttentionNeXt-92 for `attentionnext_92`.
+
+    Other texts, such as the name of a file, are returned as they are.
+    """
+    match = NAME.fullmatch(name)
+    return f"{TITLES[match[1]]}-{match[2]}" if match else name
 
 
 def blocks_per_stage(depth, p, t, rising):

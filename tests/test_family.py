@@ -15,7 +15,7 @@ import pytest
 from Model import Geometry, Stage, network, residual_attention_network
 from Model.__main__ import main
 from Model.count import count
-from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, parse_name
+from Model.geometries import ATTENTION, FAMILIES, GEOMETRIES, LEARNING, TITLES, format_name, parse_name
 from Module import AttentionBlock
 from tests.support import arithmetic, independent
 from tests.support.backend import JIT
@@ -246,6 +246,17 @@ def test_names():
     for name in ("attention", "attention_", "attention_-56", "resnet_50", "attention_56 "):
         with pytest.raises(ValueError, match="received"):
             parse_name(name)
+
+
+def test_names_in_tables_are_those_of_the_paper():
+    names = ("attention_92", "attentionnext_56", "attentioninception_56", "final_attention")
+    assert [format_name(name) for name in names] == [
+        "Attention-92",
+        "AttentionNeXt-56",
+        "AttentionInception-56",
+        "final_attention",
+    ]
+    assert TITLES.keys() == FAMILIES.keys()
 
 
 def test_command_counts_as_json_and_refuses_in_one_line(capsys):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from Model.geometries import format_name
 from Training.console import entry_point, report_errors, run_program, start_keras
 from Training.data import decoding
 from Training.data.datasets import load_for_recipe, load_photographs
@@ -121,7 +122,7 @@ def label_runs(runs, blocks):
     for run, own in zip(runs, blocks):
         path = find_recipe(run)
         model = saved.read_recipe(path).model if path else Path(run).stem
-        labels.append(f"{model.replace('attention', 'Attention').replace('_', '-')}, {own[0].learning.upper()}")
+        labels.append(f"{format_name(model)}, {own[0].learning.upper()}")
     names = [Path(run).resolve().name for run in runs]
     return [f"{label}, {name}" if labels.count(label) > 1 else label for label, name in zip(labels, names)]
 

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 
+from Model.geometries import format_name
 from Training.console import entry_point, exit_with, format_count, format_duration, report_errors, run_program
 from Training.errors import InputError, format_path
 from Training.flags import Parser
@@ -86,7 +87,7 @@ def _format_published(recipe):
 def _format_value(name, value):
     """Return the value of a field as text for a table."""
     if name == "model":
-        return str(value).replace("attention", "Attention").replace("_", "-")
+        return format_name(str(value))
     return str(value).upper() if name == "learning" else str(value)
 
 

@@ -89,7 +89,16 @@ def test_batches_are_bytes_and_without_a_seed_in_order():
 
 
 def test_even_batches_divide_the_images_if_possible():
-    assert [find_even_batch(n) for n in (10_000, 5_000, 144, 360, 7, 257)] == [250, 250, 144, 180, 7, 256]
+    assert [find_even_batch(n) for n in (10_000, 5_000, 144, 360, 7, 257)] == [250, 250, 144, 180, 7, 129]
+    assert find_even_batch(45_000, 5_000, 10_000) == 250
+    assert find_even_batch(1_293, 144, 360) == 72  # pads 3 images
+    assert [find_even_batch(50, devices=n) for n in (2, 7, 64)] == [50, 35, 64]
+
+
+def test_a_padded_last_batch_repeats_images_with_weight_0():
+    images, labels, weights = Batches(make_examples(23), 10, padded=True)[2]
+    assert images.shape[0] == 10 and labels.tolist() == [20, 21, 22, 0, 1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(weights, [30 / 23] * 3 + [0] * 7, rtol=1e-6)
 
 
 def test_label_noise_has_the_paper_s_confusion_matrix():

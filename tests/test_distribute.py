@@ -106,7 +106,7 @@ def test_batches_are_shared_without_gap_or_overlap():
 def test_padding_of_the_last_batch_has_no_weight(devices):
     """Means over batches, as computed by Keras, are the means over the examples."""
     examples = datasets.load("digits", samples=50).train
-    batches = Batches(examples, find_even_batch(50, devices), devices=Devices(devices))
+    batches = Batches(examples, find_even_batch(50, devices=devices), devices=Devices(devices))
     values, counts = [], []
     for images, labels, *weights in (batches[i] for i in range(len(batches))):
         assert len(images) % devices == 0 and len(images) <= max(256, devices)

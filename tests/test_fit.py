@@ -18,10 +18,11 @@ from tests.support.plain import plain_network
 from tests.support.tiny import tiny_build, tiny_network
 from Training.console import format_duration
 from Training.data import datasets
-from Training.data.batches import Batches, find_even_batch
+from Training.data.batches import Batches
 from Training.devices import ONE
 from Training.engine.callbacks import EpochMeter
 from Training.engine.checkpointing import Checkpoints
+from Training.engine.evaluation import evaluate
 from Training.engine.fit import compile_model, fit, make_batches
 from Training.engine.optimizers import SGD, add_l2, make_optimizer, make_schedule
 from Training.engine.training_model import ImagesOnDevice, TrainingModel, make_training_model
@@ -384,4 +385,27 @@ def test_batch_larger_than_the_data_is_named(tmp_path):
 
 def test_durations_are_readable():
     assert [format_duration(s) for s in (4.2, 99, 720, 12_000)] == ["4 s", "99 s", "12 min", "3 h 20 min"]
-    assert find_even_batch(64) == 64
+
+
+class Counted(keras.layers.Layer):
+    """Counts how often it is traced."""
+
+    traced = 0
+
+    def call(self, images):
+        Counted.traced += 1
+        return ops.cast(images, "float32")
+
+
+@pytest.mark.backends
+def test_all_parts_of_the_data_are_evaluated_by_one_compiled_function():
+    digits = datasets.load("digits", samples=70, validation_split=0.15)
+    images = keras.Input(digits.train.images.shape[1:], dtype="uint8")
+    logits = keras.layers.Dense(10, name="logits")(keras.layers.Flatten()(Counted()(images)))
+    network = keras.Model(images, keras.layers.Softmax()(logits))
+    Counted.traced = 0
+    figures, found = evaluate(network, digits, flip=True)
+    assert Counted.traced == 1
+    expected = network.predict(digits.test.images, verbose=0)
+    np.testing.assert_array_equal(found.argmax(axis=-1), expected.argmax(axis=-1))
+    assert figures["test_accuracy"] == np.mean(expected.argmax(axis=-1) == digits.test.labels)

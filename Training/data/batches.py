@@ -8,14 +8,14 @@ import numpy as np
 from Training.data.stream import ReadAhead, shuffle_locally
 from Training.devices import ONE
 
-LARGEST_PREDICTED_BATCH = 256
+SMALLEST_PREDICTED_BATCH, LARGEST_PREDICTED_BATCH = 32, 256
 
 
 class Batches(keras.utils.PyDataset):
     """Batches of raw images, in an order that depends only on the seed and the epoch.
 
     A batch is a tuple of images, uint8 `(batch, height, width, channels)`, or their positions on the device, int32
-    `(batch,)`; labels, int `(batch,)`; and, if a last batch is padded, float32 weights `(batch,)`.
+    `(batch,)`; labels, int `(batch,)`; and, if the last batch is padded, float32 weights `(batch,)`.
 
     Args:
         examples: `datasets.Examples`.
@@ -27,12 +27,15 @@ class Batches(keras.utils.PyDataset):
         random_crops: bool, whether a stream returns random crops of its pictures, drawn from the seed and the epoch.
         shards_at_once: int, see `stream.shuffle_locally`; 0 shuffles over all shards.
         devices: `devices.Devices`. This process reads only its part of each batch. Without a seed, the last batch is
-            padded with images of weight 0 until the devices can share it. The weights of the other images are then
-            slightly above 1, so that means over all batches equal means over the examples.
+            padded with images of weight 0 until the devices can share it, or to the full size with `padded`. The
+            weights of the other images are then slightly above 1, so that means over all batches equal means over the
+            examples.
         alternate: bool, whether to mirror each image in every second epoch. Half of the images, drawn from the seed,
             are mirrored in even epochs, the others in odd ones (Jordan 2024, https://arxiv.org/abs/2404.00498,
             "alternating flip"). A mirrored image on the device is sent as the complement `-1 - position`.
         mirrored: bool, whether to mirror every image.
+        padded: bool, whether the last batch is padded to the full size. All batches then have weights. Only without a
+            seed.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Batches(keras.utils.PyDataset):
         devices=ONE,
         alternate=False,
         mirrored=False,
+        padded=False,
     ):
         super().__init__()
         self.examples = examples
@@ -59,6 +63,7 @@ class Batches(keras.utils.PyDataset):
         if alternate:
             self.mirrored = np.random.default_rng((seed, 0, 0)).random(len(self.mirrored)) < 0.5
         self.alternate = alternate
+        self.padded = padded
         self.ahead = ReadAhead(self._read, getattr(examples.images, "workers", 0))
         self.set_epoch(0)
 
@@ -69,7 +74,7 @@ class Batches(keras.utils.PyDataset):
         self.epoch = epoch
         count = len(self.examples.labels)
         if self.seed is None:
-            self.order = np.arange(-(-count // self.devices.count) * self.devices.count)
+            self.order = np.arange(count + -count % (self.batch_size if self.padded else self.devices.count))
             return
         rng = np.random.default_rng((self.seed, epoch))
         if self.shards_at_once:
@@ -89,7 +94,8 @@ class Batches(keras.utils.PyDataset):
         index += self.first_step
         chosen = self._choose(index)
         count = len(self.examples.labels)
-        weights = () if len(self.order) <= count else ((chosen < count).astype("float32") * len(self.order) / count,)
+        weighted = self.padded or len(self.order) > count
+        weights = () if not weighted else ((chosen < count).astype("float32") * len(self.order) / count,)
         labels = self.examples.labels[chosen % count]
         if self.stored_from is not None:
             position = (chosen % count + self.stored_from).astype("int32")
@@ -117,12 +123,17 @@ class Batches(keras.utils.PyDataset):
         return read
 
 
-def find_even_batch(count, devices=1):
-    """Return the largest batch size up to 256 that divides `count`, so that a compiled function sees only one shape.
+def find_even_batch(*counts, devices=1):
+    """Return the batch size that needs the fewest images of padding, so that a compiled function sees only one shape.
 
-    If the largest divisor is below 32, the batch size is 256, and the last batch is shorter. With several devices, the
-    divisor is that of the images on one device, and all devices together process up to 256 images.
+    It is between 32 and 256, or less if there are fewer images, and a multiple of the number of devices. If several
+    sizes need equally many, it is the largest of them.
+
+    Args:
+        counts: numbers of images of one data set or more.
+        devices: int, number of devices that share each batch.
     """
-    count, largest = -(-count // devices), max(LARGEST_PREDICTED_BATCH // devices, 1)
-    divisor = max(d for d in range(1, largest + 1) if count % d == 0)
-    return devices * (divisor if divisor >= min(32 // devices, count) else largest)
+    largest = min(max(counts), LARGEST_PREDICTED_BATCH)
+    least = -(-min(largest, SMALLEST_PREDICTED_BATCH) // devices) * devices
+    sizes = range(least, max(largest, least) + 1, devices)
+    return min(sizes, key=lambda size: (sum(-count % size for count in counts), -size))

@@ -14,7 +14,7 @@ MOST_TRAIN_IMAGES = 50_000  # largest number of images for the training error
 TOP_5_ABOVE = 10  # with more classes, the top-5 error is reported too
 
 
-def score(model, examples, devices=ONE, mirrored=False):
+def score(model, examples, devices=ONE, mirrored=False, batch_size=None):
     """Compute cross-entropy, accuracy and logits of a model on examples, or on their mirror images.
 
     Args:
@@ -22,6 +22,7 @@ def score(model, examples, devices=ONE, mirrored=False):
         examples: `datasets.Examples`.
         devices: `devices.Devices`.
         mirrored: bool, whether to use the mirror images.
+        batch_size: int, or None for `find_even_batch` of these examples.
 
     Returns:
         `(loss, accuracy, logits)`, the loss in nats without penalties, or three times None if there are no examples.
@@ -29,7 +30,8 @@ def score(model, examples, devices=ONE, mirrored=False):
     count = len(examples.labels)
     if not count:
         return None, None, None
-    batches = Batches(examples, find_even_batch(count, devices.count), devices=devices, mirrored=mirrored)
+    batch_size = batch_size or find_even_batch(count, devices=devices.count)
+    batches = Batches(examples, batch_size, devices=devices, mirrored=mirrored, padded=True)
     logits = model.predict(feed(batches), verbose=0)[:count]
     loss = np.mean(keras.ops.convert_to_numpy(cross_entropy(examples.labels, logits)))
     return float(loss), accuracy(logits, examples.labels), logits
@@ -75,9 +77,12 @@ def evaluate(network, data, flip=False, devices=ONE):
         `(figures, logits)`: a dictionary for `result.json`, and the logits of the test set `(n, classes)`.
     """
     model = make_logits_model(network)
-    _, train, _ = score(model, limit_examples(data.train, MOST_TRAIN_IMAGES), devices)
-    validation_loss, validation, _ = score(model, data.validation, devices)
-    test_loss, test, logits = score(model, data.test, devices)
+    measured = limit_examples(data.train, MOST_TRAIN_IMAGES)
+    counts = [len(examples.labels) for examples in (measured, data.validation, data.test)]
+    shared = dict(devices=devices, batch_size=find_even_batch(*counts, devices=devices.count))
+    _, train, _ = score(model, measured, **shared)
+    validation_loss, validation, _ = score(model, data.validation, **shared)
+    test_loss, test, logits = score(model, data.test, **shared)
     figures = {
         "test_accuracy": test,
         "test_loss": test_loss,
@@ -89,7 +94,7 @@ def evaluate(network, data, flip=False, devices=ONE):
         "validation_error_percent": _percent(validation),
     }
     if flip:
-        twice = logits, score(model, data.test, devices, mirrored=True)[2]
+        twice = logits, score(model, data.test, **shared, mirrored=True)[2]
         both = sum(keras.ops.convert_to_numpy(keras.ops.softmax(z)) for z in twice)
         figures["test_error_flip_percent"] = _percent(accuracy(both, data.test.labels))
     return figures, logits

@@ -186,7 +186,7 @@ def make_batches(data, recipe, devices):
         return batches, None, stored
     return (
         batches,
-        Batches(data.validation, find_even_batch(count, devices.count), None, starts[1], devices=devices),
+        Batches(data.validation, find_even_batch(count, devices=devices.count), None, starts[1], devices=devices),
         stored,
     )
 

@@ -246,6 +246,24 @@ def test_a_long_run_on_a_processor_says_how_long_it_takes(monkeypatch):
     assert len(said) == 1
 
 
+@pytest.mark.parametrize(
+    ("first_step", "minutes", "epoch", "steps"),
+    [(0, 0.0, 0, 200), (0, 0.0, 5, 150), (3, 0.0, 5, None), (0, 5.0, 0, None)],
+)
+def test_the_time_is_estimated_only_by_the_call_that_trains_all_epochs(
+    tmp_path, monkeypatch, first_step, minutes, epoch, steps
+):
+    """Not in the rest of an interrupted epoch, and not with --minutes, which decide the number of epochs."""
+    monkeypatch.setattr(callbacks, "find_accelerator", lambda: None)
+    recipe = Recipe(epochs=20, minutes=minutes)
+    batches = SimpleNamespace(first_step=first_step, steps_per_epoch=10, devices=devices.ONE)
+    state = {"epoch": epoch, "step": first_step, "callbacks": {}} if epoch else None
+    budget = TimeBudget(recipe, devices.ONE, print)
+    chosen = callbacks.make_callbacks(recipe, tmp_path, None, batches, (), state, False, budget)
+    found = [each.steps for each in chosen if isinstance(each, callbacks.EstimateDuration)]
+    assert found == ([] if steps is None else [steps])
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "step"])
 @pytest.mark.parametrize("epochs", [4, 11, 30])
 def test_a_stretched_schedule_keeps_its_first_epoch_and_its_end(schedule, epochs):

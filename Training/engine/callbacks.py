@@ -333,9 +333,9 @@ def make_callbacks(recipe, folder, network, batches, events, state, validated, b
     length = budget.length if budget.decided else 1
     chosen += [keras.callbacks.CSVLogger(folder / "history.csv", append=True), *events]
     chosen.append(RunProgress(length, batches.steps_per_epoch))
-    if find_accelerator() is None:
-        steps_left = (length - (state["epoch"] if state else 0)) * batches.steps_per_epoch
-        chosen.append(EstimateDuration(steps_left - (state["step"] if state else 0)))
+    # The rest of an interrupted epoch is a call of its own, and --minutes has said how long the run takes.
+    if find_accelerator() is None and not batches.first_step and not recipe.minutes:
+        chosen.append(EstimateDuration((length - (state["epoch"] if state else 0)) * batches.steps_per_epoch))
     if not batches.devices.first:
         chosen = [each for each in chosen if not isinstance(each, WRITERS)]
     checkpoints = Checkpoints(

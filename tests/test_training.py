@@ -242,7 +242,9 @@ def test_progress_is_one_readable_line(monkeypatch, capsys):
         "epoch 10 of 10   train error 12.50 %, loss 1.2500   validation error 50.00 %, loss 2.0000   123 images/s   "
         "about 3 min left"
     )
-    progress = RunProgress(2, 4, live=False)
+    assert format_progress(0, None, logs, None, 0.5) == "epoch 1    50 %   train error 12.50 %, loss 1.2500"
+    decided = iter([None] * 4 + [2] * 6)  # as with --minutes, at the end of the first epoch
+    progress = RunProgress(lambda: next(decided), 4, live=False)
     progress.set_params({"steps": 4, "epochs": 2})
     for epoch in range(2):
         progress.on_epoch_begin(epoch)
@@ -250,7 +252,16 @@ def test_progress_is_one_readable_line(monkeypatch, capsys):
             progress.on_train_batch_end(batch, {"loss": 1.0, "accuracy": 0.5})
         progress.on_epoch_end(epoch, whole)
     first, last = capsys.readouterr().out.splitlines()
-    assert first.endswith("123 images/s   about 40 s left") and "left" not in last and "\r" not in first
+    assert first.startswith("epoch 1 of 2 ") and first.endswith("123 images/s") and "\r" not in first
+    assert last.startswith("epoch 2 of 2 ") and last.endswith("123 images/s")
+
+    progress = RunProgress(lambda: 2, 4, live=False)
+    progress.set_params({"steps": 4, "epochs": 2})
+    for batch in range(4):
+        progress.on_epoch_begin(0)
+        progress.on_train_batch_end(batch, {"loss": 1.0, "accuracy": 0.5})
+    progress.on_epoch_end(0, whole)
+    assert capsys.readouterr().out.endswith("123 images/s   about 40 s left\n")
 
 
 def test_tensorboard_serves_every_tag(logs):

@@ -85,16 +85,16 @@ class RunProgress(keras.callbacks.Callback):
     In a terminal, the line is also updated during the epoch, with the share of the epoch that is done.
 
     Args:
-        run_epochs: int, epochs of the run.
+        find_epochs: function that returns the number of epochs of the run, or None as long as it is not decided.
         run_steps: int, steps of a whole epoch.
         live: bool, whether to update the line during an epoch; by default, only in a terminal.
     """
 
     REFRESH = 0.5  # least number of seconds between two updates of the line
 
-    def __init__(self, run_epochs, run_steps, live=None):
+    def __init__(self, find_epochs, run_steps, live=None):
         super().__init__()
-        self.run_epochs = run_epochs
+        self.find_epochs = find_epochs
         self.run_steps = run_steps
         self.live = sys.stdout.isatty() if live is None else live
         self.first_end = None
@@ -110,17 +110,19 @@ class RunProgress(keras.callbacks.Callback):
         done = self.epoch * self.run_steps + self.run_steps - steps + min(batch + 1, steps)
         self.first_end = self.first_end or (now, done)  # the first step compiles, so it is not counted
         spent, counted = now - self.first_end[0], done - self.first_end[1]
-        if counted:
-            self.left = spent / counted * (self.run_epochs * self.run_steps - done)
+        epochs = self.find_epochs()
+        if counted and epochs:
+            self.left = spent / counted * (epochs * self.run_steps - done)
         if self.live and logs and now - self.shown >= self.REFRESH:
             share = min(done - self.epoch * self.run_steps, self.run_steps) / self.run_steps
-            sys.stdout.write("\r" + format_progress(self.epoch, self.run_epochs, logs, self.left, share) + CLEAR_LINE)
+            sys.stdout.write("\r" + format_progress(self.epoch, epochs, logs, self.left, share) + CLEAR_LINE)
             sys.stdout.flush()
             self.shown = now
 
     def on_epoch_end(self, epoch, logs=None):
-        left = self.left if epoch + 1 < self.run_epochs else None
-        line = format_progress(epoch, self.run_epochs, logs or {}, left)
+        epochs = self.find_epochs()
+        left = self.left if epochs and epoch + 1 < epochs else None
+        line = format_progress(epoch, epochs, logs or {}, left)
         print(f"\r{line}{CLEAR_LINE}" if self.live else line, flush=True)
 
 
@@ -132,12 +134,12 @@ def format_progress(epoch, epochs, logs, left, share=None):
 
     Args:
         epoch: int, counted from 0.
-        epochs: int, number of epochs of the run.
+        epochs: int, number of epochs of the run, or None if it is not decided.
         logs: dictionary of Keras' logs: accuracies in [0, 1] and losses.
         left: float, seconds that the run has left, or None.
         share: float, share of the epoch that is done, or None at its end.
     """
-    parts = [f"epoch {epoch + 1:>{len(str(epochs))}} of {epochs}"]
+    parts = [f"epoch {epoch + 1:>{len(str(epochs))}} of {epochs}" if epochs else f"epoch {epoch + 1}"]
     if share is not None:
         parts.append(f"{100 * share:3.0f} %")
     for prefix, title in (("", "train"), ("val_", "validation")):
@@ -332,7 +334,7 @@ def make_callbacks(recipe, folder, network, batches, events, state, validated, b
         remembered["budget"] = (budget, ("decided", "epochs"))
     length = budget.length if budget.decided else 1
     chosen += [keras.callbacks.CSVLogger(folder / "history.csv", append=True), *events]
-    chosen.append(RunProgress(length, batches.steps_per_epoch))
+    chosen.append(RunProgress(lambda: budget.length if budget.decided else None, batches.steps_per_epoch))
     # The rest of an interrupted epoch is a call of its own, and --minutes has said how long the run takes.
     if find_accelerator() is None and not batches.first_step and not recipe.minutes:
         chosen.append(EstimateDuration((length - (state["epoch"] if state else 0)) * batches.steps_per_epoch))

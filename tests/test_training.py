@@ -341,7 +341,7 @@ def test_a_run_without_validation_and_with_test_flip_has_a_result(tmp_path, caps
     reason="needs Chromium, its driver and selenium",
 )
 def test_tensorboard_s_pages_are_drawn_in_a_browser(logs, tmp_path):
-    pages = ("scalars", "custom-scalars", "pr-curves", "images", "hparams", "projector")
+    pages = ("time-series", "custom-scalars", "pr-curves", "images", "hparams", "projector")
     command = [sys.executable, "docs/screenshots.py", str(logs), str(tmp_path), "--pages", *pages]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -349,7 +349,7 @@ def test_tensorboard_s_pages_are_drawn_in_a_browser(logs, tmp_path):
         picture = Image.open(tmp_path / f"tensorboard-{page}.png").convert("RGB")
         pixels = np.asarray(picture.convert("L"))
         assert pixels.shape[1] == 1700 and pixels.std() > 15
-        if page in ("scalars", "custom-scalars", "pr-curves"):  # curves are coloured, the rest of the page is grey
+        if page in ("time-series", "custom-scalars", "pr-curves"):  # curves are coloured, the rest of the page is grey
             shown = np.asarray(picture)[150:, 400:].astype(int)
             assert (shown.max(axis=-1) - shown.min(axis=-1) > 60).sum() > 300, page
 

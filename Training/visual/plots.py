@@ -116,11 +116,13 @@ def _annotate_rows(canvas, rows):
         top, bottom = i * height + 14, (i + 1) * height - 14
         canvas[top:bottom, right : right + 14] = color_heat(np.linspace(1, 0, bottom - top)[:, None])
     picture = Image.fromarray(canvas)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(20)  # TensorBoard shows the picture at half its size
+    draw = ImageDraw.Draw(picture)
+    # TensorBoard shows the picture at 40 % of its size and skips pixels: thinner strokes would be lost.
+    style = dict(fill="black", font=ImageFont.load_default(20), anchor="lm", stroke_width=0.5)
     for i, (name, values) in enumerate({"image": None, **rows}.items()):
-        draw.text((4, (i + 0.5) * height), name.replace(" ", "\n"), "black", font, anchor="lm")
+        draw.text((4, (i + 0.5) * height), name.replace(" ", "\n"), **style)
         for share, value in ((0, values.max()), (1, values.min())) if i else ():
-            draw.text((right + 20, i * height + 14 + share * (height - 28)), f"{value:.3f}", "black", font, anchor="lm")
+            draw.text((right + 20, i * height + 14 + share * (height - 28)), f"{value:.3f}", **style)
     return np.asarray(picture)
 
 

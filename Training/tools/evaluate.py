@@ -102,12 +102,12 @@ def refuse_other_data(network, names, data, what):
 
 
 def find_wrong(network, examples, flip=False):
-    """Return whether a network classifies each image wrongly, bool `(n,)`.
+    """Return which images a network classifies wrongly, `{"plain": bool (n,)}`.
 
     Args:
         network: a functional model of `Model`.
         examples: `datasets.Examples`.
-        flip: bool, whether to average the probabilities of each image and its mirror image.
+        flip: bool, whether to add "flip", with the probabilities of each image and its mirror image averaged.
     """
     import keras
 
@@ -115,11 +115,11 @@ def find_wrong(network, examples, flip=False):
     from Training.engine.training_model import make_logits_model
 
     model = make_logits_model(network)
-    values = score(model, examples)[2]
+    values = {"plain": score(model, examples)[2]}
     if flip:
-        both = values, score(model, examples, mirrored=True)[2]
-        values = sum(keras.ops.convert_to_numpy(keras.ops.softmax(logits)) for logits in both)
-    return np.argmax(values, axis=-1) != examples.labels
+        both = values["plain"], score(model, examples, mirrored=True)[2]
+        values["flip"] = sum(keras.ops.convert_to_numpy(keras.ops.softmax(logits)) for logits in both)
+    return {name: np.argmax(each, axis=-1) != examples.labels for name, each in values.items()}
 
 
 def count_errors(wrong, labels, classes):
@@ -152,9 +152,9 @@ def measure(network, data, flip=False, statistics=0):
         if recomputed:
             examples = choose_examples(data.train, statistics, STATISTICS_BATCH)
             Statistics(network, examples, STATISTICS_BATCH).recompute()
-        for mirrored in (False, True) if flip else (False,):
-            name = ", ".join(["statistics"] * recomputed + ["flip"] * mirrored) or "plain"
-            wrong = find_wrong(network, data.test, mirrored)
+        for name, wrong in find_wrong(network, data.test, flip).items():
+            if recomputed:
+                name = "statistics" if name == "plain" else f"statistics, {name}"
             found[name] = count_errors(wrong, data.test.labels, data.classes)
     return found
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measurements for one GPU, in parts of under ten minutes each:
+# Measurements for one GPU, in parts:
 #
 #     benchmarks/gpu.sh throughput|race|best|best-92|all [DATA_DIR] [LOGS] [extra flags of training_cifar10.py...]
 #

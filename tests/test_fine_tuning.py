@@ -70,6 +70,9 @@ def test_other_networks_and_files_are_refused_by_their_first_difference(saved, t
     ):
         with pytest.raises(InputError, match=said):
             load_weights(residual_attention_network(geometry=geometry), path)
+    for field, value, default in (("learning", "nal", "arl"), ("attention", "spatial", "mixed")):
+        with pytest.raises(InputError, match=f"stage_1_attention_1 has {field}={default}, here {field}={value}"):
+            load_weights(network(**{field: value}), path)
     with pytest.raises(InputError, match="does not exist"):
         load_weights(network(), "nowhere.keras")
     broken = tmp_path / "broken.keras"

@@ -6,6 +6,7 @@ from Training.errors import InputError
 from Training.runs import saved
 
 CLASSIFIER = "logits"
+FUNCTION = ("learning", "attention")  # what an attention block computes without other weights
 
 
 def _find_weighted_layers(network):
@@ -29,6 +30,10 @@ def _find_difference(own, other):
         for weight in [*ours, *theirs]:
             if ours.get(weight) != theirs.get(weight):
                 return f"{name}/{weight} is {theirs.get(weight, 'not there')}, here {ours.get(weight, 'not there')}"
+        for field in FUNCTION:
+            ours, theirs = getattr(own[name], field, None), getattr(other[name], field, None)
+            if ours != theirs:
+                return f"{name} has {field}={theirs}, here {field}={ours}"
     return None
 
 

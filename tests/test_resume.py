@@ -84,6 +84,23 @@ def test_a_run_resumes_exactly_within_an_epoch(run, whole):
         np.testing.assert_array_equal(a, b)
 
 
+def test_an_interrupted_epoch_whose_end_is_not_saved_resumes_exactly(tmp_path, monkeypatch):
+    """Its rest is a call of `fit` of its own, and the next call must not start from the checkpoint within the epoch."""
+    arguments = [*ARGUMENTS, "--epochs=5", "--checkpoint-epochs=1000", "--patience=4"]
+    tiny_main(*arguments, "--logs", str(tmp_path / "whole"))
+    run = None
+    for last in (6, 9):  # epoch 2 after 2 of 4 steps; epoch 3, the next one, after its first
+        monkeypatch.setattr(checkpointing, "should_stop", lambda devices, step, last=last: step == last)
+        with pytest.raises(SystemExit):
+            tiny_main(*(["--resume", str(run)] if run else [*arguments, "--logs", str(tmp_path / "stopped")]))
+        run = kill.find_run(tmp_path / "stopped")
+        state, _ = unpack(list_checkpoints(run)[0].read_bytes())
+        assert (state["epoch"], state["step"]) == divmod(last, 4)
+    monkeypatch.undo()
+    tiny_main("--resume", str(run))
+    assert kill.find_differences(kill.find_run(tmp_path / "whole"), run) == []
+
+
 @pytest.mark.parametrize("damage", ["torn", "flipped byte", "empty"])
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(run, whole, damage, capsys):
     newest = list_checkpoints(run)[0]

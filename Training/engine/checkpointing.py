@@ -27,7 +27,8 @@ class Checkpoints(keras.callbacks.Callback):
         remembered: `{name: (object, attributes)}`, objects with numeric attributes that are part of the state.
         every: int, steps between checkpoints within an epoch; 0 saves only at the end of epochs.
         due: numbers of finished epochs at which to save, or None for all.
-        state: state of the checkpoint to resume from, or None; later that of the newest saved checkpoint.
+        state: state of the checkpoint to resume from, or None; later that of the newest saved checkpoint or finished
+            epoch.
         devices: `devices.Devices`; every process stops at the same step, and only the first writes.
     """
 
@@ -113,6 +114,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.first_step = self.seen = 0
+        self._remember(epoch + 1, 0)  # also if it is not saved: another call of `fit` may continue from here
         if self.asked or self.model.stop_training or self.due is None or epoch + 1 in self.due:
             self._save(epoch + 1, 0)
         self._stop_if_asked()
@@ -141,6 +143,11 @@ class Checkpoints(keras.callbacks.Callback):
         if broken:
             when = f"step {step} of epoch {epoch + 1}" if step else f"epoch {epoch}"
             raise RunError(f"{broken[0]} is not finite after {when}: {self._name_last()}")
+        self._remember(epoch, step)
+        if self.devices.first:
+            self._write(epoch * self.steps_per_epoch + step, arrays)
+
+    def _remember(self, epoch, step):
         self.state = {
             "epoch": epoch,
             "step": step,
@@ -149,8 +156,6 @@ class Checkpoints(keras.callbacks.Callback):
             "callbacks": {name: _read_numbers(*each) for name, each in self.remembered.items()},
             "metrics": [keras.ops.convert_to_numpy(v).tolist() for v in self.model.metrics_variables] if step else [],
         }
-        if self.devices.first:
-            self._write(epoch * self.steps_per_epoch + step, arrays)
 
     def _write(self, steps, arrays):
         history = self.folder / "history.csv"

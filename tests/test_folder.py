@@ -23,6 +23,7 @@ from Training.engine.callbacks import EpochOrder
 from Training.engine.evaluation import top_5
 from Training.engine.fit import fit
 from Training.engine.optimizers import make_schedule
+from Training.engine.statistics import choose_examples
 from Training.errors import InputError, RunError
 from Training.flags import parse
 from Training.recipe import Recipe
@@ -84,6 +85,9 @@ def test_a_stream_behaves_like_an_array(root, tmp_path):
     np.testing.assert_array_equal(whole[[7, 2, 7]], everything[[7, 2, 7]])
     np.testing.assert_array_equal(whole.take([9, 4], axis=0)[np.array([1, 0])], everything[[4, 9]])
     assert whole[[]].shape == (0, 16, 16, 3)
+    few = whole.take([9, 4, 6])
+    assert few.shape == (3, 16, 16, 3) and few[[]].shape == (0, 16, 16, 3)
+    np.testing.assert_array_equal(few[1:], everything[[4, 6]])
 
 
 def test_parts_classes_and_balance(root, own):
@@ -109,6 +113,15 @@ def test_parts_classes_and_balance(root, own):
     assert few.test.images is few.validation.images and len(few.test.labels) == 6
 
 
+def test_a_class_without_training_pictures_is_refused(own):
+    for path in sorted((own / "train/cat").iterdir())[2:]:
+        path.unlink()
+    with pytest.raises(
+        InputError, match="no training image of cat is left, and 1 of 3 classes have none: give more"
+    ):
+        datasets.load("folder", str(own), size=16, samples=4)
+
+
 def test_files_that_are_not_pictures_are_named_and_skipped_or_refused(own, capsys):
     bad = [own / "train/bee/empty.png", own / "train/bee/notes.txt", own / "val/cat/cut.jpg", own / "train/cat/folder"]
     bad[0].touch()
@@ -124,6 +137,25 @@ def test_files_that_are_not_pictures_are_named_and_skipped_or_refused(own, capsy
     assert "3 files in" in err and "1 file in" in err
     with pytest.raises(InputError, match=r"3 files in .* cannot be read: .*empty.png is empty; repair or remove them"):
         datasets.load("folder", str(own), size=16, broken="refuse")
+
+
+def test_a_sample_of_a_stream_has_its_replacements_its_failure_and_its_cache(own, tmp_path, monkeypatch, capsys):
+    """As for recomputed statistics: the sample may contain only one picture of a class, and that may be broken."""
+    break_behind_the_head(own / "train/bee/002.jpg")
+    read = datasets.load("folder", str(own), size=16, cache=str(tmp_path / "cache"))
+    images, bee = read.train.images, 14
+    chosen = choose_examples(Examples(images, read.train.labels), 36, 12)
+    assert len(chosen.labels) == 36 and chosen.images.stream is images
+    sample = images.take([bee + 2])
+    np.testing.assert_array_equal(sample[np.array([0])], images[np.array([bee + 3])])
+    images.take([0, 1])[:]
+    monkeypatch.setattr("Training.data.decoding.read", lambda *_: pytest.fail("it is in the cache"))
+    images.take([1, 0])[:]
+    monkeypatch.undo()
+    for path in (own / "train/cat").iterdir():
+        path.unlink()
+    with pytest.raises(RunError, match="no more pictures of a class can be read"), read.reading():
+        images.take([35])[:]
 
 
 @pytest.mark.parametrize("crops", [False, True])
@@ -486,6 +518,8 @@ def test_top_5_counts_the_five_highest():
         ("--image-size 64", "image_size is for folder, shards or tfds:NAME, received dataset=cifar10"),
         ("--cache there", "cache is for folder"),
         ("--dataset folder --data-dir x --shards-at-once 2", "shards_at_once is for dataset=shards"),
+        ("--dataset shards --data-dir x --broken refuse", "broken=refuse is for dataset=folder, received dataset=sha"),
+        ("--epochs 1 --minutes 5", "minutes=5 stretches the schedule of the run, which needs epochs=2 or more"),
         (
             "--step-at 0.6,0.4",
             "step_at: must be increasing shares between 0 and 1, such as 0.4,0.6, received '0.6,0.4'",

@@ -178,6 +178,7 @@ def load(name, data_dir="", validation_split=0.1, samples=0, label_noise=0.0, ev
     kept, held_out = _split(labels, validation_split, samples)
     held_out = held_out[_limit_stratified(labels[held_out], eval_samples)]
     tested = _limit_stratified(test_labels, eval_samples)
+    _refuse_empty_classes(labels[kept], classes)
     return Data(
         train=Examples(images[kept], add_label_noise(labels[kept], len(classes), label_noise)),
         validation=Examples(images[held_out], labels[held_out]),
@@ -229,6 +230,16 @@ def _limit_stratified(labels, limit):
     return _split_stratified(labels, limit)[1]
 
 
+def _refuse_empty_classes(labels, classes):
+    """Raise `InputError` if the training images lack a class; a stratified split can leave none of a rare one."""
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    if len(empty):
+        raise InputError(
+            f"no training image of {_shorten_name(classes[empty[0]])} is left, and {len(empty)} of {len(classes)} "
+            f"classes have none: give more --samples, or a smaller --validation-split"
+        )
+
+
 def load_streamed(
     name,
     data_dir,
@@ -270,16 +281,17 @@ def load_streamed(
     }
     whole = streams["train"]
     kept, held_out = _split(whole.labels, 0 if "val" in parts else validation_split, samples)
-    train = whole.take(kept)
+    train = whole.split(kept)
+    _refuse_empty_classes(train.labels, classes)
     if "val" not in parts:
-        streams["val"] = whole.take(held_out)
+        streams["val"] = whole.split(held_out)
     limited = {
         part: _limit_stratified(stream.labels, eval_samples) for part, stream in streams.items() if part != "train"
     }
     if "val" not in parts:
         held_out = held_out[limited["val"]]
-    validation = streams["val"].take(limited["val"])
-    test = streams["test"].take(limited["test"]) if "test" in streams else validation
+    validation = streams["val"].split(limited["val"])
+    test = streams["test"].split(limited["test"]) if "test" in streams else validation
     if not len(test):
         raise InputError(f"{name} has no test pictures: add test/ or val/, or give a --validation-split above 0")
     for stream in {id(each): each for each in (validation, test, *(() if random_crops else (train,)))}.values():

@@ -74,9 +74,13 @@ class Stream:
     def __len__(self):
         return len(self.positions)
 
-    def take(self, positions, axis=0):
-        """Return a part of the stream as a stream, like `ndarray.take`."""
+    def split(self, positions):
+        """Return a part of the stream as a stream, whose broken pictures are replaced only by others of that part."""
         return Stream(self.listing, self.size, self.margin, self.workers, self.positions[positions], self.broken)
+
+    def take(self, positions, axis=0):
+        """Return some of the pictures like `ndarray.take`, as a `View`."""
+        return View(self, np.asarray(positions))
 
     @property
     def shard(self):
@@ -167,6 +171,32 @@ class Stream:
             self.done = _map_file(path.with_suffix(".done"), (len(self),))
         except OSError as error:
             raise InputError(f"--cache {folder} cannot be written: {error.strerror or error}") from None
+
+
+class View:
+    """Some of a stream's pictures, with the same interface.
+
+    They are read by the stream: broken ones are replaced by others of the stream, it keeps them in its cache, and it
+    has the reason if no picture of a class can be read.
+
+    Args:
+        stream: `Stream`.
+        chosen: ints, positions in the stream.
+    """
+
+    dtype = Stream.dtype
+
+    def __init__(self, stream, chosen):
+        self.stream = stream
+        self.chosen = chosen
+        self.workers = stream.workers
+        self.shape = (len(chosen), *stream.shape[1:])
+
+    def __len__(self):
+        return len(self.chosen)
+
+    def __getitem__(self, index):
+        return self.stream[self.chosen[index]]
 
 
 def _map_file(path, shape):

@@ -115,7 +115,8 @@ def train_on(hardware, keras, data, recipe, resume, build):
         if not hardware.first:
             return folder, None
         history = history.read_history(folder / "history.csv")
-        result = evaluation.summarize(figures, recipe, history, network, describe_environment())
+        steps = len(data.train.labels) // recipe.batch_size
+        result = evaluation.summarize(figures, recipe, history, network, describe_environment(), steps)
         predictions = evaluation.format_predictions(data.test.labels, logits.argmax(axis=-1))
         run_folder.write(folder, "predictions.csv", predictions)
         final_events.write_final_events(folder, network, data, recipe, result, logits)

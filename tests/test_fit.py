@@ -22,7 +22,7 @@ from Training.data.batches import Batches
 from Training.devices import ONE
 from Training.engine.callbacks import EpochMeter
 from Training.engine.checkpointing import Checkpoints
-from Training.engine.evaluation import evaluate
+from Training.engine.evaluation import evaluate, summarize
 from Training.engine.fit import compile_model, fit, make_batches
 from Training.engine.optimizers import SGD, add_l2, make_optimizer, make_schedule
 from Training.engine.training_model import ImagesOnDevice, TrainingModel, make_training_model
@@ -385,6 +385,15 @@ def test_batch_larger_than_the_data_is_named(tmp_path):
 
 def test_durations_are_readable():
     assert [format_duration(s) for s in (4.2, 99, 720, 12_000)] == ["4 s", "99 s", "12 min", "3 h 20 min"]
+
+
+def test_training_time_counts_only_the_steps_that_an_epoch_has():
+    history = {"images_per_second": [100.0, 100.0], "seconds": [30.0, 10.0], "first_step_seconds": [25.0, 0.0]}
+    recipe = Recipe(batch_size=50, steps_per_execution=97)
+    network = SimpleNamespace(count_params=lambda: 0)
+    environment = {"backend": "", "device": ""}
+    found = summarize({}, recipe, history, network, environment, steps_per_epoch=20)
+    assert found["training_time_s"] == 40 - 25 + 20 * 50 / 100
 
 
 class Counted(keras.layers.Layer):

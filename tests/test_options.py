@@ -228,7 +228,8 @@ def test_final_events_stand_at_the_epoch_that_was_the_last(tmp_path):
     assert [event.step for event in events.Tensors("final/test_error_percent")] == [3]
 
 
-def test_a_long_run_on_a_processor_says_how_long_it_takes(monkeypatch):
+@pytest.mark.parametrize("per_call", [1, 5])
+def test_a_long_run_on_a_processor_says_how_long_it_takes(monkeypatch, per_call):
     """Once, after 20 s of training, without the first step, which compiles: here a step of 2 s."""
     clock, said = [0.0], []
     monkeypatch.setattr(callbacks.time, "perf_counter", lambda: clock[0])
@@ -236,11 +237,13 @@ def test_a_long_run_on_a_processor_says_how_long_it_takes(monkeypatch):
     def run(steps):
         estimate = callbacks.EstimateDuration(steps, lambda line, flush: said.append(line))
         clock[0] = 100.0  # of the first step
-        for step in range(30):
-            estimate.on_train_batch_end(step)
-            clock[0] += 2.0
+        for epoch in range(3):
+            estimate.on_epoch_begin(epoch)
+            for call in range(10 // per_call):
+                estimate.on_train_batch_end((call + 1) * per_call - 1)
+                clock[0] += 2.0 * per_call
 
-    run(12_610)  # of which 10 are done, and 7 hours left
+    run(12_610 + per_call)  # of which 10 are done after the first call, and 7 hours left
     assert len(said) == 1 and "about 7 h 0 min on this processor, without validation" in said[0]
     run(1_000)  # 33 minutes
     assert len(said) == 1
@@ -339,12 +342,13 @@ def test_gpus_multiply_bfloat16_from_capability_8(monkeypatch):
 def test_compile_cache_is_created_and_used(tmp_path, monkeypatch):
     folder = tmp_path / "a" / "cache"
     monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_enable_xla_devices=false")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     devices.use_compile_cache(str(folder), keras.backend.backend())
     assert folder.is_dir()
     if keras.backend.backend() == "jax":
         import jax
 
-        assert jax.config.jax_compilation_cache_dir == str(folder)
+        assert jax.config.jax_compilation_cache_dir == os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
         jax.config.update("jax_compilation_cache_dir", None)
     else:
         flags = os.environ["TF_XLA_FLAGS"].split()
@@ -353,3 +357,5 @@ def test_compile_cache_is_created_and_used(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--compile-cache .*file/cache: Not a directory"):
         devices.use_compile_cache(str(tmp_path / "file" / "cache"), "tensorflow")
     devices.use_compile_cache("", "tensorflow")
+    with pytest.raises(InputError, match="must be a folder without spaces for TensorFlow"):
+        devices.use_compile_cache(str(tmp_path / "a b"), "tensorflow")

@@ -115,6 +115,18 @@ def test_figures_of_the_run(logs, tmp_path, capsys, arguments):
     assert "--block must be one of stage_1_attention_1" in capsys.readouterr().err
 
 
+def test_the_number_of_channels_does_not_limit_the_images_to_choose_from(logs, tmp_path, capsys):
+    run, picture = str(find_run(logs)), tmp_path / "figure.png"
+    figures.main(["channels", run, "--number", "7", "--count", "2", "--output", str(picture)])
+    assert picture.exists()
+    with pytest.raises(SystemExit):
+        figures.main(["channels", run, "--number", "10"])
+    assert "--number must be less than 10, the number of images" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        figures.main(["masks", run, "--photographs", "--images", "a.png"])
+    assert "not allowed with argument --photographs" in capsys.readouterr().err
+
+
 def read_tags(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -207,10 +219,19 @@ def test_a_trace_of_the_requested_steps_is_written(logs):
 
 
 @pytest.mark.parametrize(
-    "arguments, traced", [("3-5", (3, 5)), ("1-1", (1, 1)), ("4-4", (4, 4)), ("7-99", (7, 9)), ("50-60", ())]
+    "arguments, calls, traced",
+    [
+        ("3-5", 1, (3, 5)),
+        ("1-1", 1, (1, 1)),
+        ("4-4", 1, (4, 4)),
+        ("7-99", 1, (7, 9)),
+        ("50-60", 1, ()),
+        ("2-2", 3, (1, 3)),
+        ("5-7", 3, (4, 9)),
+    ],
 )
-def test_a_trace_starts_and_ends_with_its_steps(monkeypatch, capsys, arguments, traced):
-    """Three epochs of three steps."""
+def test_a_trace_starts_and_ends_with_its_steps(monkeypatch, capsys, arguments, calls, traced):
+    """Three epochs of three steps, each step a call, or all three one call."""
     from Training.engine import event_callbacks
     from Training.recipe import parse_steps
 
@@ -218,14 +239,18 @@ def test_a_trace_starts_and_ends_with_its_steps(monkeypatch, capsys, arguments, 
     monkeypatch.setattr(event_callbacks, "start_trace", lambda folder: seen.append(step))
     monkeypatch.setattr(event_callbacks, "stop_trace", lambda: seen.append(step))
     trace = event_callbacks.Trace("run", *parse_steps(arguments))
+    trace.set_model(SimpleNamespace(steps_per_execution=calls))
     for epoch in range(3):
         trace.on_epoch_begin(epoch)
-        for batch in range(3):
+        for batch in range(0, 3, calls):
             step += 1
             trace.on_train_batch_begin(batch)
-            trace.on_train_batch_end(batch)
+            step += calls - 1
+            trace.on_train_batch_end(batch + calls - 1)
     trace.on_train_end()
-    assert tuple(seen) == traced and ("tensorboard-plugin-profile" in capsys.readouterr().out) == bool(traced)
+    assert tuple(seen) == traced
+    steps = traced[1] - traced[0] + 1 if traced else 0
+    assert (f"trace of {steps} step" in capsys.readouterr().out) == bool(traced) and trace.traced == steps
 
 
 def test_progress_is_one_readable_line(monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import html as html_text
 import io
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -202,6 +203,19 @@ def test_augmented_pixels_beyond_white_stay_white(tmp_path):
     shown = Pictures(None, tiny_network(), np.full((8, 32, 32, 3), 254, "uint8"), Recipe(masks_every=0), False)
     shown.set_model(keras.Sequential([keras.Input((32, 32, 3)), RandomLighting(seed=1)]))
     assert shown._augment().min() > 150  # and not 0, where 8 bits wrap around
+
+
+@pytest.mark.parametrize("until", [0.0, 0.2, 1.0])
+def test_the_picture_of_augmented_images_shows_mixing_that_ends_early(until):
+    """A copy of the layer has seen no steps, so that it does not know that it is still to mix."""
+    from Training.engine.augmentation import Mix
+    from Training.engine.event_callbacks import Pictures
+
+    images = np.stack([np.full((8, 8, 3), 30 * i, "uint8") for i in range(8)])
+    shown = Pictures(None, None, images, Recipe(masks_every=0), False)
+    shown.set_model(SimpleNamespace(layers=[Mix("mixup", 0, until)]))
+    originals, changed = np.split(shown._augment(), 2)
+    assert np.array_equal(originals, changed) == (until == 0)
 
 
 @pytest.mark.parametrize("name", ["a$^$.png", "$_$", r"\$_$ \$", "caf\udce9", "two\nlines"])

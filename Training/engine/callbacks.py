@@ -223,16 +223,19 @@ class EstimateDuration(keras.callbacks.Callback):
         super().__init__()
         self.steps = steps
         self.say = say
-        self.start = None
-        self.done = 0
+        self.first_end = None
+        self.done = self.before = 0  # steps, and those of earlier epochs
         self.said = False
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self.before = self.done
+
     def on_train_batch_end(self, batch, logs=None):
-        now = time.perf_counter()
-        self.start = self.start or now
-        spent = now - self.start
-        if not self.said and self.done and spent >= self.MEASURED:
-            left = spent / self.done * (self.steps - self.done)
+        now, self.done = time.perf_counter(), self.before + batch + 1  # a call may be several steps
+        self.first_end = self.first_end or (now, self.done)
+        spent, counted = now - self.first_end[0], self.done - self.first_end[1]
+        if not self.said and counted and spent >= self.MEASURED:
+            left = spent / counted * (self.steps - self.done)
             self.said = True
             if left > self.WORTH_SAYING:
                 self.say(
@@ -240,7 +243,6 @@ class EstimateDuration(keras.callbacks.Callback):
                     "use a GPU, fewer --epochs or fewer --samples to save time",
                     flush=True,
                 )
-        self.done += 1
 
 
 class KeepBest(keras.callbacks.Callback):

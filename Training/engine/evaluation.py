@@ -100,7 +100,7 @@ def evaluate(network, data, flip=False, devices=ONE):
     return figures, logits
 
 
-def summarize(figures, recipe, history, network, environment):
+def summarize(figures, recipe, history, network, environment, steps_per_epoch):
     """Return the content of `result.json`.
 
     `running_time_s` is the time of all epochs with validation, but without start and final evaluation. `first_step_s`
@@ -112,7 +112,7 @@ def summarize(figures, recipe, history, network, environment):
     rate = float(np.median(rates)) if rates else None
     running, first = sum(history["seconds"]), sum(history["first_step_seconds"])
     calls = sum(seconds > 0 for seconds in history["first_step_seconds"])
-    images = calls * recipe.steps_per_execution * recipe.batch_size
+    images = calls * min(recipe.steps_per_execution, steps_per_epoch) * recipe.batch_size
     return {
         **figures,
         "running_time_s": round(running, 2),

@@ -18,7 +18,7 @@ import numpy as np
 from Training.console import format_count
 from Training.devices import copy_to_one_device, on_one_device
 from Training.engine.augmentation import Augmentation
-from Training.recipe import Recipe, parse_steps
+from Training.recipe import Recipe
 from Training.runs.event_file import EventFiles, is_available
 from Training.visual import inspection, plots
 from Training.visual.escaping import make_markdown_table
@@ -43,8 +43,7 @@ def make_event_callbacks(folder, network, examples, recipe, resumed):
         warnings.warn("tensorboard is not installed: no event files are written", stacklevel=2)
         return []
     events = EpochEvents(folder, network, recipe.histograms, resumed)
-    chosen = [events, Pictures(events, network, examples.images[:SHOWN], recipe, resumed)]
-    return [*chosen, Trace(folder / "train", *parse_steps(recipe.profile))] if recipe.profile else chosen
+    return [events, Pictures(events, network, examples.images[:SHOWN], recipe, resumed)]
 
 
 class EpochEvents(keras.callbacks.Callback):
@@ -133,7 +132,10 @@ class Pictures(keras.callbacks.Callback):
         with on_one_device():
             for layer in self.model.layers:
                 if isinstance(layer, Augmentation):
-                    changed = type(layer).from_config(layer.get_config())(changed, training=True)
+                    config = layer.get_config()
+                    if config.get("until"):
+                        config["until"] = 1.0  # the copy has seen no steps of the run, and shall mix
+                    changed = type(layer).from_config(config)(changed, training=True)
                     changed = changed[0] if isinstance(changed, tuple) else changed
         changed = keras.ops.convert_to_numpy(changed).round().clip(0, 255).astype("uint8")  # may be out of range
         rows = (plots.enlarge_enough(self.images), plots.enlarge_enough(changed))
@@ -170,14 +172,16 @@ class Trace(keras.callbacks.Callback):
         self.done = 0  # steps done in this process
         self.before = 0  # steps done in earlier epochs
         self.running = False
+        self.traced = 0  # steps
 
     def on_epoch_begin(self, epoch, logs=None):
         self.before = self.done
 
     def on_train_batch_begin(self, batch, logs=None):
-        if not self.running and self.done < self.last and self.before + batch + 1 >= self.first:
+        end = self.before + batch + self.model.steps_per_execution  # Keras names the first step of a call
+        if not self.running and self.done < self.last and end >= self.first:
             start_trace(self.folder)
-            self.running = True
+            self.running, self.start = True, self.done
         if self.running:
             self.step = mark_step(self.before + batch + 1)
             self.step.__enter__()
@@ -196,8 +200,9 @@ class Trace(keras.callbacks.Callback):
     def _stop(self):
         stop_trace()
         self.running, self.last = False, 0
+        self.traced = self.done - self.start
         below = "\n" if sys.stdout.isatty() else ""  # in a terminal, the line of progress is not finished yet
-        steps = format_count(self.done - self.first + 1, "step")
+        steps = format_count(self.traced, "step")
         print(f"{below}trace of {steps} in {self.folder}; to see it in TensorBoard: {INSTALL}", flush=True)
 
 

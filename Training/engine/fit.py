@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,12 +13,13 @@ from Training.devices import ONE, ask_first_process
 from Training.engine.augmentation import Mix, make_augmentations
 from Training.engine.callbacks import TimeBudget, make_callbacks
 from Training.engine.checkpointing import restore
+from Training.engine.event_callbacks import Trace
 from Training.engine.feeding import feed
 from Training.engine.optimizers import finish_average, make_optimizer, set_run_length
 from Training.engine.statistics import make_statistics
 from Training.engine.training_model import make_training_model
 from Training.errors import InputError, RunError
-from Training.recipe import Recipe, movable_fields
+from Training.recipe import Recipe, movable_fields, parse_steps
 from Training.runs.checkpoint import load_newest
 from Training.runs.run_folder import rewind, save_model
 
@@ -85,12 +87,13 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
     state = restore_state(model, recipe, folder, budget, batches.steps_per_epoch, say, devices)
     epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
     statistics = make_statistics(network, data.train, recipe, devices)
+    trace = Trace(Path(folder) / "train", *parse_steps(recipe.profile)) if recipe.profile and devices.first else None
     while epoch < budget.length and not model.stop_training:
         # Keras' fit has a fixed number of epochs, all with the same number of steps. The rest of an interrupted epoch,
         # and an epoch that decides how many follow, need a call of their own.
         end = epoch + 1 if batches.first_step or not budget.decided else budget.length
         set_length(model, recipe, budget.length, batches.steps_per_epoch)
-        events = make_events(state is not None)
+        events = [*make_events(state is not None), *([trace] if trace else [])]
         validated = held_out is not None
         chosen = make_callbacks(recipe, folder, network, batches, events, state, validated, budget, statistics)
         try:
@@ -106,6 +109,8 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
         finally:
             chosen[-1].release_signals()
         epoch, state = end, chosen[-1].state
+    if trace and not trace.traced:
+        say(f"--profile {recipe.profile}: nothing was traced, this process made {format_count(trace.done, 'step')}")
     if recipe.ema:
         finish_average(model)
     if statistics:

@@ -93,6 +93,34 @@ def reset_configuration(keras):
     keras.config.set_max_steps_per_epoch(None)
 
 
+def choose_backend():
+    """Return the backend that KERAS_BACKEND names, by default TensorFlow.
+
+    Raises:
+        InputError: it is not a backend of this project.
+    """
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend not in BACKENDS:
+        raise InputError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
+    return backend
+
+
+@contextlib.contextmanager
+def explain_import_errors():
+    """Raise `InputError` if the backend is not installed, or if Keras cannot use its own configuration."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    except ImportError as error:
+        raise InputError(
+            f"{error}: install requirements.txt, or requirements-jax.txt for JAX, or set KERAS_BACKEND to the other of "
+            f"{', '.join(BACKENDS)}"
+        ) from None
+
+
 def start_keras(distribute="none"):
     """Import Keras and its backend, find the device, and return the `keras` module.
 
@@ -108,13 +136,11 @@ def start_keras(distribute="none"):
     """
     from Training import devices
 
-    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
-    if backend not in BACKENDS:
-        raise InputError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
+    backend = choose_backend()
     devices.refuse_mode(distribute, backend)
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors that matter for a run are raised in Python too
-    try:
+    with explain_import_errors():
         with hold_signals(), silence_stderr():
             keras = import_keras()
         reset_configuration(keras)
@@ -124,15 +150,6 @@ def start_keras(distribute="none"):
             devices.device_name()
         # TensorFlow warns about many models in one process, which is normal in a notebook.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    except ImportError as error:
-        raise InputError(
-            f"{error}: install requirements.txt, or requirements-jax.txt for JAX, or set KERAS_BACKEND to the other of "
-            f"{', '.join(BACKENDS)}"
-        ) from None
     return keras
 
 
@@ -165,6 +182,8 @@ def report_errors(program=PROGRAM, stopped="Stopped before the training began.")
         yield
     except InputError as error:
         exit_with(2, f"{program}: error: {error}")
+    except RunError as error:
+        exit_with(1, f"{program}: error: {error}")
     except OSError as error:
         if isinstance(sys.stdout, Output) and error is sys.stdout.lost:
             raise

@@ -130,7 +130,7 @@ def use_compile_cache(folder, backend):
     """Keep XLA's compiled code in this folder, which is created. Must be called before the backend is imported.
 
     Raises:
-        InputError: the folder cannot be created.
+        InputError: the folder cannot be created, or TensorFlow cannot use its name.
     """
     if not folder:
         return
@@ -138,12 +138,15 @@ def use_compile_cache(folder, backend):
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise InputError(f"--compile-cache {folder}: {error.strerror or error}") from None
+    place = os.path.abspath(folder)
     if backend == "jax":
-        import jax
-
-        jax.config.update("jax_compilation_cache_dir", os.path.abspath(folder))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = place
+        if "jax" in sys.modules:  # it has read its environment
+            sys.modules["jax"].config.update("jax_compilation_cache_dir", place)
+    elif len(place.split()) > 1:
+        raise InputError(f"--compile-cache must be a folder without spaces for TensorFlow, received {place!r}")
     else:
-        flag = f"--tf_xla_persistent_cache_directory={os.path.abspath(folder)}"
+        flag = f"--tf_xla_persistent_cache_directory={place}"
         os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {flag}".strip()
 
 

@@ -61,6 +61,18 @@ def test_keras_cache_is_used_before_any_download(tmp_path, files, monkeypatch):
     assert (tmp_path / "datasets" / "cifar-10-batches-py-target_archive").exists()
 
 
+@pytest.mark.parametrize("backend, said", [("torch", "KERAS_BACKEND must be one of"), ("", "requirements-jax.txt")])
+def test_a_backend_that_is_not_there_is_named_before_a_download(monkeypatch, backend, said):
+    def fail():
+        raise ModuleNotFoundError("No module named 'tensorflow'")
+
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    monkeypatch.setattr(archives, "_refuse_without_network", lambda *_: None)
+    monkeypatch.setattr(archives, "import_keras", fail)
+    with pytest.raises(InputError, match=said):
+        archives.download(CIFAR10, "cifar10")
+
+
 def expect_refusal(raw, said, rows=10_000):
     with pytest.raises(InputError, match=said) as error:
         archives.read_batch(raw, "data_batch_1", CIFAR10, rows)

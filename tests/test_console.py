@@ -15,7 +15,7 @@ import pytest
 import Model.console
 from Training import console, devices
 from Training.console import entry_point, format_count, format_duration
-from Training.errors import Interrupted
+from Training.errors import Interrupted, RunError
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shells and signals are POSIX's")
@@ -327,3 +327,14 @@ def test_a_signal_in_a_finalizer_is_not_lost():
         Finalized()
         time.sleep(5)
     assert stopped.value.exit_code == 143 and sys.unraisablehook is not Model.console._repeat_lost_signal
+
+
+def test_a_run_that_cannot_continue_is_one_line_in_every_program(capsys):
+    @entry_point("tool")
+    def main():
+        raise RunError("no more pictures of a class can be read")
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "tool: error: no more pictures of a class can be read\n"

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from Training.console import choose_backend, explain_import_errors, import_keras
 from Training.errors import InputError, format_path, shorten
 from Training.files import open_file, read_bytes
 
@@ -328,11 +329,13 @@ def download(archive, name):
     """Fetch the official archive into Keras' cache, with a progress bar, and check its SHA-256.
 
     Raises:
-        InputError: the server cannot be reached, or sends other bytes than the official ones.
+        InputError: the server cannot be reached, or sends other bytes than the official ones; or the backend is not
+            installed.
     """
     _refuse_without_network(archive, name)
-    import keras  # for its downloader; reading local files needs no framework
-
+    choose_backend()
+    with explain_import_errors():
+        keras = import_keras()  # for its downloader; reading local files needs no framework
     try:
         path = keras.utils.get_file(archive.file, archive.url, cache_dir=_keras_cache().parent, cache_subdir="datasets")
     except Exception as error:

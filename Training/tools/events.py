@@ -138,10 +138,10 @@ def main(arguments=None):
         try:
             folder.mkdir(parents=True)
             write(options, run, folder)
-        except OSError as error:
-            raise InputError(format_os_error(error, folder)) from None
-        except InputError:
-            shutil.rmtree(folder)
+        except BaseException as error:  # an unfinished folder would look like a run
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise InputError(format_os_error(error, folder)) from None
             raise
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{format_path(folder)}: {size / 1000:,.0f} kB")

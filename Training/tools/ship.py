@@ -127,7 +127,8 @@ def ship(options):
         folder.mkdir()
         about = pack(network, run, recipe, class_names, folder)
         packed = saved.load(folder / weights.FILE)
-        about["test_errors"] = measure_both(network, packed, data, find_dataset(recipe.dataset).mirrored)
+        with data.reading():
+            about["test_errors"] = measure_both(network, packed, data, find_dataset(recipe.dataset).mirrored)
         run_folder.write_json(folder, weights.ABOUT, about)
         if target.exists():
             shutil.rmtree(target)

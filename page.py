@@ -453,14 +453,6 @@ def serve(page, options):
             page.close(verbose=False)
 
 
-def end_on_signals():
-    """Treat SIGTERM and a closed terminal like Ctrl-C, so that uploads are removed. `nohup` stays in force."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
-
-
 @entry_point(PROGRAM, output_needed=False)
 def main(arguments=None):
     from Training.runs import saved
@@ -469,7 +461,6 @@ def main(arguments=None):
     with report_errors(PROGRAM, "Stopped."):
         paths = [saved.find(where, options.best) for where in options.model]
         refuse_used_port(options.port)
-        end_on_signals()
         with tempfile.TemporaryDirectory(prefix="page-") as folder:  # for uploads
             process = NetworkProcess(options.model, paths)
             try:

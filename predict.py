@@ -257,8 +257,9 @@ def predict(options):
                 unwritten += not write_masks(masks_to / found[number][1], images[i], own)
     if options.csv and options.csv != "-":
         print(f"{format_path(options.csv)} written: {format_count(done, 'picture')}")
-    if masks_to:
-        print(f"{format_count(done - unwritten, 'mask picture')} written to {format_path(masks_to)}")
+    if masks_to:  # the table may be on standard output
+        line = f"{format_count(done - unwritten, 'mask picture')} written to {format_path(masks_to)}"
+        print(line, file=sys.stderr if options.csv == "-" else sys.stdout)
     return len(found) - done, unwritten, len(found)
 
 

@@ -1,12 +1,14 @@
 """Parses the command line: one flag for each field of the recipe, `--recipe` and `--resume`."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import os
 import re
 import sys
 
+from Training import devices
 from Training.errors import InputError, escape, format_path
 from Training.files import read_text
 from Training.recipe import RECIPES, Recipe, dataset_names, find_dataset, make_recipe, movable_fields
@@ -140,6 +142,21 @@ def parse(arguments, description):
         parser.error(str(error))
 
 
+def _resolve(base, given, recipe):
+    """Return the values that a command gives, as the recipe of a new run with this command would have them.
+
+    A run's recipe has a shortened warm-up, the precision that `auto` chose, and no options that its mode of
+    distribution lacks.
+    """
+    values = {**base, **given}
+    with contextlib.suppress(InputError):  # values that only fit to others of the run are compared as they are
+        made = devices.drop_unsupported(make_recipe(base, {**given, "epochs": recipe.epochs}), lambda *_, **__: None)
+        values = {key: getattr(made, key) for key in values}
+    if values.get("precision") == "auto":
+        del values["precision"]
+    return {**values, **{key: given[key] for key in ("epochs",) if key in given}}
+
+
 def _resume(folder, name, given):
     """Return the recipe of the run in `folder`, with more epochs or other folders if they are given."""
     if not folder:  # --resume "$RUN" with an unset variable must not start a new run
@@ -150,7 +167,7 @@ def _resume(folder, name, given):
     except OSError as error:
         reason = f"{format_path(path)} cannot be read: {error.strerror}"
         raise InputError(f"--resume needs a run's folder, and {reason}") from None
-    values = {**RECIPES.get(name, {}), **given}
+    values = _resolve(RECIPES.get(name, {}), given, recipe)
     changed = {key: value for key, value in values.items() if value != getattr(recipe, key)}
     other = [f"{key} (run: {getattr(recipe, key)!r}, given: {value!r})"
              for key, value in changed.items() if key != "epochs" and key not in movable_fields()]  # fmt: skip

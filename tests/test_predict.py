@@ -102,8 +102,11 @@ def test_broken_pictures_are_named_and_skipped(run, tmp_path, capsys):
     ]
 
 
-def test_masks_are_written_for_each_picture(run, tmp_path):
-    predict.main([str(run.folder / "pictures" / "1"), "--model", str(run.folder), "--masks", str(tmp_path / "masks")])
+def test_masks_are_written_for_each_picture(run, tmp_path, capsys):
+    masks = ["--masks", str(tmp_path / "masks")]
+    predict.main([str(run.folder / "pictures" / "1"), "--model", str(run.folder), *masks, "--csv", "-"])
+    out, err = capsys.readouterr()
+    assert "7 mask pictures written to" in err and len(list(csv.DictReader(io.StringIO(out)))) == 7
     written = {path.name for path in (tmp_path / "masks").iterdir()}
     assert written == {f"{i:02}.png.masks.png" for i in range(1, 20, 3)}
     image = run.images[4:5]

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import convolutions, networks, operations
 from benchmarks.throughput import make_recipe as make_throughput_recipe
+from Training import devices
 from Training.errors import InputError
 from Training.flags import parse
 from Training.recipe import AUGMENTATIONS, OPTIMIZERS, RECIPES, Recipe
@@ -170,6 +171,25 @@ def test_resume_takes_the_folder_s_recipe(capsys, tmp_path):
     message = expect_refusal(capsys, "--resume", str(tmp_path), "--batch-size", "8", "--seed", "5")
     assert "differs in seed (run: 4, given: 5)" in message or "batch_size (run: 64, given: 8)" in message
     assert "rotation (run: 15.0, given: 5.0)" in expect_refusal(capsys, "--resume", str(tmp_path), "--recipe", "quick")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--recipe quick --epochs 1",
+        "--precision auto --epochs 3",
+        "--recipe race --distribute mirrored",
+        "--recipe paper --schedule constant",
+    ],
+)
+def test_resume_accepts_the_command_of_the_run(command, tmp_path):
+    """What `recipe.json` has was resolved when the run began: a shortened warm-up, the precision, options left out."""
+    recipe = devices.drop_unsupported(parse(command.split(), "")[0], lambda *_: None)
+    recipe = dataclasses.replace(recipe, precision="mixed_bfloat16" if recipe.precision == "auto" else recipe.precision)
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    assert parse([*command.split(), "--resume", str(tmp_path)], "") == (recipe, str(tmp_path))
+    longer, _ = parse([*command.split(), "--epochs", "1000", "--resume", str(tmp_path)], "")
+    assert longer == dataclasses.replace(recipe, epochs=1000)
 
 
 @pytest.mark.parametrize(

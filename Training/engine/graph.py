@@ -2,7 +2,10 @@
 
 import contextlib
 
+import keras
+
 from Module.replicas import replicas
+from Training.devices import find_accelerator
 
 
 def speed_up(model, function):
@@ -24,14 +27,19 @@ def speed_up(model, function):
     import tensorflow as tf  # not at the top: the module must be importable without TensorFlow
 
     whole = make_whole_step(model) if model.batch_size and model.steps_per_execution == 1 else function
-    on_cpu = not tf.config.list_physical_devices("GPU")
-    around = skip_graph_optimizer if on_cpu and model.compute_dtype == "float32" else contextlib.nullcontext
+    around = skip_graph_optimizer if is_faster_without_optimizer(model) else contextlib.nullcontext
 
     def call(iterator):
         with around():
             return (whole if isinstance(iterator, tf.data.Iterator) else function)(iterator)
 
     return call
+
+
+def is_faster_without_optimizer(model):
+    """Return whether a function of this model needs no graph optimizer, see `speed_up`."""
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    return on_tensorflow and find_accelerator() is None and model.compute_dtype == "float32"
 
 
 def make_whole_step(model):

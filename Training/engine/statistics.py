@@ -11,7 +11,7 @@ from Training.data.batches import Batches
 from Training.data.datasets import Examples
 from Training.devices import ONE
 from Training.engine.feeding import feed
-from Training.engine.graph import skip_graph_optimizer
+from Training.engine.graph import is_faster_without_optimizer, skip_graph_optimizer
 from Training.engine.optimizers import copy_values, restore_values
 from Training.engine.training_model import make_logits_model
 
@@ -127,8 +127,8 @@ class Statistics:
         others = [v for v in self.network.non_trainable_variables if id(v) not in moving]  # states of dropout
         kept = copy_values(others)
         self.model.reset()
-        on_cpu = keras.backend.backend() == "tensorflow" and self.network.compute_dtype == "float32"
-        with show_batch_statistics(self.normalizations), skip_graph_optimizer() if on_cpu else contextlib.nullcontext():
+        faster = skip_graph_optimizer if is_faster_without_optimizer(self.network) else contextlib.nullcontext
+        with show_batch_statistics(self.normalizations), faster():
             self.model.predict(feed(self.batches), verbose=0)
         restore_values(others, kept)
         for name in ("mean", "variance"):

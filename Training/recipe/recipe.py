@@ -345,6 +345,11 @@ class Recipe:
             )
         if self.schedule in ("cosine", "linear") and self.warmup_epochs >= self.epochs:
             raise InputError(f"warmup_epochs must be less than epochs={self.epochs}, received {self.warmup_epochs:g}")
+        if self.minutes and self.epochs < 2 and self.schedule in ("cosine", "linear", "step"):
+            raise InputError(
+                f"minutes={self.minutes:g} stretches the schedule of the run, which needs epochs=2 or more, received "
+                f"epochs={self.epochs}"
+            )
         if self.freeze and not self.weights:
             raise InputError("freeze keeps weights that are already trained: also give --weights")
         if not self.validation_split and (self.schedule == "plateau" or self.patience):
@@ -369,6 +374,8 @@ class Recipe:
                 "alternate_flip says how to flip: give --flip true and --augmentation affine or crop, received "
                 f"flip={str(self.flip).lower()}, augmentation={self.augmentation}"
             )
+        if self.broken == "refuse" and self.dataset != "folder":
+            raise InputError(f"broken=refuse is for dataset=folder, received dataset={self.dataset}")
         if self.shards_at_once and self.dataset != "shards":
             raise InputError(f"shards_at_once is for dataset=shards, received dataset={self.dataset}")
 

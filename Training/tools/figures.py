@@ -51,14 +51,15 @@ def load_test_examples(run, data_dir="", instead=""):
 
 
 def load_images(options, size):
-    """Return the images that a figure shows, uint8 `(n, *size, 3)`, and a name for each."""
+    """Return the images that a figure shows or chooses from, uint8 `(n, *size, 3)`, and a name for each."""
+    count = None if options.figure == "channels" else options.count  # of channels, there
     if options.photographs:
-        return load_photographs(size[0]), ["temple", "its roof", "flower", "its middle"]
+        return load_photographs(size[0])[:count], ["temple", "its roof", "flower", "its middle"][:count]
     if options.images:
         return np.stack([decoding.read(path, size) for path in options.images]), [Path(p).stem for p in options.images]
     test, classes = load_test_examples(options.run, options.data_dir, ": give --images")
     _, first = np.unique(test.labels, return_index=True)  # one of each class
-    chosen = first[: options.count]
+    chosen = first[:count]
     return test.images[chosen], [classes[label] for label in test.labels[chosen]]
 
 
@@ -227,8 +228,9 @@ def parse(arguments):
         own.add_argument("--best", action="store_true", help="best.keras (by validation accuracy), not last.keras")
         own.add_argument("--data-dir", default="", help="folder of the data set (default: the run's)")
         if name in ("masks", "channels"):
-            own.add_argument("--photographs", action="store_true", help="show the photographs of scikit-learn")
-            own.add_argument("--images", nargs="+", metavar="FILE", help="(default: test images, one of each class)")
+            shown = own.add_mutually_exclusive_group()
+            shown.add_argument("--photographs", action="store_true", help="show the photographs of scikit-learn")
+            shown.add_argument("--images", nargs="+", metavar="FILE", help="(default: test images, one of each class)")
         if name != "responses":
             count, shown = 24 if name == "mistakes" else 4, "channels" if name == "channels" else "images"
             own.add_argument("--count", type=int, default=count, help=f"number of {shown} (default: {count})")

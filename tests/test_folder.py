@@ -116,9 +116,7 @@ def test_parts_classes_and_balance(root, own):
 def test_a_class_without_training_pictures_is_refused(own):
     for path in sorted((own / "train/cat").iterdir())[2:]:
         path.unlink()
-    with pytest.raises(
-        InputError, match="no training image of cat is left, and 1 of 3 classes have none: give more"
-    ):
+    with pytest.raises(InputError, match="no training image of cat is left, and 1 of 3 classes have none: give more"):
         datasets.load("folder", str(own), size=16, samples=4)
 
 

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from tests.support import plain
 from Training.data import datasets
 from Training.data.datasets import Examples
+from Training.engine.augmentation import Augmentation, Mix
 from Training.engine.callbacks import EvaluatedNetwork
 from Training.engine.evaluation import score
 from Training.engine.fit import fit
@@ -42,6 +44,41 @@ def digits():
 def build(digits, recipe=RECIPE):
     keras.utils.set_random_seed(1)
     return plain.build(recipe, digits)
+
+
+class Darken(Augmentation):
+    """Halves the images at random: their statistics differ from those of images without augmentation."""
+
+    def augment(self, images):
+        return images * ops.reshape(ops.where(self.uniform(images, 0.0, 1.0) < 0.9, 0.5, 1.0), (-1, 1, 1, 1))
+
+
+def test_images_are_augmented_as_in_training(digits):
+    """And the random states of the augmentation are restored, so that training draws the same numbers."""
+    network = build(digits)
+    layers = [Darken(seed=3), Mix("mixup", 4)]
+    examples = choose_examples(digits.train, 32, 16)
+    before = copy_values([v for layer in layers for v in layer.variables])
+    statistics = Statistics(network, examples, 16, changes=layers)
+    statistics.recompute()
+    found = copy_moving_statistics(network)
+    statistics.recompute()
+    for a, b in zip(sum(found, []), sum(copy_moving_statistics(network), []), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(before, copy_values([v for layer in layers for v in layer.variables]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The same batches, augmented by copies of the layers, without augmentation inside.
+    changed = []
+    copies = [type(layer).from_config(layer.get_config()) for layer in layers]
+    for start in (0, 16):
+        images = copies[0](examples.images[start : start + 16], training=True)
+        changed.append(keras.ops.convert_to_numpy(copies[1](images, training=True)[0]))
+    changed = Examples(np.concatenate(changed), examples.labels)
+    Statistics(network, changed, 16).recompute()
+    for a, b in zip(sum(found, []), sum(copy_moving_statistics(network), []), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    Statistics(network, examples, 16).recompute()
+    assert not np.allclose(found[0][0], copy_moving_statistics(network)[0][0], rtol=0.05)
 
 
 def copy_moving_statistics(network):

@@ -198,6 +198,10 @@ class View:
     def __getitem__(self, index):
         return self.stream[self.chosen[index]]
 
+    def crop_randomly(self, positions, key):
+        """Return random crops, see `Stream.crop_randomly`."""
+        return self.stream.crop_randomly(self.chosen[positions], key)
+
 
 def _map_file(path, shape):
     """Map a file to a uint8 array, zeros if it is new. Its space is reserved now, so the disk cannot fill up later."""

@@ -10,7 +10,7 @@ import numpy as np
 from Training.console import format_count
 from Training.data.batches import Batches, find_even_batch
 from Training.devices import ONE, ask_first_process
-from Training.engine.augmentation import Mix, make_augmentations
+from Training.engine.augmentation import Augmentation, Mix, make_augmentations
 from Training.engine.callbacks import TimeBudget, make_callbacks
 from Training.engine.checkpointing import restore
 from Training.engine.event_callbacks import Trace
@@ -86,7 +86,8 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
     budget = TimeBudget(recipe, devices, say)
     state = restore_state(model, recipe, folder, budget, batches.steps_per_epoch, say, devices)
     epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
-    statistics = make_statistics(network, data.train, recipe, devices)
+    changes = [layer for layer in model.layers if isinstance(layer, Augmentation)]
+    statistics = make_statistics(network, data.train, recipe, devices, changes)
     trace = Trace(Path(folder) / "train", *parse_steps(recipe.profile)) if recipe.profile and devices.first else None
     while epoch < budget.length and not model.stop_training:
         # Keras' fit has a fixed number of epochs, all with the same number of steps. The rest of an interrupted epoch,

@@ -52,13 +52,15 @@ class StatisticsModel(keras.Model):
 
     Args:
         network: a functional model of `Model`. Its moving statistics and random states change in each call.
+        changes: layers that augment the images first, as in training; their random states change too.
 
     Input shape:  `(batch, height, width, channels)`; every batch has the same size.
     Output shape: `(batch, classes)`, logits.
     """
 
-    def __init__(self, network):
+    def __init__(self, network, changes=()):
         super().__init__(dtype="float32", name=f"{network.name}_statistics")
+        self.changes = list(changes)
         self.logits_model = make_logits_model(network)
         self.normalizations = find_normalizations(network)
         self.batches_seen = self._add_zeros((), "batches_seen")
@@ -70,6 +72,9 @@ class StatisticsModel(keras.Model):
         return self.add_weight(shape=shape, initializer="zeros", trainable=False, autocast=False, name=name)
 
     def call(self, images):
+        for layer in self.changes:
+            images = layer(images, training=True)
+            images = images[0] if isinstance(images, tuple) else images  # `Mix` also returns shares
         logits = self.logits_model(images, training=True)
         self.batches_seen.assign(self.batches_seen + 1.0)
         k = ops.convert_to_tensor(self.batches_seen)
@@ -102,8 +107,9 @@ def show_batch_statistics(normalizations):
 class Statistics:
     """Recomputes the statistics of a network's normalizations over training images.
 
-    The network runs as in training: each batch is normalized by its own mean and variance. The images are not
-    augmented. This is the "precise batch normalization" of Wu and Johnson 2021, https://arxiv.org/abs/2105.07576,
+    The network runs as in training: images are augmented, and each batch is normalized by its own mean and variance.
+    Statistics of images without augmentation differ from those to which the weights are adapted, and raise the error
+    (docs/report.md). This is the "precise batch normalization" of Wu and Johnson 2021, https://arxiv.org/abs/2105.07576,
     section 3, but with the variance over all batches instead of the mean of their variances.
 
     Args:
@@ -111,13 +117,17 @@ class Statistics:
         examples: `datasets.Examples`, whole batches, see `choose_examples`.
         batch_size: int, images per batch.
         devices: `devices.Devices`, over which each batch is split.
+        changes: layers that augment the images, those of the training model.
+        random_crops: bool, whether random crops of streamed pictures are read, as in training.
     """
 
-    def __init__(self, network, examples, batch_size, devices=ONE):
+    def __init__(self, network, examples, batch_size, devices=ONE, changes=(), random_crops=False):
         self.network = network
-        self.batches = Batches(examples, min(batch_size, len(examples.labels)), devices=devices)
+        self.changes = changes
+        cropped = {"seed": SEED, "random_crops": True} if random_crops else {}
+        self.batches = Batches(examples, min(batch_size, len(examples.labels)), devices=devices, **cropped)
         self.normalizations = find_normalizations(network)
-        self.model = StatisticsModel(network) if self.normalizations else None
+        self.model = StatisticsModel(network, changes) if self.normalizations else None
 
     def recompute(self):
         """Replace the moving statistics; weights and random states stay as they are."""
@@ -125,6 +135,7 @@ class Statistics:
             return
         moving = {id(v) for layer in self.normalizations for v in (layer.moving_mean, layer.moving_variance)}
         others = [v for v in self.network.non_trainable_variables if id(v) not in moving]  # states of dropout
+        others += [v for layer in self.changes for v in layer.variables]  # and of the augmentation
         kept = copy_values(others)
         self.model.reset()
         faster = skip_graph_optimizer if is_faster_without_optimizer(self.network) else contextlib.nullcontext
@@ -136,7 +147,7 @@ class Statistics:
             restore_values([getattr(layer, f"moving_{name}") for layer in self.normalizations], found)
 
 
-def make_statistics(network, examples, recipe, devices=ONE):
+def make_statistics(network, examples, recipe, devices=ONE, changes=()):
     """Return the `Statistics` of a run, or None if its recipe keeps the moving statistics.
 
     Args:
@@ -144,8 +155,10 @@ def make_statistics(network, examples, recipe, devices=ONE):
         examples: `datasets.Examples`, the training examples.
         recipe: `recipe.Recipe`.
         devices: `devices.Devices`.
+        changes: layers that augment the images, those of the training model.
     """
     if not recipe.statistics_share:
         return None
     count = min(recipe.statistics_share * len(examples.labels), MOST_IMAGES)
-    return Statistics(network, choose_examples(examples, count, recipe.batch_size), recipe.batch_size, devices)
+    chosen = choose_examples(examples, count, recipe.batch_size)
+    return Statistics(network, chosen, recipe.batch_size, devices, changes, recipe.random_crops)

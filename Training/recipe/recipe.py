@@ -235,9 +235,9 @@ class Recipe:
     )  # fmt: skip
     statistics_share: float = option(
         0.05,
-        "share of the training images (between one batch and 10,000) over which normalization statistics are "
-        "recomputed before each validation and at the end; with --ema, the averaged weights are then validated; 0 "
-        "keeps the moving statistics",
+        "share of the training images (between one batch and 10,000), augmented as in training, over which "
+        "normalization statistics are recomputed before each validation and at the end; with --ema, the averaged "
+        "weights are then validated; 0 keeps the moving statistics",
         low=0.0,
         high=1.0,
         before=0.0,

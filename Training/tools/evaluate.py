@@ -76,7 +76,7 @@ def parse(arguments):
     )
     parser.add_argument(
         "--statistics", type=int, default=0, metavar="N",
-        help="also recompute the statistics of the normalizations over N training images",
+        help="also recompute the statistics of the normalizations over N training images, without augmentation",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
     options = parser.parse_args(arguments)

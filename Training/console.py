@@ -94,7 +94,7 @@ def reset_configuration(keras):
 
 
 def choose_backend():
-    """Return the backend that KERAS_BACKEND names, by default TensorFlow.
+    """Set KERAS_BACKEND, by default to TensorFlow, and return it.
 
     Raises:
         InputError: it is not a backend of this project.
@@ -102,6 +102,7 @@ def choose_backend():
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend not in BACKENDS:
         raise InputError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
+    os.environ["KERAS_BACKEND"] = backend
     return backend
 
 
@@ -138,7 +139,6 @@ def start_keras(distribute="none"):
 
     backend = choose_backend()
     devices.refuse_mode(distribute, backend)
-    os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors that matter for a run are raised in Python too
     with explain_import_errors():
         with hold_signals(), silence_stderr():

@@ -143,18 +143,18 @@ def parse(arguments, description):
 
 
 def _resolve(base, given, recipe):
-    """Return the values that a command gives, as the recipe of a new run with this command would have them.
+    """Return the values that a command gives, except `epochs`, as the recipe of a new run would have them.
 
     A run's recipe has a shortened warm-up, the precision that `auto` chose, and no options that its mode of
     distribution lacks.
     """
-    values = {**base, **given}
+    values = {name: value for name, value in {**base, **given}.items() if name != "epochs"}
     with contextlib.suppress(InputError):  # values that only fit to others of the run are compared as they are
         made = devices.drop_unsupported(make_recipe(base, {**given, "epochs": recipe.epochs}), lambda *_, **__: None)
         values = {key: getattr(made, key) for key in values}
     if values.get("precision") == "auto":
         del values["precision"]
-    return {**values, **{key: given[key] for key in ("epochs",) if key in given}}
+    return values
 
 
 def _resume(folder, name, given):
@@ -170,7 +170,7 @@ def _resume(folder, name, given):
     values = _resolve(RECIPES.get(name, {}), given, recipe)
     changed = {key: value for key, value in values.items() if value != getattr(recipe, key)}
     other = [f"{key} (run: {getattr(recipe, key)!r}, given: {value!r})"
-             for key, value in changed.items() if key != "epochs" and key not in movable_fields()]  # fmt: skip
+             for key, value in changed.items() if key not in movable_fields()]  # fmt: skip
     if other:
         raise InputError(f"--resume uses the recipe of the run, which differs in {', '.join(other)}")
     if recipe.minutes and given.get("epochs", recipe.epochs) != recipe.epochs:

@@ -72,12 +72,12 @@ def start_chromium(webgl):
 
 
 def wait_for(condition, what, seconds=180):
-    """Call a function until it returns something true, and return that; a page that is not there yet may raise."""
+    """Call a function until it returns something true; a page that is not there yet may raise."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            if found := condition():
-                return found
+            if condition():
+                return
         except OSError:
             pass
         time.sleep(0.5)

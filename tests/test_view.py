@@ -207,13 +207,15 @@ def test_augmented_pixels_beyond_white_stay_white(tmp_path):
 
 @pytest.mark.parametrize("until", [0.0, 0.2, 1.0])
 def test_the_picture_of_augmented_images_shows_mixing_that_ends_early(until):
-    """A copy of the layer has seen no steps, so that it does not know that it is still to mix."""
+    """A copy of the layer must know after how many steps mixing ends."""
     from Training.engine.augmentation import Mix
     from Training.engine.event_callbacks import Pictures
 
     images = np.stack([np.full((8, 8, 3), 30 * i, "uint8") for i in range(8)])
     shown = Pictures(None, None, images, Recipe(masks_every=0), False)
-    shown.set_model(SimpleNamespace(layers=[Mix("mixup", 0, until)]))
+    mix = Mix("mixup", 0, until)
+    mix.set_last(10, 1)
+    shown.set_model(SimpleNamespace(layers=[mix]))
     originals, changed = np.split(shown._augment(), 2)
     assert np.array_equal(originals, changed) == (until == 0)
 

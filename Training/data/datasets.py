@@ -236,7 +236,7 @@ def _refuse_empty_classes(labels, classes):
     if len(empty):
         raise InputError(
             f"no training image of {_shorten_name(classes[empty[0]])} is left, and {len(empty)} of {len(classes)} "
-            f"classes have none: give more --samples, or a smaller --validation-split"
+            "classes have none: give more --samples, or a smaller --validation-split"
         )
 
 

@@ -114,9 +114,10 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.first_step = self.seen = 0
-        self._remember(epoch + 1, 0)  # also if it is not saved: another call of `fit` may continue from here
         if self.asked or self.model.stop_training or self.due is None or epoch + 1 in self.due:
             self._save(epoch + 1, 0)
+        else:
+            self._remember(epoch + 1, 0)  # another call of `fit` may continue from here
         self._stop_if_asked()
 
     def _stop_if_asked(self):

@@ -18,6 +18,7 @@ import numpy as np
 from Training.console import format_count
 from Training.devices import copy_to_one_device, on_one_device
 from Training.engine.augmentation import Augmentation
+from Training.engine.training_model import split_output
 from Training.recipe import Recipe
 from Training.runs.event_file import EventFiles, is_available
 from Training.visual import inspection, plots
@@ -126,17 +127,15 @@ class Pictures(keras.callbacks.Callback):
     def _augment(self):
         """Return a picture of the images above their augmented versions.
 
-        Copies of the augmentation layers are used, so that the random state of training does not change.
+        Copies of the augmentation layers are used, so that their state does not change.
         """
         changed = self.images
         with on_one_device():
             for layer in self.model.layers:
                 if isinstance(layer, Augmentation):
-                    config = layer.get_config()
-                    if config.get("until"):
-                        config["until"] = 1.0  # the copy has seen no steps of the run, and shall mix
-                    changed = type(layer).from_config(config)(changed, training=True)
-                    changed = changed[0] if isinstance(changed, tuple) else changed
+                    copy = type(layer).from_config(layer.get_config())
+                    copy.set_weights(layer.get_weights())  # the number of steps after which `Mix` ends
+                    changed, _ = split_output(copy(changed, training=True))
         changed = keras.ops.convert_to_numpy(changed).round().clip(0, 255).astype("uint8")  # may be out of range
         rows = (plots.enlarge_enough(self.images), plots.enlarge_enough(changed))
         return np.concatenate([plots.arrange_in_row(batch) for batch in rows])
@@ -196,6 +195,12 @@ class Trace(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         if self.running:
             self._stop()
+
+    def report_nothing(self, say):
+        """Say so if no step was traced."""
+        if not self.traced:
+            steps = format_count(self.done, "step")
+            say(f"--profile: nothing was traced, this process made {steps} and step {self.first} was to be the first")
 
     def _stop(self):
         stop_trace()

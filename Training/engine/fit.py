@@ -40,9 +40,13 @@ def compile_model(network, recipe, steps_per_epoch, fill=0.0, stored=None, class
     Returns:
         A `training_model.TrainingModel`.
     """
-    changes = make_augmentations(recipe.augmentation, recipe, recipe.flips and not recipe.alternate_flip, fill)
     model = make_training_model(
-        network, changes, stored, recipe.label_smoothing, recipe.batch_size, class_weights=class_weights
+        network,
+        make_changes(recipe, fill),
+        stored,
+        recipe.label_smoothing,
+        recipe.batch_size,
+        class_weights=class_weights,
     )
     model.compile(
         optimizer=make_optimizer(recipe, steps_per_epoch),
@@ -80,7 +84,7 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
     """
     data.refuse_batch(recipe.batch_size)
     batches, held_out, stored = make_batches(data, recipe, devices)
-    fill = float(np.mean(data.mean_and_std(recipe.mean)[0])) if recipe.cutout else 0.0
+    fill = compute_fill(recipe, data)
     weights = balance_classes(data.train.labels, len(data.classes)) if recipe.class_weights == "balanced" else None
     model = compile_model(network, recipe, batches.steps_per_epoch, fill, stored, weights)
     budget = TimeBudget(recipe, devices, say)
@@ -88,13 +92,13 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
     epoch, batches.first_step = (state["epoch"], state["step"]) if state else (0, 0)
     changes = [layer for layer in model.layers if isinstance(layer, Augmentation)]
     statistics = make_statistics(network, data.train, recipe, devices, changes)
-    trace = Trace(Path(folder) / "train", *parse_steps(recipe.profile)) if recipe.profile and devices.first else None
+    traces = make_traces(recipe, folder) if devices.first else []
     while epoch < budget.length and not model.stop_training:
         # Keras' fit has a fixed number of epochs, all with the same number of steps. The rest of an interrupted epoch,
         # and an epoch that decides how many follow, need a call of their own.
         end = epoch + 1 if batches.first_step or not budget.decided else budget.length
         set_length(model, recipe, budget.length, batches.steps_per_epoch)
-        events = [*make_events(state is not None), *([trace] if trace else [])]
+        events = [*make_events(state is not None), *traces]
         validated = held_out is not None
         chosen = make_callbacks(recipe, folder, network, batches, events, state, validated, budget, statistics)
         try:
@@ -110,15 +114,35 @@ def fit(network, data, recipe, folder, make_events=lambda resumed: (), say=print
         finally:
             chosen[-1].release_signals()
         epoch, state = end, chosen[-1].state
-    if trace and not trace.traced:
-        say(f"--profile {recipe.profile}: nothing was traced, this process made {format_count(trace.done, 'step')}")
+    for trace in traces:
+        trace.report_nothing(say)
+    finish_network(model, recipe, statistics)
+    if devices.first:
+        save_model(network, folder / "last.keras")
+    return model
+
+
+def finish_network(model, recipe, statistics):
+    """Give a trained network the weights and the normalization statistics that its run keeps."""
     if recipe.ema:
         finish_average(model)
     if statistics:
         statistics.recompute()
-    if devices.first:
-        save_model(network, folder / "last.keras")
-    return model
+
+
+def compute_fill(recipe, data):
+    """Return the value of the pixels that cutout replaces: the mean of the training images, 0 without cutout."""
+    return float(np.mean(data.mean_and_std(recipe.mean)[0])) if recipe.cutout else 0.0
+
+
+def make_changes(recipe, fill):
+    """Make the layers that augment the images of a run; `fill` is the value of the pixels that cutout replaces."""
+    return make_augmentations(recipe.augmentation, recipe, recipe.flips and not recipe.alternate_flip, fill)
+
+
+def make_traces(recipe, folder):
+    """Return a list with the callback of `--profile`, or an empty one. All calls of `fit` in a process share it."""
+    return [Trace(Path(folder) / "train", *parse_steps(recipe.profile))] if recipe.profile else []
 
 
 def balance_classes(labels, classes):

@@ -13,7 +13,7 @@ from Training.devices import ONE
 from Training.engine.feeding import feed
 from Training.engine.graph import is_faster_without_optimizer, skip_graph_optimizer
 from Training.engine.optimizers import copy_values, restore_values
-from Training.engine.training_model import make_logits_model
+from Training.engine.training_model import make_logits_model, split_output
 
 SEED = 0  # draws the images: the same ones in every epoch and every run
 MOST_IMAGES = 10_000  # more would only cost time
@@ -73,8 +73,7 @@ class StatisticsModel(keras.Model):
 
     def call(self, images):
         for layer in self.changes:
-            images = layer(images, training=True)
-            images = images[0] if isinstance(images, tuple) else images  # `Mix` also returns shares
+            images, _ = split_output(layer(images, training=True))
         logits = self.logits_model(images, training=True)
         self.batches_seen.assign(self.batches_seen + 1.0)
         k = ops.convert_to_tensor(self.batches_seen)

@@ -71,7 +71,7 @@ class TrainingModel(keras.Model):
     class_weights = None  # list of floats, one for each class
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        logits, share = _pair(y_pred)
+        logits, share = split_output(y_pred)
         loss = self._weigh(y, logits, training)
         if share is not None:
             loss = share * loss + (1 - share) * self._weigh(ops.roll(y, 1, axis=0), logits, training)
@@ -87,7 +87,7 @@ class TrainingModel(keras.Model):
         return loss * ops.take(weights, ops.cast(labels, "int32"), axis=0)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        return super().compute_metrics(x, y, _pair(y_pred)[0], sample_weight)
+        return super().compute_metrics(x, y, split_output(y_pred)[0], sample_weight)
 
     def make_train_function(self, force=False):
         if self.train_function is None or force:
@@ -96,7 +96,7 @@ class TrainingModel(keras.Model):
                 self.train_function = speed_up(self, self.train_function)
 
 
-def _pair(output):
+def split_output(output):
     """Return the output of a training model or a layer as a pair of value and share, None if images are not mixed."""
     return tuple(output) if isinstance(output, tuple | list) else (output, None)
 
@@ -122,7 +122,7 @@ def make_training_model(network, changes=(), stored=None, label_smoothing=0.0, b
         x = ImagesOnDevice(stored, name="images_on_device")(inputs)
     share = None
     for change in changes:
-        x, share = _pair(change(x))
+        x, share = split_output(change(x))
     logits = make_logits_model(network)(x)
     outputs = logits if share is None else (logits, share)
     model = TrainingModel(inputs, outputs, name=f"{network.name}_training")

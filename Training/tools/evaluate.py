@@ -12,6 +12,7 @@ import numpy as np
 
 from Training.console import entry_point, format_count, run_program, start_keras
 from Training.data.datasets import load_for_recipe
+from Training.devices import ONE
 from Training.errors import InputError, format_path
 from Training.flags import Parser, add_data_flags
 from Training.recipe import find_dataset
@@ -76,7 +77,7 @@ def parse(arguments):
     )
     parser.add_argument(
         "--statistics", type=int, default=0, metavar="N",
-        help="also recompute the statistics of the normalizations over N training images, without augmentation",
+        help="also recompute the statistics of the normalizations over N training images, augmented as in the recipe",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
     options = parser.parse_args(arguments)
@@ -132,7 +133,7 @@ def count_errors(wrong, labels, classes):
     return found
 
 
-def measure(network, data, flip=False, statistics=0):
+def measure(network, data, flip=False, statistics=0, recipe=None):
     """Measure a network's errors on the test part of a data set.
 
     Args:
@@ -140,18 +141,21 @@ def measure(network, data, flip=False, statistics=0):
         data: `datasets.Data`.
         flip: bool, whether to measure also with mirror images averaged.
         statistics: int, number of training images over which statistics are recomputed for further measurements, or 0.
+        recipe: `recipe.Recipe`, whose augmentation these images get.
 
     Returns:
         `{"plain": errors, "flip": errors, "statistics": errors, "statistics, flip": errors}`, those that were asked
         for; errors are those of `count_errors`.
     """
+    from Training.engine.fit import compute_fill, make_changes
     from Training.engine.statistics import Statistics, choose_examples
 
     found = {}
     for recomputed in (False, True) if statistics else (False,):
         if recomputed:
             examples = choose_examples(data.train, statistics, STATISTICS_BATCH)
-            Statistics(network, examples, STATISTICS_BATCH).recompute()
+            changes = make_changes(recipe, compute_fill(recipe, data))
+            Statistics(network, examples, STATISTICS_BATCH, ONE, changes, recipe.random_crops).recompute()
         for name, wrong in find_wrong(network, data.test, flip).items():
             if recomputed:
                 name = "statistics" if name == "plain" else f"statistics, {name}"
@@ -195,7 +199,7 @@ def run(options):
     if options.precision == "float32":
         network = saved.convert_to_float32(network)
     with data.reading():
-        found = measure(network, data, options.flip, options.statistics)
+        found = measure(network, data, options.flip, options.statistics, recipe)
     if options.json:
         errors = {name: {key: error.to_dict() for key, error in each.items()} for name, each in found.items()}
         what = {"model": str(path), "dataset": recipe.dataset, "precision": options.precision}

@@ -88,13 +88,14 @@ def write(options, run, folder):
         InputError: the network or the data cannot be read, or do not match.
     """
     recipe = saved.read_recipe(run.folder / "recipe.json")
+    place = recipe.data_dir if options.data_dir is None else options.data_dir
+    recipe = dataclasses.replace(recipe, data_dir="", cache="", logs="Logs")  # instead of paths of this machine
     path = saved.find(options.model or run.folder)
     start_keras()
     from Training.engine import evaluation, final_events
     from Training.engine.training_model import make_logits_model
 
     network = saved.load(path)
-    place = recipe.data_dir if options.data_dir is None else options.data_dir
     data = load_for_recipe(dataclasses.replace(recipe, data_dir=place))
     if network.output_shape[1] != len(data.classes):
         raise InputError(f"{format_path(path)} has {network.output_shape[1]} classes, the data has {len(data.classes)}")
@@ -109,8 +110,7 @@ def write(options, run, folder):
     for name in COPIED:
         if (run.folder / name).is_file():
             shutil.copyfile(run.folder / name, folder / name)
-    places = {"data_dir": "", "cache": "", "logs": "Logs"}  # instead of paths of this machine
-    run_folder.write(folder, "recipe.json", dataclasses.replace(recipe, **places).to_json())
+    run_folder.write(folder, "recipe.json", recipe.to_json())
 
 
 def choose_folder(options, run):

@@ -228,11 +228,11 @@ def parse(arguments):
         own.add_argument("--best", action="store_true", help="best.keras (by validation accuracy), not last.keras")
         own.add_argument("--data-dir", default="", help="folder of the data set (default: the run's)")
         if name in ("masks", "channels"):
-            shown = own.add_mutually_exclusive_group()
-            shown.add_argument("--photographs", action="store_true", help="show the photographs of scikit-learn")
-            shown.add_argument("--images", nargs="+", metavar="FILE", help="(default: test images, one of each class)")
+            source = own.add_mutually_exclusive_group()
+            source.add_argument("--photographs", action="store_true", help="show the photographs of scikit-learn")
+            source.add_argument("--images", nargs="+", metavar="FILE", help="(default: test images, one of each class)")
         if name != "responses":
-            count, shown = 24 if name == "mistakes" else 4, "channels" if name == "channels" else "images"
+            count, shown = 24 if name == "mistakes" else 4, "channels" if name == "channels" else "test images"
             own.add_argument("--count", type=int, default=count, help=f"number of {shown} (default: {count})")
     channel = chosen.choices["channels"]
     channel.add_argument("--number", type=int, default=0, metavar="N", help="number of the image, from 0 (default: 0)")

@@ -194,6 +194,8 @@ def test_event_files_written_anew_are_those_of_the_run(logs, tmp_path, capsys, m
     events.main([str(run), "--output", str(again), "--photographs"])
     np.testing.assert_array_equal(*shown, datasets.load_photographs(32))
     assert "again" in capsys.readouterr().out
+    for path in again.rglob("*"):  # files that may be published
+        assert path.is_dir() or str(logs).encode() not in path.read_bytes(), path
     for part in ("train", "validation"):
         (old, before), (new, after) = read_tags(run / part), read_tags(again / part)
         assert before - after == {tag for tag in before if "histogram" in tag or tag == "augmented_batch"}

@@ -82,6 +82,34 @@ def test_other_networks_and_files_are_refused_by_their_first_difference(saved, t
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("learning", ["arl", "nal"])
+def test_a_deeper_network_starts_as_the_same_function(tmp_path, learning):
+    from Model import Geometry, Stage, residual_attention_network
+
+    rows = Geometry(4, 3, (Stage(8, 2, 2), Stage(16, 2, 1)), ((16, 2),), stem_pool=2, rising=False)
+    shallow, deep = (
+        residual_attention_network(geometry=rows, depth=depth, learning=learning, dropout=0, input_shape=(24, 24, 3))
+        for depth in (56, 92)
+    )
+    shallow.save(tmp_path / "last.keras")
+    line = load_weights(deep, str(tmp_path / "last.keras"))
+    count = sum(1 for layer in shallow.layers if layer.weights)
+    assert line.startswith(f"{count} of {count + 2} layers") and "\n" not in line
+    assert line.endswith("new blocks, which change nothing at first: stage_1_attention_2, stage_2_attention_2")
+    images = np.random.default_rng(0).normal(0, 1, (64, 24, 24, 3)).astype("float32")
+    expected = keras.ops.convert_to_numpy(shallow(images, training=True))  # with the statistics of the batch
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(deep(images, training=True)), expected, atol=1e-3)
+    assert np.std(expected) > 0.02  # 20 times the tolerance
+    kernels = [
+        block.trunk[0].branch[0].get_weights()[0]
+        for block in (deep.get_layer("stage_2_attention_2"), shallow.get_layer("stage_2_attention_1"))
+    ]
+    np.testing.assert_array_equal(*kernels)  # all except the last kernels are copied
+    deep.save(tmp_path / "deep.keras")
+    with pytest.raises(InputError, match="it has a layer stage_1_attention_2, which this network lacks"):
+        load_weights(shallow, str(tmp_path / "deep.keras"))
+
+
 def test_freeze_ends_with_the_stage_and_names_the_layers():
     made = network()
     assert freeze(made, "stage_1").endswith("layers up to stage_1_attention_1 keep their weights")

@@ -1,5 +1,7 @@
 """Starts training from the weights of another run, and freezes layers."""
 
+import re
+
 from Model.weights import DEFAULT_NETWORK
 from Training.console import format_count
 from Training.errors import InputError
@@ -7,6 +9,8 @@ from Training.runs import saved
 
 CLASSIFIER = "logits"
 FUNCTION = ("learning", "attention")  # what an attention block computes without other weights
+BLOCK = re.compile(r"(stage_\d+_attention_)(\d+)")
+LAST_KERNELS = re.compile(r"((before|trunk|after)_unit_\d+/expand|mask_convolve_2)/kernel")  # of an attention block
 
 
 def _find_weighted_layers(network):
@@ -37,10 +41,40 @@ def _find_difference(own, other):
     return None
 
 
+def _find_added_blocks(own, other):
+    """Return `{name: name in other}` of the blocks that a deeper network adds, with the last block of their stage."""
+    last = {}
+    for match in filter(None, map(BLOCK.fullmatch, other)):
+        last[match[1]] = match[0]
+    added = {}
+    for match in filter(None, map(BLOCK.fullmatch, own)):
+        block = own[match[0]]
+        if match[0] not in other and match[1] in last and block.unit.pre_activation and block.attention == "mixed":
+            added[match[0]] = last[match[1]]
+    return added
+
+
+def _add_block(block, other):
+    """Copy a block's weights, and set the kernels to 0 that end its units and its mask.
+
+    The units are then identities and the mask is 1/2 everywhere: the block multiplies its input by 3/2 (ARL) or 1/2
+    (NAL). Where a normalization comes next, as in the geometries without closing units, this has no effect.
+    """
+    block.set_weights(other.get_weights())
+    for weight in block.weights:
+        if LAST_KERNELS.fullmatch(weight.path.removeprefix(f"{block.path}/")):
+            weight.assign(weight * 0)
+
+
 def load_weights(network, path, name=DEFAULT_NETWORK):
     """Copy the weights of a saved network into another, layer by layer, except a classifier of another shape.
 
     The mean that is subtracted from images is not copied, since it belongs to the data.
+
+    The network may have more attention blocks than the saved one: Attention-92 can start from Attention-56. An added
+    block starts from the weights of the last saved block of its stage, but as an identity up to a factor, so that the
+    deeper network computes the same function at first. Source: Chen et al. 2016, "Net2Net",
+    https://arxiv.org/abs/1511.05641, section 2.3.
 
     Args:
         network: a functional model of `Model`.
@@ -56,20 +90,24 @@ def load_weights(network, path, name=DEFAULT_NETWORK):
     path = saved.find(path, network=name)
     loaded = saved.load(path)
     own, other = _find_weighted_layers(network), _find_weighted_layers(loaded)
-    difference = _find_difference(own, other)
+    added = _find_added_blocks(own, other)
+    sources = {name: other[added.get(name, name)] for name in own if name in other or name in added}
+    difference = _find_difference(own, {**other, **sources})
     if difference:
         raise InputError(f"--weights {path} is a different network: {difference}")
     new = _list_shapes(own[CLASSIFIER]) != _list_shapes(other[CLASSIFIER])
     for name, layer in own.items():
         if name != CLASSIFIER or not new:
-            layer.set_weights(other[name].get_weights())
+            _add_block(layer, sources[name]) if name in added else layer.set_weights(sources[name].get_weights())
     classes = [layers[CLASSIFIER].units for layers in (other, own)]
     end = (
         f"the classifier is new, for {format_count(classes[1], 'class')} instead of {classes[0]}"
         if new
         else "so does the classifier"
     )
-    return f"{len(own) - new} of {len(own)} layers start from the weights of {path}; {end}"
+    if added:
+        end += f"; new blocks, which change nothing at first: {', '.join(added)}"
+    return f"{len(own) - new - len(added)} of {len(own)} layers start from the weights of {path}; {end}"
 
 
 def freeze(network, name):

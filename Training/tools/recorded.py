@@ -100,14 +100,16 @@ def make_depth_table(runs):
     chosen = choose_comparison([run for run in runs if run.recipe["model"] in NETWORKS], "model", learning="arl")
     if not chosen:
         raise InputError(NO_PAIR.format("the network"))
-    parts = ("train error %", "validation error %", "time")
+    parts = ("train error %", "validation error %", "test error %", "time")
     header, *found = report.make_run_table(report.group_runs(chosen))
     rows = []
     for row in found:
         cells = dict(zip(header, row))
         cost = find_published_cost(cells["model"].lower().replace("-", "_"))
-        published = [f"{cost.train_error:.2f}", f"{cost.validation_error:.2f}", f"{cost.minutes} min"]
-        both = [cell for part, theirs in zip(parts, published) for cell in (cells[part], f"{theirs} ({cost.source})")]
+        known = [f"{cost.train_error:.2f}", f"{cost.validation_error:.2f}", f"{cost.minutes} min"]
+        train, validation, minutes = (f"{value} ({cost.source})" for value in known)
+        published = (train, validation, cells["published"], minutes)
+        both = [cell for part, theirs in zip(parts, published) for cell in (cells[part], theirs)]
         rows.append([cells["dataset"], cells["model"], *both, describe(chosen), name_devices(chosen)])
     names = [name for part in parts for name in (part, f"{part.removesuffix(' %')} published")]
     return [["dataset", "model", *names, "our runs", "on"], *rows]

@@ -22,8 +22,8 @@ from tests.support.small import build as BUILD
 TRAIN, DATASET, DATA_DIR, SAMPLES, EPOCHS, SEED, LOGS, SHOW_DATA = True, "digits", "", 128, 2, 0, {logs!r}, True
 """
 PARAMETERS = {"TRAIN", "DATASET", "DATA_DIR", "SAMPLES", "EPOCHS", "SEED", "LOGS", "SHOW_DATA", "BUILD"}
-RECORDED = {"training_56.ipynb": 11, "training_92.ipynb": 4}  # least number of pictures: predictions add one
-TRAINED = {"training_56.ipynb": 12, "training_92.ipynb": 6}
+RECORDED = {"training_56.ipynb": 11, "training_92.ipynb": 7}  # least number of pictures: predictions add one
+TRAINED = {"training_56.ipynb": 12, "training_92.ipynb": 7}
 
 
 def read(name):
@@ -98,6 +98,7 @@ def test_the_comparison_differs_in_one_field_only_and_is_the_best():
     chosen = recorded.choose_comparison(runs, "learning", model="attention_56")
     assert [run.result["test_error_percent"] for run in chosen] == [11.0, 11.5, 12.0]
     assert recorded.describe(chosen).startswith("4 epochs, ") and recorded.describe(chosen).endswith("seeds 0, 1")
+    assert recorded.describe([make_run(weights="cifar10")]).startswith("2 epochs from the weights cifar10, ")
     assert recorded.choose_comparison(runs, "learning", model="attention_92") == []
     with pytest.raises(InputError, match="no recorded runs differ only in learning"):
         recorded.make_learning_table(runs[:1])

@@ -60,13 +60,19 @@ def choose_comparison(runs, field, **fixed):
     return sorted(best, key=lambda run: str(run.recipe[field]))
 
 
+def choose_depths(runs):
+    """Return runs of Attention-56 and Attention-92, with ARL, that differ only in the network and the seed."""
+    return choose_comparison([run for run in runs if run.recipe["model"] in NETWORKS], "model", learning="arl")
+
+
 def describe(runs):
     """Return one line about the training that the runs of a comparison have in common."""
     recipe = runs[0].recipe
     images = format_count(recipe["samples"], "training image") if recipe["samples"] else "all training images"
     seeds = sorted({run.result["seed"] for run in runs})
     seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return f"{format_count(recipe['epochs'], 'epoch')}, {images}, {recipe['geometry']} geometry, {seed}"
+    start = f" from the weights {recipe['weights']}" if recipe.get("weights") else ""
+    return f"{format_count(recipe['epochs'], 'epoch')}{start}, {images}, {recipe['geometry']} geometry, {seed}"
 
 
 def name_devices(runs):
@@ -97,7 +103,7 @@ def make_depth_table(runs):
     Raises:
         InputError: there are no such runs.
     """
-    chosen = choose_comparison([run for run in runs if run.recipe["model"] in NETWORKS], "model", learning="arl")
+    chosen = choose_depths(runs)
     if not chosen:
         raise InputError(NO_PAIR.format("the network"))
     parts = ("train error %", "validation error %", "test error %", "time")

@@ -1,5 +1,6 @@
 """Weights that come with the project: packing, loading, checking, evaluating, predicting, fine-tuning."""
 
+import hashlib
 import json
 import shutil
 import tomllib
@@ -308,6 +309,30 @@ def test_ship_replaces_on_request(packed, copy, capsys):
     ship.main([str(packed.run), "--replace"])
     assert (copy / weights.FILE).read_bytes() == (packed.folder / weights.FILE).read_bytes(), "the file is reproducible"
     assert "test error with float16 weights: " in capsys.readouterr().out
+
+
+def test_ship_averages_networks(packed, copy, tmp_path, capsys):
+    other = keras.models.load_model(packed.run / "last.keras")
+    for variable in other.trainable_variables:
+        variable.assign(variable * 3)
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "other" / "last.keras"
+    other.save(path)
+    ship.main([str(packed.run), "--name", "attention_56-mean", "--average", str(path)])
+    loaded = attention_56(weights="mean")
+    pairs = zip(loaded.trainable_variables, packed.network.trainable_variables, strict=True)
+    for ours, theirs in pairs:
+        expected = 2 * keras.ops.convert_to_numpy(theirs)  # the mean of the value and three times the value
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(ours), expected, rtol=1e-3, atol=1e-6)
+    means = [keras.ops.convert_to_numpy(net.get_layer("norm_tail").moving_mean) for net in (loaded, packed.network)]
+    assert not np.allclose(*means)  # recomputed for the new weights
+    about = weights.read_about(weights.FOLDER / "attention_56-mean")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert about["averaged_with"] == [{"name": "other", "file": "last.keras", "sha256": digest}]
+    capsys.readouterr()
+    attention_56(preprocessing=mean_subtraction(np.zeros((32, 32, 3), "float32"))).save(path)
+    said = expect_refusal(capsys, ship.main, str(packed.run), "--replace", "--average", str(path))
+    assert "cannot be averaged with this network: stage_1_attention_1 has learning=arl, here learning=nal" in said
 
 
 def test_predict_without_a_model_uses_the_weights(packed, copy, digits, tmp_path, capsys, monkeypatch):

@@ -13,7 +13,7 @@ BLOCK = re.compile(r"(stage_\d+_attention_)(\d+)")
 LAST_KERNELS = re.compile(r"((before|trunk|after)_unit_\d+/expand|mask_convolve_2)/kernel")  # of an attention block
 
 
-def _find_weighted_layers(network):
+def find_weighted_layers(network):
     """Return `{name: layer}` of the layers that have weights, in order."""
     return {layer.name: layer for layer in network.layers if layer.weights}
 
@@ -22,14 +22,19 @@ def _list_shapes(layer):
     return {weight.path.removeprefix(f"{layer.path}/"): tuple(weight.shape) for weight in layer.weights}
 
 
-def _find_difference(own, other):
-    """Describe the first difference between the layers of two networks, or return None; classifiers may differ."""
+def find_difference(own, other, same_classes=False):
+    """Describe the first difference between the layers of two networks, or return None.
+
+    Args:
+        own, other: dictionaries of layers, see `find_weighted_layers`.
+        same_classes: bool, whether the classifiers must have the same shape too.
+    """
     for name in [*own, *other]:
         if name not in other:
             return f"it has no layer {name}"
         if name not in own:
             return f"it has a layer {name}, which this network lacks"
-    for name in [name for name in own if name != CLASSIFIER]:
+    for name in [name for name in own if same_classes or name != CLASSIFIER]:
         ours, theirs = _list_shapes(own[name]), _list_shapes(other[name])
         for weight in [*ours, *theirs]:
             if ours.get(weight) != theirs.get(weight):
@@ -89,10 +94,10 @@ def load_weights(network, path, name=DEFAULT_NETWORK):
     """
     path = saved.find(path, network=name)
     loaded = saved.load(path)
-    own, other = _find_weighted_layers(network), _find_weighted_layers(loaded)
+    own, other = find_weighted_layers(network), find_weighted_layers(loaded)
     added = _find_added_blocks(own, other)
     sources = {name: other[added.get(name, name)] for name in own if name in other or name in added}
-    difference = _find_difference(own, {**other, **sources})
+    difference = find_difference(own, {**other, **sources})
     if difference:
         raise InputError(f"--weights {path} is a different network: {difference}")
     new = _list_shapes(own[CLASSIFIER]) != _list_shapes(other[CLASSIFIER])
@@ -126,7 +131,7 @@ def freeze(network, name):
     layers = network.layers
     last = max((i for i, each in enumerate(layers) if f"{each.name}_".startswith(f"{name}_")), default=None)
     if last is None:
-        names = ", ".join(_find_weighted_layers(network))
+        names = ", ".join(find_weighted_layers(network))
         raise InputError(f"freeze={name}: no layer has this name or prefix; the layers are {names}")
     for layer in layers[: last + 1]:
         layer.trainable = False

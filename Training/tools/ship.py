@@ -30,6 +30,13 @@ def parse(arguments):
     parser.add_argument(
         "--name", help="<network>-<weights>, such as attention_56-cifar10-nal (default: derived from the recipe)"
     )
+    parser.add_argument(
+        "--average",
+        nargs="+",
+        default=[],
+        metavar="NAME|RUN",
+        help="average the weights with those of these networks, for runs of which each continued the one before",
+    )
     parser.add_argument("--best", action="store_true", help="the run's best.keras instead of its last.keras")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set, as in training (default: the run's)")
     parser.add_argument("--replace", action="store_true", help="replace existing weights of this name")
@@ -63,6 +70,23 @@ def choose_name(recipe, name=None):
             f"--name must be {recipe.model}-<weights>, in lower-case letters, digits, _ and -, received {name!r}"
         )
     return name
+
+
+def average(network, names, data, recipe):
+    """Average a network with others, and return the name and SHA-256 of each file of weights.
+
+    Raises:
+        InputError: there is no such network, or it is a different one.
+    """
+    from Training.engine.averaging import average_weights, recompute_statistics
+
+    paths = [saved.find(name, network=recipe.model) for name in names]
+    average_weights(network, {str(path): saved.load(path) for path in paths})
+    recompute_statistics(network, data, recipe)
+    return [
+        {"name": path.parent.name, "file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in paths
+    ]
 
 
 def pack(network, run, recipe, class_names, folder):
@@ -125,9 +149,12 @@ def ship(options):
     with tempfile.TemporaryDirectory(dir=weights.FOLDER, prefix=".ship-") as place:
         folder = Path(place) / name
         folder.mkdir()
-        about = pack(network, run, recipe, class_names, folder)
-        packed = saved.load(folder / weights.FILE)
         with data.reading():
+            averaged = average(network, options.average, data, recipe) if options.average else []
+            about = pack(network, run, recipe, class_names, folder)
+            if averaged:
+                about["averaged_with"] = averaged
+            packed = saved.load(folder / weights.FILE)
             about["test_errors"] = measure_both(network, packed, data, find_dataset(recipe.dataset).mirrored)
         run_folder.write_json(folder, weights.ABOUT, about)
         if target.exists():

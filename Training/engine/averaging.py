@@ -1,0 +1,39 @@
+"""Averages the weights of several trained networks."""
+
+import numpy as np
+
+from Training.engine.fine_tuning import find_difference, find_weighted_layers
+from Training.engine.fit import compute_fill, make_changes
+from Training.engine.statistics import make_statistics
+from Training.errors import InputError
+
+
+def average_weights(network, others):
+    """Replace a network's weights by the mean of its own and those of other networks, `{name: network}`.
+
+    This is stochastic weight averaging over the ends of several cycles of the learning rate. It helps if the networks
+    come from the same training: each run has started from the weights of the one before. The statistics of the
+    normalizations must be recomputed afterwards, see `recompute_statistics`.
+    Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization",
+    https://arxiv.org/abs/1803.05407, section 3.
+
+    Raises:
+        InputError: a network has other layers, shapes or kinds of attention; the message names the first difference.
+    """
+    own = find_weighted_layers(network)
+    found = {name: find_weighted_layers(other) for name, other in others.items()}
+    for name, layers in found.items():
+        difference = find_difference(own, layers, same_classes=True)
+        if difference:
+            raise InputError(f"{name} cannot be averaged with this network: {difference}")
+    for name, layer in own.items():
+        values = zip(layer.get_weights(), *(layers[name].get_weights() for layers in found.values()))
+        layer.set_weights([np.mean(each, axis=0, dtype="float64") for each in values])
+
+
+def recompute_statistics(network, data, recipe):
+    """Recompute a network's normalization statistics as at the end of a run, unless `recipe.statistics_share` is 0."""
+    changes = make_changes(recipe, compute_fill(recipe, data))
+    statistics = make_statistics(network, data.train, recipe, changes=changes)
+    if statistics:
+        statistics.recompute()

@@ -98,7 +98,7 @@ def test_the_comparison_differs_in_one_field_only_and_is_the_best():
     chosen = recorded.choose_comparison(runs, "learning", model="attention_56")
     assert [run.result["test_error_percent"] for run in chosen] == [11.0, 11.5, 12.0]
     assert recorded.describe(chosen).startswith("4 epochs, ") and recorded.describe(chosen).endswith("seeds 0, 1")
-    assert recorded.describe([make_run(weights="cifar10")]).startswith("2 epochs from the weights cifar10, ")
+    assert recorded.describe([make_run(weights="cifar10")]).startswith("2 epochs from cifar10, ")
     assert recorded.choose_comparison(runs, "learning", model="attention_92") == []
     with pytest.raises(InputError, match="no recorded runs differ only in learning"):
         recorded.make_learning_table(runs[:1])

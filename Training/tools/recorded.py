@@ -68,10 +68,10 @@ def choose_depths(runs):
 def describe(runs):
     """Return one line about the training that the runs of a comparison have in common."""
     recipe = runs[0].recipe
-    images = format_count(recipe["samples"], "training image") if recipe["samples"] else "all training images"
+    images = format_count(recipe["samples"], "training image") if recipe["samples"] else "all images"
     seeds = sorted({run.result["seed"] for run in runs})
     seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    start = f" from the weights {recipe['weights']}" if recipe.get("weights") else ""
+    start = f" from {recipe['weights']}" if recipe.get("weights") else ""
     return f"{format_count(recipe['epochs'], 'epoch')}{start}, {images}, {recipe['geometry']} geometry, {seed}"
 
 

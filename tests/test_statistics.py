@@ -13,6 +13,7 @@ from tests.support import plain
 from Training.data import datasets
 from Training.data.datasets import Examples
 from Training.engine.augmentation import Augmentation, Mix
+from Training.engine.averaging import recompute_statistics
 from Training.engine.callbacks import EvaluatedNetwork
 from Training.engine.evaluation import score
 from Training.engine.fit import fit
@@ -51,6 +52,18 @@ class Darken(Augmentation):
 
     def augment(self, images):
         return images * ops.reshape(ops.where(self.uniform(images, 0.0, 1.0) < 0.9, 0.5, 1.0), (-1, 1, 1, 1))
+
+
+def test_an_average_gets_statistics_of_all_images(digits):
+    """Also if the runs kept the moving averages: these belong to other weights."""
+    recipe = dataclasses.replace(RECIPE, statistics_share=0.0, augmentation="none", flip=False, mix="none")
+    network, expected = build(digits, recipe), build(digits, recipe)
+    expected.set_weights(network.get_weights())
+    recompute_statistics(network, digits, recipe)
+    Statistics(expected, choose_examples(digits.train, 64, 16), 16).recompute()
+    assert not np.allclose(copy_moving_statistics(network)[0][0], 0)
+    for a, b in zip(sum(copy_moving_statistics(network), []), sum(copy_moving_statistics(expected), []), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_images_are_augmented_as_in_training(digits):

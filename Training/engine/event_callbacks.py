@@ -115,6 +115,8 @@ class Pictures(keras.callbacks.Callback):
         self.shown = copy_to_one_device(network)
         with on_one_device():
             self.masks = inspection.make_mask_model(self.shown) if recipe.masks_every else None
+        if self.masks:
+            self.masks.compile()  # as a graph, since it runs many times
 
     def on_train_begin(self, logs=None):
         if not self.resumed:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import convolutions, networks, operations
+from benchmarks import convolutions, networks, operations, primitives
 from benchmarks.throughput import make_recipe as make_throughput_recipe
 from Training import devices
 from Training.errors import InputError
@@ -235,3 +235,19 @@ def test_groups_of_flags_begin_with_fields_in_their_order():
     names = [item.name for item in dataclasses.fields(Recipe)]
     assert [name for name in names if name in GROUPS] == list(GROUPS) and names[0] in GROUPS
     assert set(OWN_METAVARS) <= set(names)
+
+
+def test_primitives_are_summed_with_their_operations():
+    line = "onednn_verbose,v1,primitive,exec,cpu,{},jit,{},src:bf16::blocked:acdb::f0,,alg:any,{},{}"
+    conv = "mb8_ic3oc32_ih32oh16kh5sh2dh0ph2_iw32ow16kw5sw2dw0pw2"
+    log = [line.format("convolution", "forward_training", conv, 0.5), "a line of the program",
+           line.format("convolution", "forward_training", conv, 0.25), line.format("reorder", "undef", "32x3x5x5", 0.1),
+           line.format("matmul", "undef", "1x4x2:8x2x256", 1)]  # fmt: skip
+    work = 2 * 8 * 3 * 32 * 16 * 16 * 5 * 5
+    assert primitives.sum_primitives(log) == {
+        "convolution, forward": [2, 0.75, 2 * work], "reorder": [1, 0.1, 0], "matmul": [1, 1.0, 2 * 8 * 4 * 2 * 256],
+    }  # fmt: skip
+    rows = primitives.make_rows({"now": primitives.sum_primitives(log), "before": {"reorder": [3, 2.0, 0]}})
+    assert rows[2] == "| matmul | 1 | 1.0 | 0 |  |  |  |" and rows[4] == "| reorder | 1 | 0.1 |  | 3 | 2.0 |  |"
+    with pytest.raises(SystemExit):
+        primitives.main(["--batch-size", "0"])

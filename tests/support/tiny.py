@@ -82,7 +82,7 @@ def write_folder(root, name, files):
 
 def write_tar(root, name, files):
     path = root / ARCHIVES[name].file
-    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
+    with tarfile.open(path, "w:gz", compresslevel=0) as tar:  # random bytes cannot be compressed
         for file, content in files.items():
             info = tarfile.TarInfo(f"{ARCHIVES[name].folder}/{file}")
             info.size = len(content)

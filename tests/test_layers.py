@@ -327,14 +327,17 @@ def test_convolution_with_groups_and_its_gradients_equal_those_of_keras(groups, 
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel, strides", [(1, 1), (1, 2), (3, 1)])
-def test_convolution_in_bfloat16_and_its_gradients_equal_those_of_keras(kernel, strides):
+@pytest.mark.parametrize("kernel, strides, size, padding", [
+    (1, 1, (6, 5), "valid"), (1, 2, (6, 5), "valid"), (3, 1, (6, 5), "valid"), (3, 1, (6, 5), "same"),
+    ((5, 3), 1, (2, 1), "same"), (2, 1, (6, 5), "same"), (3, 2, (6, 5), "same"), (3, 1, (8, 9), "same"),
+])  # fmt: skip
+def test_convolution_in_bfloat16_and_its_gradients_equal_those_of_keras(kernel, strides, size, padding):
     """They are equal up to the rounding of bfloat16: sums may be computed in another order."""
     from Module.convolution import Conv2D
 
-    x = keras.random.normal((4, 6, 5, 16), seed=0)
-    known = keras.layers.Conv2D(24, kernel, strides, dtype="mixed_bfloat16", use_bias=False)
-    ours = Conv2D(24, kernel, strides, dtype="mixed_bfloat16", use_bias=False)
+    x = keras.random.normal((4, *size, 16), seed=0)
+    known = keras.layers.Conv2D(24, kernel, strides, padding, dtype="mixed_bfloat16", use_bias=False)
+    ours = Conv2D(24, kernel, strides, padding, dtype="mixed_bfloat16", use_bias=False)
     results = []
     for layer in (known, ours):
         layer.build(x.shape)

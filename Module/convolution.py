@@ -45,12 +45,12 @@ def _small_map():
         pads = [[0, 0], *[[size // 2, size // 2] for size in kernel.shape[:2]], [0, 0]]
 
         def gradient(upstream):
-            by_x = tf.nn.conv2d_transpose(upstream, kernel, tf.shape(x), 1, pads)
+            by_x = tf.nn.conv2d_transpose(upstream, kernel, tf.shape(x), 1, "SAME")
             maps, rows = tf.transpose(x, (3, 1, 2, 0)), tf.transpose(upstream, (1, 2, 0, 3))
             by_kernel = tf.transpose(tf.nn.conv2d(maps, rows, 1, pads), (1, 2, 0, 3))
             return by_x, by_kernel
 
-        return tf.nn.conv2d(x, kernel, 1, pads), gradient
+        return tf.nn.conv2d(x, kernel, 1, "SAME"), gradient
 
     return convolve
 

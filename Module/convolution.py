@@ -75,13 +75,13 @@ class Conv2D(layers.Conv2D):
     convolution and its gradients take 25 to 140 times as long as those of the full kernel, which has 32 times as many
     multiply-adds (Intel Xeon, float32, TensorFlow and JAX).
 
-    In bfloat16 on TensorFlow, oneDNN's gradient for a convolution's weights reaches a third to a half of the speed of
-    the forward pass, for the same multiply-adds. With stride 1, it is computed in another way:
+    In bfloat16 on TensorFlow, oneDNN's gradient for a convolution's weights takes 1.2 to 3.5 times as long as the
+    forward pass, for the same multiply-adds. With stride 1, it is computed in another way:
 
     - of a 1x1 kernel, as the matrix product `X^T dY` over all pixels, in 22 to 77 % of the time on an Intel Xeon with
       AMX and 90 % on an AMD EPYC (Zen 4), batches of 128;
     - of a larger kernel on a map of at most 64 pixels, as a convolution of `X` with `dY` (see `_small_map`), in 33 to
-      87 % of the time on the AMD EPYC, batches of 64 to 256.
+      100 % of the time on the AMD EPYC, batches of 64 to 256.
     """
 
     def convolution_op(self, inputs, kernel):

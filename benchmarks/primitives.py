@@ -97,9 +97,11 @@ def measure(name, options):
         env={**os.environ, "ONEDNN_VERBOSE": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if said.returncode:
-        raise InputError(f"the measured process failed: {said.stderr.strip().splitlines()[-1]}")
+        raise InputError(f"the measured process failed: {(said.stderr.strip().splitlines() or ['no message'])[-1]}")
     log = said.stdout.splitlines()
     found = sum_primitives(log[log.index(MARK) :])
+    if not found:
+        raise InputError("TensorFlow did not use oneDNN: its log is empty")
     return {kind: [value / STEPS for value in values] for kind, values in found.items()}
 
 

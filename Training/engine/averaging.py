@@ -14,8 +14,8 @@ def average_weights(network, others):
     """Replace a network's weights by the mean of its own and those of other networks, `{name: network}`.
 
     This is stochastic weight averaging over the ends of several cycles of the learning rate. It helps if the networks
-    come from the same training: each run has started from the weights of the one before. The statistics of the
-    normalizations must be recomputed afterwards, see `recompute_statistics`.
+    come from the same training: runs that started from the weights of each other, or from the same weights. The
+    statistics of the normalizations must be recomputed afterwards, see `recompute_statistics`.
     Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization",
     https://arxiv.org/abs/1803.05407, section 3.
 

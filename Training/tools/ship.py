@@ -35,7 +35,7 @@ def parse(arguments):
         nargs="+",
         default=[],
         metavar="NAME|RUN",
-        help="average the weights with those of these networks, for runs that started from each other or from the same weights",
+        help="average the weights with those of these networks; all must come from the same training",
     )
     parser.add_argument("--best", action="store_true", help="the run's best.keras instead of its last.keras")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set, as in training (default: the run's)")

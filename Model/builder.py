@@ -163,7 +163,7 @@ def assemble(network, depth, weights=None, include_top=True, **arguments):
 
         return load_network(network, weights, include_top, **given)
     made = residual_attention_network(depth=depth, **given)
-    return made if include_top else keras.Model(made.inputs, made.get_layer(FEATURES).output, name=made.name)
+    return made if include_top else keras.Model(made.input, made.get_layer(FEATURES).output, name=made.name)
 
 
 def network(

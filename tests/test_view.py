@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from Model import attention_56
 from Module import AttentionBlock
 from tests.support.tiny import tiny_network
+from Training.engine.training_model import make_logits_model
 from Training.recipe import Recipe
 from Training.visual import escaping, inspection, plots
 
@@ -26,6 +28,18 @@ def test_mask_model_gives_every_block_s_mask():
     inside = keras.Model(network.inputs, blocks[0].input).predict(images, verbose=0)
     _, expected = blocks[0](keras.ops.convert_to_tensor(inside), training=False, return_mask=True)
     np.testing.assert_allclose(masks[blocks[0].name], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error:The structure of `inputs`")
+def test_models_of_a_network_take_images_without_a_warning():
+    network = tiny_network()
+    images = np.zeros((2, 32, 32, 3), "float32")
+    for make in (inspection.make_branch_model, inspection.make_mask_model, inspection.make_feature_model,
+                 inspection.make_view_model, make_logits_model):  # fmt: skip
+        make(network)(images)
+    inspection.make_mask_model(network).predict(images, verbose=0)
+    inspection.measure_responses(network, images)
+    attention_56(include_top=False)(images)
 
 
 def test_mask_picture_has_images_the_mean_and_the_most_varied_channels_with_their_ranges(monkeypatch):

@@ -10,7 +10,7 @@ from Training.engine.graph import speed_up
 
 def make_logits_model(network):
     """Return a model from raw images to logits, `(batch, classes)`, that shares the weights of a network."""
-    return keras.Model(network.inputs, network.get_layer("logits").output, name=network.name)
+    return keras.Model(network.input, network.get_layer("logits").output, name=network.name)
 
 
 class ImagesOnDevice(layers.Layer):

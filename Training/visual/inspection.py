@@ -10,12 +10,12 @@ def find_blocks(network):
     return [layer for layer in network.layers if isinstance(layer, AttentionBlock)]
 
 
-def make_model(inputs, outputs, name):
+def make_model(image, outputs, name):
     """Return a model for `predict` of a few images.
 
     TensorFlow runs it eagerly: tracing a graph takes longer than some batches. JAX compiles it, which is faster there.
     """
-    model = keras.Model(inputs, outputs, name=name)
+    model = keras.Model(image, outputs, name=name)
     model.compile(run_eagerly=keras.backend.backend() == "tensorflow")
     return model
 
@@ -23,13 +23,13 @@ def make_model(inputs, outputs, name):
 def make_branch_model(network):
     """Return a model from images to `{block's name: {"trunk": ..., "mask": ...}}`, each `(batch, h, w, channels)`."""
     both = {block.name: Branches(block, name=f"{block.name}_branches")(block.input) for block in find_blocks(network)}
-    return make_model(network.inputs, both, f"{network.name}_branches")
+    return make_model(network.input, both, f"{network.name}_branches")
 
 
 def make_mask_model(network):
     """Return a model from images to the soft masks of all blocks, `{block's name: (batch, h, w, channels)}`."""
     masks = {name: both["mask"] for name, both in make_branch_model(network).output.items()}
-    return make_model(network.inputs, masks, f"{network.name}_masks")
+    return make_model(network.input, masks, f"{network.name}_masks")
 
 
 def make_view_model(network):
@@ -43,7 +43,7 @@ def make_view_model(network):
 
 def make_feature_model(network):
     """Return a model from images to the features before the classifier, `(batch, channels)`."""
-    return keras.Model(network.inputs, network.get_layer("logits").input, name=f"{network.name}_features")
+    return keras.Model(network.input, network.get_layer("logits").input, name=f"{network.name}_features")
 
 
 def measure_responses(network, images, batch_size=64):
@@ -61,6 +61,6 @@ def measure_responses(network, images, batch_size=64):
     """
     parts = [layer for layer in network.layers if isinstance(layer, AttentionBlock | Unit)]
     means = {part.name: keras.ops.mean(keras.ops.abs(part.output), axis=(1, 2, 3)) for part in parts}
-    model = make_model(network.inputs, means, f"{network.name}_responses")
+    model = make_model(network.input, means, f"{network.name}_responses")
     measured = model.predict(images, batch_size=batch_size, verbose=0)
     return {part.name: float(measured[part.name].mean()) for part in parts}

@@ -154,7 +154,11 @@ def _repeat_lost_signal(unraisable):
         return
     number = unraisable.exc_value.exit_code - 128
     signal.signal(number, _raise_stopped)
-    again = threading.Timer(0.1, signal.raise_signal, (number,))  # by then, the finalizer has ended
+    # By then, the finalizer has ended. Only a signal to the main thread interrupts the call that it waits in.
+    if hasattr(signal, "pthread_kill"):
+        again = threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, number))
+    else:  # Windows
+        again = threading.Timer(0.1, signal.raise_signal, (number,))
     again.daemon = True
     again.start()
 

@@ -175,7 +175,7 @@ def check(network, peer, images):
 
     copy_weights(network, peer)
     raw = torch.tensor(images).permute(0, 3, 1, 2)
-    logits = keras.Model(network.inputs, network.get_layer("logits").output).predict(images, verbose=0)
+    logits = keras.Model(network.input, network.get_layer("logits").output).predict(images, verbose=0)
     with torch.no_grad():
         theirs = peer.eval()(raw).numpy()
     statistics = sum(m.running_mean.numel() + m.running_var.numel() for m in peer.weighted() if hasattr(m, "momentum"))

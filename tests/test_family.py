@@ -190,7 +190,7 @@ CASES += [(96, "nal", "spatial"), (224, "arl", "mixed")]
 def test_logits_equal_the_second_implementation_s(values, build_placed, size, learning, attention):
     model = build_placed(size, learning=learning, attention=attention)
     images = np.random.default_rng(size).normal(size=(1, size, size, 3)).astype("float32")
-    logits = keras.Model(model.inputs, model.get_layer("logits").output)
+    logits = keras.Model(model.input, model.get_layer("logits").output)
     ours = keras.ops.convert_to_numpy(logits(images))
     theirs = independent.forward(images, values, learning=learning, attention=attention)
     assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs)

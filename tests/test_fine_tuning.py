@@ -45,7 +45,7 @@ def test_other_classes_and_image_size_keep_all_layers_except_the_classifier(save
         for a, b in zip(made.get_layer(name).get_weights(), before if name == "logits" else values, strict=True):
             np.testing.assert_array_equal(a, b)
     images = np.full((1, 32, 32, 3), 50, "uint8")
-    subtracted = keras.Model(made.inputs, made.get_layer("mean_subtraction").output).predict(images, verbose=0)
+    subtracted = keras.Model(made.input, made.get_layer("mean_subtraction").output).predict(images, verbose=0)
     np.testing.assert_allclose(
         subtracted, 50 / 255, rtol=1e-5
     )  # the mean of the new data, 0, not that of the file, 100

@@ -62,7 +62,7 @@ def test_a_look_is_the_output_of_the_network(runs, learning):
     np.testing.assert_array_equal(seen.image, runs.image)
     np.testing.assert_allclose(seen.probabilities, network(runs.image[None], training=False)[0], rtol=1e-4)
     (name,) = seen.branches
-    both = inspection.make_branch_model(network)([runs.image[None]], training=False)[name]
+    both = inspection.make_branch_model(network)(runs.image[None], training=False)[name]
     for key in ("trunk", "mask"):
         np.testing.assert_allclose(seen.branches[name][key], both[key][0], rtol=1e-4, atol=1e-5)
 

@@ -110,7 +110,7 @@ def test_masks_are_written_for_each_picture(run, tmp_path, capsys):
     written = {path.name for path in (tmp_path / "masks").iterdir()}
     assert written == {f"{i:02}.png.masks.png" for i in range(1, 20, 3)}
     image = run.images[4:5]
-    masks = make_mask_model(run.network)([image])
+    masks = make_mask_model(run.network)(image)
     expected = plots.draw_masks(image, {block: np.asarray(mask) for block, mask in masks.items()}, ["04.png"])
     given = np.asarray(Image.open(tmp_path / "masks" / "04.png.masks.png")).astype(int)
     assert given.shape == expected.shape and abs(given - expected.astype(int)).mean() < 0.5

@@ -274,7 +274,8 @@ def save(number, _):
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, save)
 print("ready", flush=True)
-time.sleep(60)
+while True:  # a signal just before a long sleep does not interrupt it
+    time.sleep(0.05)
 """
     arguments = ["mask", "--quick", "--logs", str(tmp_path)]
     script = (

@@ -169,7 +169,7 @@ def test_the_projector_has_features_labels_and_thumbnails(logs):
     folder = find_run(logs) / "train"
     features = np.loadtxt(folder / "projector" / "features.tsv", delimiter="\t")
     network, digits = keras.models.load_model(find_run(logs) / "last.keras"), datasets.load("digits")
-    inside = keras.Model(network.inputs, network.get_layer("logits").input)
+    inside = keras.Model(network.input, network.get_layer("logits").input)
     np.testing.assert_allclose(features, inside.predict(digits.test.images, verbose=0), rtol=1e-3, atol=1e-4)
     with open(folder / "projector" / "labels.tsv", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))

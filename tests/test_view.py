@@ -25,7 +25,7 @@ def test_mask_model_gives_every_block_s_mask():
     masks = inspection.make_mask_model(network).predict(images, verbose=0)
     blocks = [layer for layer in network.layers if isinstance(layer, AttentionBlock)]
     assert list(masks) == [block.name for block in blocks]
-    inside = keras.Model(network.inputs, blocks[0].input).predict(images, verbose=0)
+    inside = keras.Model(network.input, blocks[0].input).predict(images, verbose=0)
     _, expected = blocks[0](keras.ops.convert_to_tensor(inside), training=False, return_mask=True)
     np.testing.assert_allclose(masks[blocks[0].name], expected, rtol=1e-4, atol=1e-5)
 
@@ -98,7 +98,7 @@ def test_responses_are_mean_absolute_features():
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype("float32")
     measured = inspection.measure_responses(network, images)
     assert list(measured) == ["stage_1_unit", "stage_1_attention_1", "tail_unit_1"]
-    inside = keras.Model(network.inputs, network.get_layer("stage_1_attention_1").output).predict(images, verbose=0)
+    inside = keras.Model(network.input, network.get_layer("stage_1_attention_1").output).predict(images, verbose=0)
     assert measured["stage_1_attention_1"] == pytest.approx(np.abs(inside).mean(), rel=1e-4)
 
 

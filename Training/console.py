@@ -157,7 +157,8 @@ def exit_with(code, line):
     """End the process with one line on standard error; a leading line break is only written to a terminal, after ^C."""
     start = "\n" if line.startswith("\n") and sys.stderr.isatty() else ""
     sys.stderr.write(start + escape(line.removeprefix("\n")) + "\n")
-    if error := sys.exc_info()[1]:
+    error = sys.exc_info()[1]
+    if error and not isinstance(error, InputError):  # which no interrupted training raises
         _release_frames(error)
     raise SystemExit(code) from None
 

@@ -50,8 +50,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Exempt the imported modules from garbage collection, which took 0.2 s in each of 600 tests."""
+    """Collect garbage rarely, and exempt the imported modules: it took a tenth of the time of all tests."""
     gc.freeze()
+    gc.set_threshold(100_000, 50, 10)
 
 
 @pytest.fixture(autouse=True)

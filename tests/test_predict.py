@@ -21,8 +21,6 @@ from tests.support.tiny import tiny_network
 from Training.visual import plots
 from Training.visual.inspection import make_mask_model
 
-pytestmark = pytest.mark.backends
-
 SAID = "predict.py: classified by {} (with --best: best.keras)\n"
 NAMES = [f"class {letter}" for letter in "abcdefghij"]
 
@@ -54,6 +52,7 @@ def run(tmp_path_factory):
     return SimpleNamespace(folder=folder, images=images, network=networks["last"], **answers)
 
 
+@pytest.mark.backends
 def test_csv_has_the_probabilities_of_the_network(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predict, "BATCH", 8)  # the last batch is shorter
     table = tmp_path / "table.csv"
@@ -72,6 +71,7 @@ def test_csv_has_the_probabilities_of_the_network(run, tmp_path, monkeypatch, ca
         np.testing.assert_allclose(given, np.take_along_axis(expected, ranks, 1)[:, place], rtol=1e-5)
 
 
+@pytest.mark.backends
 def test_one_picture_is_a_list(run, capsys):
     path, shares = run.folder / "pictures" / "0" / "00.png", run.best[0]
     predict.main([str(path), "--model", str(run.folder / "best.keras")])
@@ -82,6 +82,7 @@ def test_one_picture_is_a_list(run, capsys):
     assert [line[9:].split() for line in lines[1:]] == [[f"{100 * shares[i]:.2f}", "%"] for i in order]
 
 
+@pytest.mark.backends
 def test_broken_pictures_are_named_and_skipped(run, tmp_path, capsys):
     for name in ("b.png", "d.bmp"):
         Image.fromarray(run.images[7]).save(tmp_path / name)
@@ -102,6 +103,7 @@ def test_broken_pictures_are_named_and_skipped(run, tmp_path, capsys):
     ]
 
 
+@pytest.mark.backends
 def test_masks_are_written_for_each_picture(run, tmp_path, capsys):
     masks = ["--masks", str(tmp_path / "masks")]
     predict.main([str(run.folder / "pictures" / "1"), "--model", str(run.folder), *masks, "--csv", "-"])

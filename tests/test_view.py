@@ -16,9 +16,8 @@ from Training.engine.training_model import make_logits_model
 from Training.recipe import Recipe
 from Training.visual import escaping, inspection, plots
 
-pytestmark = pytest.mark.backends
 
-
+@pytest.mark.backends
 def test_mask_model_gives_every_block_s_mask():
     network = tiny_network()
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype("float32")
@@ -30,8 +29,8 @@ def test_mask_model_gives_every_block_s_mask():
     np.testing.assert_allclose(masks[blocks[0].name], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("error:The structure of `inputs`")
 def test_models_of_a_network_take_images_without_a_warning():
+    """In tests, Keras' warning about the structure of inputs is an error."""
     network = tiny_network()
     images = np.zeros((2, 32, 32, 3), "float32")
     for make in (inspection.make_branch_model, inspection.make_mask_model, inspection.make_feature_model,
@@ -75,6 +74,7 @@ def test_strongest_channels_have_the_highest_mean():
     assert plots.find_strongest(mask, 3).tolist() == [4, 2, 1]
 
 
+@pytest.mark.backends
 def test_figures_are_pictures():
     network = tiny_network()
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
@@ -93,6 +93,7 @@ def test_figures_are_pictures():
     assert plots.format_block_title("stage_2_attention_1", (8, 8, 4)) == "stage 2, block 1: 8x8"
 
 
+@pytest.mark.backends
 def test_responses_are_mean_absolute_features():
     network = tiny_network()
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype("float32")
@@ -210,6 +211,7 @@ def test_tensorboard_shows_escaped_names_as_they_are():
     assert html_text.unescape(html.split("<td>")[2].split("</td>")[0]) == name
 
 
+@pytest.mark.backends
 def test_augmented_pixels_beyond_white_stay_white(tmp_path):
     from Training.engine.augmentation import RandomLighting
     from Training.engine.event_callbacks import Pictures
@@ -219,6 +221,7 @@ def test_augmented_pixels_beyond_white_stay_white(tmp_path):
     assert shown._augment().min() > 150  # and not 0, where 8 bits wrap around
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("until", [0.0, 0.2, 1.0])
 def test_the_picture_of_augmented_images_shows_mixing_that_ends_early(until):
     """A copy of the layer must know after how many steps mixing ends."""
@@ -279,6 +282,7 @@ def test_png_is_lossless():
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(plots.encode_png(picture)))), picture)
 
 
+@pytest.mark.backends
 def test_graph_has_the_branches_and_prints_nothing(capsys):
     from Training.runs.event_file import _graph
 

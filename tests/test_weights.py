@@ -25,7 +25,6 @@ from Training.tools import evaluate, figures, ship
 from Training.visual import inspection
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.backends
 TINY = Geometry(stem_filters=4, stem_kernel=3, stem_pool=2, stages=(Stage(8, 2, 1),), tail=((16, 2),))
 # Logits of the packed network for the first two test images on TensorFlow; JAX must give the same.
 LOGITS = [
@@ -100,6 +99,7 @@ def test_an_installed_package_contains_the_weights():
     }
 
 
+@pytest.mark.backends
 def test_weights_beyond_float16_are_refused(tmp_path):
     images = keras.Input((4, 4, 3))
     layer = keras.layers.Conv2D(1, 1)
@@ -111,6 +111,7 @@ def test_weights_beyond_float16_are_refused(tmp_path):
         weights.pack_weights(keras.Model(images, layer(images)), tmp_path / "new.weights.h5")
 
 
+@pytest.mark.backends
 def test_loaded_network_gives_the_same_logits_on_every_backend(packed, digits):
     loaded = attention_56(weights="digits-nal")
     assert loaded.name == "attention_56" and loaded.output_shape == (None, 10)
@@ -119,6 +120,7 @@ def test_loaded_network_gives_the_same_logits_on_every_backend(packed, digits):
     np.testing.assert_allclose(compute_logits(loaded, images), LOGITS, atol=1e-4)
 
 
+@pytest.mark.backends
 def test_kernels_are_float16_and_vectors_are_exact(packed):
     loaded = attention_56(weights="attention_56-digits-nal")
     for ours, theirs in zip(loaded.weights, packed.network.weights, strict=True):
@@ -131,6 +133,7 @@ def test_kernels_are_float16_and_vectors_are_exact(packed):
     assert kinds == {(True, "float16"), (False, "float32")}
 
 
+@pytest.mark.backends
 def test_without_the_classifier_it_gives_the_features(packed, digits):
     images = digits.test.images[:4]
     features = attention_56(weights="digits-nal", include_top=False)
@@ -143,12 +146,14 @@ def test_without_the_classifier_it_gives_the_features(packed, digits):
     assert attention_56(include_top=False).output_shape == (None, 16)
 
 
+@pytest.mark.backends
 def test_arguments_that_agree_are_accepted(packed):
     loaded = attention_56(weights="digits-nal", learning="nal", classes=10, input_shape=(32, 32, 3), dropout=0.5, p=1,
                           geometry="compact", name="mine")  # fmt: skip
     assert loaded.name == "mine" and loaded.get_layer("dropout").rate == 0.5
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -171,6 +176,7 @@ def test_other_arguments_are_refused_in_one_line(arguments, said):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.backends
 def test_weights_of_another_network_are_refused():
     with pytest.raises(ValueError, match="no such weights of attention_92; available: attention_56-digits-nal"):
         attention_92(weights="digits-nal")
@@ -185,6 +191,7 @@ def copy(packed, tmp_path, monkeypatch):
     return shutil.copytree(packed.folder, tmp_path / packed.folder.name)
 
 
+@pytest.mark.backends
 def test_a_changed_file_is_refused_by_its_hash(copy):
     raw = bytearray((copy / weights.FILE).read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -199,6 +206,7 @@ def test_a_changed_file_is_refused_by_its_hash(copy):
         attention_56(weights="digits-nal")
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": 1, "architecture": 2, "class_names": 3}'])
 def test_a_broken_description_is_refused(copy, content):
     (copy / weights.ABOUT).write_text(content)
@@ -206,6 +214,7 @@ def test_a_broken_description_is_refused(copy, content):
         attention_56(weights="digits-nal")
 
 
+@pytest.mark.backends
 def test_training_starts_from_packed_weights(packed):
     made = network("attention_56", learning="nal", classes=7, preprocessing=keras.layers.Rescaling(1 / 255))
     said = load_weights(made, "digits-nal", "attention_56")
@@ -222,6 +231,7 @@ def compute_expected_errors(model, digits):
     return int(wrong.sum()), [int(wrong[digits.test.labels == i].sum()) for i in range(10)]
 
 
+@pytest.mark.backends
 def test_evaluate_counts_what_is_wrong(packed, digits, capsys):
     evaluate.main(["--model", str(packed.run), "--flip", "--statistics", "64", "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -304,6 +314,7 @@ def test_ship_refuses_in_one_line(packed, tmp_path, capsys):
     assert sorted(path.name for path in weights.FOLDER.iterdir()) == before
 
 
+@pytest.mark.backends
 def test_ship_replaces_on_request(packed, copy, capsys):
     (copy / weights.FILE).write_bytes(b"old")
     ship.main([str(packed.run), "--replace"])
@@ -311,6 +322,7 @@ def test_ship_replaces_on_request(packed, copy, capsys):
     assert "test error with float16 weights: " in capsys.readouterr().out
 
 
+@pytest.mark.backends
 def test_ship_averages_networks(packed, copy, tmp_path, capsys):
     other = keras.models.load_model(packed.run / "last.keras")
     for variable in other.trainable_variables:
@@ -335,6 +347,7 @@ def test_ship_averages_networks(packed, copy, tmp_path, capsys):
     assert "cannot be averaged with this network: stage_1_attention_1 has learning=arl, here learning=nal" in said
 
 
+@pytest.mark.backends
 def test_predict_without_a_model_uses_the_weights(packed, copy, digits, tmp_path, capsys, monkeypatch):
     picture = tmp_path / "digit.png"
     Image.fromarray(digits.test.images[0]).save(picture)

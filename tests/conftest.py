@@ -4,6 +4,8 @@ import os
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# NumPy's threads wait for each other in loops, which takes ten times as long if another worker needs the cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # In tests and the processes that they start, XLA takes longer to optimize a function than the function takes to run.
 os.environ.setdefault(
     "XLA_FLAGS",

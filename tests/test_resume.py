@@ -124,7 +124,7 @@ def test_finished_run_is_evaluated_again_and_not_changed(run, whole):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_the_run_and_print_how_to_resume(tmp_path, number, code):
-    process = kill.start(*ARGUMENTS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
+    process = forks.start(*ARGUMENTS, "--epochs=3000", f"--logs={tmp_path}", script=small.MAIN)
     for line in process.stdout:
         if line.startswith("epoch    2 of 3000 "):
             process.send_signal(number)

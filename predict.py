@@ -43,7 +43,7 @@ def parse(arguments):
     parser.add_argument(
         "--model",
         metavar="NAME|RUN|FILE",
-        help=f"weights such as cifar10-nal, a run's folder or a .keras file (default: {DEFAULT_MODEL})",
+        help=f"weights such as cifar100, a run's folder or a .keras file (default: {DEFAULT_MODEL})",
     )
     parser.add_argument("--best", action="store_true", help="best.keras (by validation accuracy), not last.keras")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="number of classes to print (default: 5)")

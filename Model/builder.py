@@ -189,7 +189,7 @@ def network(
 
     Args:
         name: str, `attention_<depth>`, `attentionnext_<depth>` or `attentioninception_<depth>`, such as `attention_92`.
-        weights: name of weights that come with the project, such as "cifar10" or "cifar10-nal" (see `Model.weights`),
+        weights: name of weights that come with the project, such as "cifar10" or "cifar100" (see `Model.weights`),
             or None for random weights. With weights, the network is the one that was trained: it takes raw images from
             0 to 255, arguments that are None have the values used in training, and contradicting ones are refused.
         include_top: bool, whether to include the classifier. Without it, the network returns its features,

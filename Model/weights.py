@@ -117,7 +117,7 @@ def load_network(network, weights, include_top=True, **arguments):
 
     Args:
         network: str, name of the network, such as `attention_56`.
-        weights: str, such as `cifar10`, `cifar10-nal` or `attention_56-cifar10`.
+        weights: str, such as `cifar10`, `cifar100` or `attention_56-cifar10-nal`.
         include_top: bool, see `builder.network`.
         arguments: those of `builder.residual_attention_network`; by default, the values used in training.
 

@@ -158,8 +158,8 @@ class Recipe:
     classifier_l2: float = option(1e-4, "L2 penalty on the classifier's kernel", low=0.0, high=1.0)
     weights: str = option(
         "",
-        "weights to start from: those that come with the project (cifar10, cifar10-nal), a run's folder or a .keras "
-        "file; the classifier is new if the number of classes differs",
+        "weights to start from: those that come with the project (cifar10, cifar10-nal, cifar100), a run's folder or a "
+        ".keras file; the classifier is new if the number of classes differs",
     )
     freeze: str = option("", "stem, stage_1, ... or the name of a layer: the layers up to it keep their weights")
     # How it is trained

@@ -24,16 +24,18 @@ import pytest
 # The slowest files start first, so that no worker is left alone with one of them at the end.
 SLOW = (
     "test_resume.py",
-    "test_training.py",
     "test_distribute.py",
+    "test_notebooks.py",
+    "test_training.py",
     "test_fit.py",
     "test_layers.py",
-    "test_notebooks.py",
     "test_family.py",
-    "test_folder.py",
-    "test_export.py",
+    "test_weights.py",
+    "test_layers_as_keras.py",
     "test_fine_tuning.py",
-    "test_predict.py",
+    "test_options.py",
+    "test_console.py",
+    "test_export.py",
 )
 
 

@@ -158,7 +158,8 @@ def exit_with(code, line):
     start = "\n" if line.startswith("\n") and sys.stderr.isatty() else ""
     sys.stderr.write(start + escape(line.removeprefix("\n")) + "\n")
     error = sys.exc_info()[1]
-    if error and not isinstance(error, InputError):  # which no interrupted training raises
+    # Training holds iterators. It raises no InputError: those of its streams become RunError.
+    if error and not isinstance(error, InputError):
         _release_frames(error)
     raise SystemExit(code) from None
 

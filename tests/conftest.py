@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Collect garbage rarely, and exempt the imported modules: it took a tenth of the time of all tests."""
+    """Collect garbage rarely, and exempt the imported modules: it took about a tenth of the time."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 10)
 

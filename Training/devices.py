@@ -6,11 +6,13 @@ processes run the same program, and each reads its part of each batch. Only the 
 
 import contextlib
 import dataclasses
+import math
 import os
 import platform
 import re
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import NamedTuple
@@ -97,15 +99,31 @@ def resolve_precision(recipe, devices=ONE):
     """
     if recipe.precision != "auto":
         return recipe
-    precision = ask_first_process(devices, lambda: "mixed_bfloat16" if multiplies_bfloat16() else "float32")
+    precision = ask_first_process(devices, lambda: "mixed_bfloat16" if gains_from_bfloat16() else "float32")
     return dataclasses.replace(recipe, precision=precision)
 
 
-def multiplies_bfloat16(cpuinfo="/proc/cpuinfo"):
-    """Return whether the device on which the backend trains has instructions for bfloat16 products.
+def describe_slow_precision(precision):
+    """Return a line that says that float32 is faster than this precision here, or "" if it is not.
 
-    NVIDIA GPUs have them from compute capability 8.0 on. Processors with AVX512-BF16 or AMX-BF16 have them too;
-    TensorFlow's oneDNN uses them, XLA on JAX does not.
+    On a processor, TensorFlow has no fast float16, and fast bfloat16 only where `gains_from_bfloat16`. On JAX,
+    a convolution and its gradients take the same time in all three.
+    """
+    import keras
+
+    if precision == "float32" or keras.backend.backend() != "tensorflow" or find_accelerator():
+        return ""
+    if precision == "mixed_bfloat16" and gains_from_bfloat16():
+        return ""
+    return f"--precision {precision} is slower than float32 on this processor"
+
+
+def gains_from_bfloat16(cpuinfo="/proc/cpuinfo"):
+    """Return whether the device on which the backend trains multiplies faster in bfloat16 than in float32.
+
+    NVIDIA GPUs do from compute capability 8.0 on. Processors need AVX512-BF16 or AMX-BF16, which TensorFlow's oneDNN
+    uses and XLA on JAX does not. AVX512-BF16 alone is not enough: an Intel Xeon of the 5th generation in a virtual
+    machine without AMX multiplies at half the rate of float32. So the speed of a product is measured.
     """
     import keras
 
@@ -123,7 +141,27 @@ def multiplies_bfloat16(cpuinfo="/proc/cpuinfo"):
         flags = Path(cpuinfo).read_text()
     except OSError:
         return False
-    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))
+    if not re.search(r"\b(avx512_bf16|amx_bf16)\b", flags):
+        return False
+    seconds = time_products(("bfloat16", "float32"))
+    return seconds["bfloat16"] < seconds["float32"]
+
+
+def time_products(dtypes, size=1024, repeats=10):
+    """Return the seconds that TensorFlow needs for a product of two square matrices in each type, as a dictionary.
+
+    The types take turns, and the fastest of all repeats counts, so that other load on the machine hardly matters.
+    """
+    import tensorflow as tf
+
+    matrices = {dtype: tf.ones((size, size), dtype) for dtype in dtypes}
+    seconds = dict.fromkeys(dtypes, math.inf)
+    for _ in range(1 + repeats):  # the first one of each type is slower
+        for dtype, matrix in matrices.items():
+            begin = time.perf_counter()
+            tf.matmul(matrix, matrix)
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - begin)
+    return seconds
 
 
 def use_compile_cache(folder, backend):

@@ -310,18 +310,45 @@ def test_older_recipes_keep_their_meaning():
 
 
 def test_precision_auto_is_resolved_before_it_is_recorded(tmp_path, monkeypatch):
-    fast = keras.backend.backend() == "tensorflow"
-    for flags, wanted in (("avx512f avx512_bf16 amx_tile", fast), ("amx_bf16", fast), ("avx512f amx_tile", False)):
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    for flags, seconds, wanted in (
+        ("avx512f avx512_bf16 amx_tile", 0.5, True),
+        ("amx_bf16", 0.5, True),
+        ("avx512f avx512_bf16", 2.0, False),  # Emerald Rapids in a virtual machine without AMX
+        ("avx512f amx_tile", 0.5, False),
+    ):
         (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags}\n")
-        assert devices.multiplies_bfloat16(tmp_path / "cpuinfo") == wanted
-    assert devices.multiplies_bfloat16(tmp_path / "missing") is False
+        monkeypatch.setattr(devices, "time_products", lambda dtypes, s=seconds: {"bfloat16": s, "float32": 1.0})
+        assert devices.gains_from_bfloat16(tmp_path / "cpuinfo") == (wanted and on_tensorflow)
+    assert devices.gains_from_bfloat16(tmp_path / "missing") is False
     for answer, precision in ((True, "mixed_bfloat16"), (False, "float32")):
-        monkeypatch.setattr(devices, "multiplies_bfloat16", lambda answer=answer: answer)
+        monkeypatch.setattr(devices, "gains_from_bfloat16", lambda answer=answer: answer)
         assert devices.resolve_precision(Recipe(precision="auto")) == Recipe(precision=precision)
         assert devices.resolve_precision(Recipe(precision="mixed_float16")).precision == "mixed_float16"
 
 
-def test_gpus_multiply_bfloat16_from_capability_8(monkeypatch):
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="on JAX, the precisions are equally fast")
+def test_a_precision_that_is_slow_on_the_processor_is_named(monkeypatch):
+    for gains, precision, named in (
+        (True, "mixed_bfloat16", False),
+        (False, "mixed_bfloat16", True),
+        (True, "mixed_float16", True),
+        (False, "float32", False),
+    ):
+        monkeypatch.setattr(devices, "gains_from_bfloat16", lambda gains=gains: gains)
+        line = devices.describe_slow_precision(precision)
+        assert line == (f"--precision {precision} is slower than float32 on this processor" if named else "")
+    monkeypatch.setattr(devices, "find_accelerator", lambda: "NVIDIA H100")
+    assert devices.describe_slow_precision("mixed_float16") == ""
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="products are timed on TensorFlow only")
+def test_a_larger_product_takes_longer():
+    small, large = (devices.time_products(("float32",), size, 3)["float32"] for size in (64, 1024))
+    assert 0 < small < large
+
+
+def test_gpus_gain_from_bfloat16_from_capability_8(monkeypatch):
     for capability, wanted in ((7.5, False), (8.0, True), (9.0, True)):
         if keras.backend.backend() == "jax":
             import jax
@@ -336,7 +363,7 @@ def test_gpus_multiply_bfloat16_from_capability_8(monkeypatch):
             monkeypatch.setattr(
                 tf.config.experimental, "get_device_details", lambda gpu, pair=pair: {"compute_capability": pair}
             )
-        assert devices.multiplies_bfloat16() is wanted
+        assert devices.gains_from_bfloat16() is wanted
 
 
 def test_compile_cache_is_created_and_used(tmp_path, monkeypatch):

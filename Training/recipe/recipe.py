@@ -249,7 +249,7 @@ class Recipe:
     # How it is computed
     precision: str = option(
         "float32",
-        "arithmetic; auto is mixed_bfloat16 if the GPU or, on TensorFlow, the processor has instructions for it, "
+        "arithmetic; auto is mixed_bfloat16 if the GPU or, on TensorFlow, the processor is faster with it, "
         "otherwise float32; recipe.json records the choice",
         choices=("float32", "mixed_bfloat16", "mixed_float16", "auto"),
     )

@@ -103,7 +103,7 @@ def train_on(hardware, keras, data, recipe, resume, build):
     say(f"{what}, {format_path(folder)}", flush=True)
     where = f"{hardware} ({devices.device_name()})"
     say(f"{recipe.batch_size} images per step on {where}, {describe_rate(recipe)}", flush=True)
-    slow = "" if resume else devices.describe_slow_precision(recipe.precision)
+    slow = "" if resume else devices.describe_slow_options(recipe)
     if slow:
         say(slow, flush=True)
 

@@ -103,19 +103,20 @@ def resolve_precision(recipe, devices=ONE):
     return dataclasses.replace(recipe, precision=precision)
 
 
-def describe_slow_precision(precision):
-    """Return a line that says that float32 is faster than this precision here, or "" if it is not.
+def describe_slow_options(recipe):
+    """Return a line that names the options with which a step takes longer here than with their defaults, or "".
 
-    On a processor, TensorFlow has no fast float16, and fast bfloat16 only where `gains_from_bfloat16`. On JAX,
-    a convolution and its gradients take the same time in all three.
+    On a processor, TensorFlow has no fast float16, and fast bfloat16 only where `gains_from_bfloat16`; XLA's
+    convolutions are slower than oneDNN's. On JAX, a convolution and its gradients take the same time in all precisions.
     """
     import keras
 
-    if precision == "float32" or keras.backend.backend() != "tensorflow" or find_accelerator():
+    if keras.backend.backend() != "tensorflow" or find_accelerator():
         return ""
-    if precision == "mixed_bfloat16" and gains_from_bfloat16():
-        return ""
-    return f"--precision {precision} is slower than float32 on this processor"
+    slow = ["--jit true"] if recipe.jit else []
+    if recipe.precision == "mixed_float16" or (recipe.precision == "mixed_bfloat16" and not gains_from_bfloat16()):
+        slow.append(f"--precision {recipe.precision}")
+    return f"slower than the defaults on this processor: {' and '.join(slow)}" if slow else ""
 
 
 def gains_from_bfloat16(cpuinfo="/proc/cpuinfo"):

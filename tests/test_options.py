@@ -328,18 +328,20 @@ def test_precision_auto_is_resolved_before_it_is_recorded(tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="on JAX, the precisions are equally fast")
-def test_a_precision_that_is_slow_on_the_processor_is_named(monkeypatch):
-    for gains, precision, named in (
-        (True, "mixed_bfloat16", False),
-        (False, "mixed_bfloat16", True),
-        (True, "mixed_float16", True),
-        (False, "float32", False),
+def test_options_that_are_slow_on_the_processor_are_named(monkeypatch):
+    for gains, changes, named in (
+        (True, {"precision": "mixed_bfloat16"}, ""),
+        (False, {"precision": "mixed_bfloat16"}, "--precision mixed_bfloat16"),
+        (True, {"precision": "mixed_float16"}, "--precision mixed_float16"),
+        (True, {"precision": "mixed_bfloat16", "jit": True}, "--jit true"),
+        (False, {"precision": "mixed_bfloat16", "jit": True}, "--jit true and --precision mixed_bfloat16"),
+        (False, {}, ""),
     ):
         monkeypatch.setattr(devices, "gains_from_bfloat16", lambda gains=gains: gains)
-        line = devices.describe_slow_precision(precision)
-        assert line == (f"--precision {precision} is slower than float32 on this processor" if named else "")
+        line = devices.describe_slow_options(Recipe(**changes))
+        assert line == (f"slower than the defaults on this processor: {named}" if named else "")
     monkeypatch.setattr(devices, "find_accelerator", lambda: "NVIDIA H100")
-    assert devices.describe_slow_precision("mixed_float16") == ""
+    assert devices.describe_slow_options(Recipe(precision="mixed_float16", jit=True)) == ""
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="products are timed on TensorFlow only")

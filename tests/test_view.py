@@ -29,6 +29,27 @@ def test_mask_model_gives_every_block_s_mask():
     np.testing.assert_allclose(masks[blocks[0].name], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.backends
+@pytest.mark.parametrize("learning", ["arl", "nal"])
+def test_averaged_masks_are_the_same_at_all_places_or_for_all_images(learning):
+    network = tiny_network(learning=learning)
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype="uint8")
+    before = network.predict(images, verbose=0)
+    block = inspection.find_blocks(network)[0]
+    inside = keras.ops.convert_to_tensor(keras.Model(network.input, block.input).predict(images, verbose=0))
+    trunk, mask = block.branches(inside)
+    for given, axes in ((None, (1, 2)), (images, (0, 1, 2))):
+        copy = inspection.average_masks(network, given, batch_size=2)
+        expected = keras.ops.mean(mask, axis=axes, keepdims=True)
+        expected = (expected + 1 if learning == "arl" else expected) * trunk
+        for unit in block.after:
+            expected = unit(expected, training=False)
+        found = inspection.find_blocks(copy)[0](inside, training=False)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+        assert np.abs(found - block(inside, training=False)).max() > 1e-3
+    np.testing.assert_array_equal(network.predict(images, verbose=0), before)
+
+
 def test_models_of_a_network_take_images_without_a_warning():
     """In tests, Keras' warning about the structure of inputs is an error."""
     network = tiny_network()
@@ -38,6 +59,7 @@ def test_models_of_a_network_take_images_without_a_warning():
         make(network)(images)
     inspection.make_mask_model(network).predict(images, verbose=0)
     inspection.measure_responses(network, images)
+    inspection.average_masks(network, images)(images)
     attention_56(include_top=False)(images)
 
 

@@ -19,6 +19,7 @@ from Model.geometries import GEOMETRIES
 from Model.preprocessing import mean_subtraction
 from Training.data import datasets
 from Training.engine.fine_tuning import load_weights
+from Training.engine.statistics import choose_examples
 from Training.engine.training_model import make_logits_model
 from Training.recipe import Recipe
 from Training.tools import evaluate, figures, ship
@@ -233,10 +234,12 @@ def compute_expected_errors(model, digits):
 
 @pytest.mark.backends
 def test_evaluate_counts_what_is_wrong(packed, digits, capsys):
-    evaluate.main(["--model", str(packed.run), "--flip", "--statistics", "64", "--json"])
+    evaluate.main(["--model", str(packed.run), "--flip", "--statistics", "64", "--average-masks", "--json"])
     found = json.loads(capsys.readouterr().out)
     wrong, by_class = compute_expected_errors(packed.network, digits)
-    assert found["dataset"] == "digits" and set(found["errors"]) == {"plain", "flip", "statistics", "statistics, flip"}
+    assert found["dataset"] == "digits" and list(found["errors"]) == [
+        "plain", "flip", "statistics", "statistics, flip", "places", "images",
+    ]  # fmt: skip
     plain = found["errors"]["plain"]
     assert plain["all"]["wrong"] == wrong and plain["all"]["images"] == 360
     assert [plain[f"class {i}"]["wrong"] for i in range(10)] == by_class
@@ -247,6 +250,9 @@ def test_evaluate_counts_what_is_wrong(packed, digits, capsys):
     ]
     assert found["errors"]["flip"]["all"]["wrong"] == int(np.sum(sum(twice).argmax(-1) != digits.test.labels))
     assert found["errors"]["statistics"]["all"]["wrong"] != wrong
+    for name, images in (("places", None), ("images", choose_examples(digits.train, 2048, 128).images)):
+        averaged = inspection.average_masks(packed.network, images)
+        assert found["errors"][name]["all"]["wrong"] == compute_expected_errors(averaged, digits)[0]
 
 
 def test_evaluate_prints_a_table_for_packed_weights(packed, digits, capsys):

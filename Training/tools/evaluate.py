@@ -21,6 +21,7 @@ from Training.runs import saved
 PROGRAM = "python -m Training.tools.evaluate"
 PRECISIONS = ("float32", "saved")
 STATISTICS_BATCH = 128  # images normalized together while statistics are recomputed
+MASK_IMAGES = 2048  # training images over which masks are averaged
 CONFIDENCE = 0.95
 
 
@@ -78,6 +79,11 @@ def parse(arguments):
     parser.add_argument(
         "--statistics", type=int, default=0, metavar="N",
         help="also recompute the statistics of the normalizations over N training images, augmented as in the recipe",
+    )  # fmt: skip
+    parser.add_argument(
+        "--average-masks", action="store_true",
+        help="also replace the soft masks by their means over the places of each image, and over images and places: "
+        "what the error becomes without attention",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
     options = parser.parse_args(arguments)
@@ -163,8 +169,28 @@ def measure(network, data, flip=False, statistics=0, recipe=None):
     return found
 
 
+def measure_averaged_masks(network, data):
+    """Measure a network's errors with its soft masks replaced by their means, see `inspection.average_masks`.
+
+    Returns:
+        `{"places": errors, "images": errors}`: means over the places of each image, and over all places of
+        `MASK_IMAGES` training images. Errors are those of `count_errors`.
+    """
+    from Training.engine.statistics import choose_examples
+    from Training.visual.inspection import average_masks
+
+    images = choose_examples(data.train, MASK_IMAGES, STATISTICS_BATCH).images
+    found = {}
+    for name, over in (("places", None), ("images", images[:])):
+        wrong = find_wrong(average_masks(network, over), data.test)["plain"]
+        found[name] = count_errors(wrong, data.test.labels, data.classes)
+    return found
+
+
 LABELS = {
     "plain": "error",
+    "places": "masks averaged over places",
+    "images": "masks averaged over images",
     "flip": "with mirror images averaged",
     "statistics": "with recomputed statistics",
     "statistics, flip": "with both",
@@ -199,7 +225,8 @@ def run(options):
     if options.precision == "float32":
         network = saved.convert_to_float32(network)
     with data.reading():
-        found = measure(network, data, options.flip, options.statistics, recipe)
+        masks = measure_averaged_masks(network, data) if options.average_masks else {}
+        found = {**measure(network, data, options.flip, options.statistics, recipe), **masks}
     if options.json:
         errors = {name: {key: error.to_dict() for key, error in each.items()} for name, each in found.items()}
         what = {"model": str(path), "dataset": recipe.dataset, "precision": options.precision}

@@ -1,6 +1,7 @@
 """Models that show what happens inside a network: attention masks, features, and how strongly layers respond."""
 
 import keras
+from keras import ops
 
 from Module import AttentionBlock, Branches, Unit
 
@@ -44,6 +45,54 @@ def make_view_model(network):
 def make_feature_model(network):
     """Return a model from images to the features before the classifier, `(batch, channels)`."""
     return keras.Model(network.input, network.get_layer("logits").input, name=f"{network.name}_features")
+
+
+class AveragedMask(AttentionBlock):
+    """An attention block whose soft mask is replaced by its mean over the places of the map, or by `values`.
+
+    `values`, float `(filters,)` or None, is then the mask of all images and places.
+    """
+
+    values = None
+
+    def _soft_mask(self, x):
+        if self.values is None:
+            return ops.mean(super()._soft_mask(x), axis=(1, 2), keepdims=True)
+        return ops.cast(ops.reshape(self.values, (1, 1, 1, self.filters)), self.compute_dtype)
+
+
+def average_masks(network, images=None, batch_size=64):
+    """Return a copy of a network whose soft masks do not depend on the place or, with `images`, on anything.
+
+    The mask of a channel is replaced by its mean over the places of the map. With `images`, it is replaced by its mean
+    over these images and all places: the blocks no longer attend to anything, and their features keep their scale.
+
+    Args:
+        network: a functional model of `Model`.
+        images: uint8 `(n, height, width, 3)`, or None.
+        batch_size: int, images per batch.
+    """
+    values = {} if images is None else measure_masks(network, images, batch_size)
+
+    def replace(layer):
+        if not isinstance(layer, AttentionBlock):
+            return type(layer).from_config(layer.get_config())
+        block = AveragedMask.from_config(layer.get_config())
+        block.values = values.get(block.name)
+        return block
+
+    copy = keras.models.clone_model(network, clone_function=replace)
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+def measure_masks(network, images, batch_size=64):
+    """Return the mean of each channel of the soft masks over images and places, `{block's name: float (channels,)}`."""
+    masks = make_mask_model(network).output
+    means = {name: ops.mean(mask, axis=(1, 2)) for name, mask in masks.items()}
+    model = make_model(network.input, means, f"{network.name}_mask_means")
+    measured = model.predict(images, batch_size=batch_size, verbose=0)
+    return {name: each.mean(axis=0) for name, each in measured.items()}
 
 
 def measure_responses(network, images, batch_size=64):

@@ -6,6 +6,7 @@ float16, vectors as float32, and the mean and standard deviation of the preproce
 """
 
 import hashlib
+import io
 import json
 import stat
 import tempfile
@@ -193,10 +194,12 @@ def pack_weights(network, path):
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / FILE
         network.save_weights(whole)
-        with h5py.File(whole) as source, h5py.File(path, "w") as target:
+        packed = io.BytesIO()  # on a full disk, h5py ends the process with a segmentation fault
+        with h5py.File(whole) as source, h5py.File(packed, "w") as target:
             copy_as_float16(source, target)
             target[f"{PREPROCESSING}/mean"] = mean
             target[f"{PREPROCESSING}/std"] = np.sqrt(variance)
+    Path(path).write_bytes(packed.getvalue())
 
 
 def copy_as_float16(source, target):

@@ -41,9 +41,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {escape(message)} (--help lists every flag)\n")
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_known_args(self, args=None, namespace=None):
         given = sys.argv[1:] if args is None else args
-        known, unknown = self.parse_known_args([_expand_home(each) for each in given], namespace)
+        return super().parse_known_args([_expand_home(each) for each in given], namespace)
+
+    def parse_args(self, args=None, namespace=None):
+        known, unknown = self.parse_known_args(args, namespace)
         self.refuse_unknown(unknown)
         return known
 

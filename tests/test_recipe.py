@@ -14,6 +14,7 @@ from Training import devices
 from Training.errors import InputError
 from Training.flags import parse
 from Training.recipe import AUGMENTATIONS, OPTIMIZERS, RECIPES, Recipe
+from Training.tools import figures
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,6 +88,7 @@ def test_a_home_directory_is_expanded_after_an_equals_sign(monkeypatch, tmp_path
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text(Recipe().to_json())
     assert parse(["--resume=~/run"], "") == (Recipe(), f"{tmp_path}/run")
+    assert figures.parse(["masks", "cifar10", "--output=~/m.png"]).output == f"{tmp_path}/m.png"
 
 
 def test_folders_may_change_on_resuming_and_hyper_parameters_may_not(capsys, tmp_path):

@@ -50,6 +50,13 @@ def test_averaged_masks_are_the_same_at_all_places_or_for_all_images(learning):
     np.testing.assert_array_equal(network.predict(images, verbose=0), before)
 
 
+@pytest.mark.backends
+def test_means_are_summed_in_float32():
+    """NumPy sums bfloat16 in bfloat16, where 256 + 1 is 256."""
+    ones = keras.ops.convert_to_numpy(keras.ops.ones((600, 2), "bfloat16"))
+    np.testing.assert_array_equal(inspection._average(ones), [1.0, 1.0])
+
+
 def test_models_of_a_network_take_images_without_a_warning():
     """In tests, Keras' warning about the structure of inputs is an error."""
     network = tiny_network()

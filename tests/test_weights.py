@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -300,11 +302,15 @@ def test_evaluate_refuses_in_one_line(packed, tmp_path, capsys, monkeypatch):
             "--data-dir nowhere does not exist",
         ),
         (["--model", "digits-nal", "--statistics", "-1"], "--statistics must be 0 or more, received -1"),
+        (["--model", "digits-nal", "--best"], "--best needs a run's folder, received the weights digits-nal"),
     ):
         assert said in expect_refusal(capsys, evaluate.main, *arguments)
     few = datasets.load("digits", samples=64)
     fewer = few._replace(classes=few.classes[:9])
-    monkeypatch.setattr(evaluate, "load_for_recipe", lambda recipe: fewer)
+    for tool in (evaluate, ship):
+        monkeypatch.setattr(tool, "load_for_recipe", lambda recipe: fewer)
+    said = expect_refusal(capsys, ship.main, str(packed.run), "--replace")
+    assert "the network has 10 classes, digits has 9" in said
     assert "the network has 10 classes, digits has 9" in expect_refusal(capsys, evaluate.main, "--model", "digits-nal")
 
 
@@ -318,6 +324,22 @@ def test_ship_refuses_in_one_line(packed, tmp_path, capsys):
     (tmp_path / "run" / "classes.json").unlink()
     assert "has no classes.json" in expect_refusal(capsys, ship.main, str(tmp_path / "run"), "--replace")
     assert sorted(path.name for path in weights.FOLDER.iterdir()) == before
+
+
+def test_a_stopped_ship_keeps_the_weights_that_it_would_replace(packed, copy, monkeypatch):
+    before = (copy / weights.FILE).read_bytes()
+    rename = Path.rename
+
+    def stop_once(path, target):
+        monkeypatch.setattr(Path, "rename", rename)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stop_once)
+    with pytest.raises(SystemExit):
+        ship.main([str(packed.run), "--replace"])
+    assert (copy / weights.FILE).read_bytes() == before  # the new file, which is the same
+    assert [path.name for path in weights.FOLDER.iterdir() if path.name.startswith(".ship")] == []
 
 
 @pytest.mark.backends
@@ -349,6 +371,9 @@ def test_ship_averages_networks(packed, copy, tmp_path, capsys):
     assert about["averaged_with"] == [{"name": "other", "file": "last.keras", "sha256": digest}]
     capsys.readouterr()
     attention_56(preprocessing=mean_subtraction(np.zeros((32, 32, 3), "float32"))).save(path)
+    for names in ([str(packed.run)], [str(path), str(path)]):
+        said = expect_refusal(capsys, ship.main, str(packed.run), "--replace", "--average", *names)
+        assert "--average needs other networks, each of them once" in said
     said = expect_refusal(capsys, ship.main, str(packed.run), "--replace", "--average", str(path))
     assert "cannot be averaged with this network: stage_1_attention_1 has learning=arl, here learning=nal" in said
 

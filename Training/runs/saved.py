@@ -41,6 +41,8 @@ def find(where, best=False, network=weights.DEFAULT_NETWORK):
     folder = weights.find_weights(str(where), network)
     if folder and not best:
         return folder / weights.FILE
+    if folder and not path.exists():
+        raise InputError(f"--best needs a run's folder, received the weights {format_path(where)}")
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if not path.is_dir():
             refuse_special(path, path.stat().st_mode)
@@ -269,7 +271,8 @@ def find_recipe(path, dataset=None, data_dir=None):
     """Return a recipe that reads a data set for a saved network.
 
     Args:
-        path: path of the network. If a `recipe.json` next to it has the same data set, that recipe is returned.
+        path: path of the network. If a `recipe.json` next to it has the same data set, that recipe is returned, without
+            the run's cache, which another machine does not have.
         dataset: str, name of the data set, or None for that of the run.
         data_dir: folder of the data set, or None for that of the recipe.
 
@@ -282,7 +285,7 @@ def find_recipe(path, dataset=None, data_dir=None):
         if dataset is None:
             raise InputError(f"there is no recipe.json next to {format_path(path)}: give --dataset")
         recipe = Recipe(dataset=dataset)
-    return recipe if data_dir is None else dataclasses.replace(recipe, data_dir=data_dir)
+    return dataclasses.replace(recipe, cache="", data_dir=recipe.data_dir if data_dir is None else data_dir)
 
 
 def _find_cause(error):

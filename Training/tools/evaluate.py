@@ -175,10 +175,15 @@ def measure_averaged_masks(network, data):
     Returns:
         `{"places": errors, "images": errors}`: means over the places of each image, and over all places of
         `MASK_IMAGES` training images. Errors are those of `count_errors`.
+
+    Raises:
+        InputError: the network has no attention blocks.
     """
     from Training.engine.statistics import choose_examples
-    from Training.visual.inspection import average_masks
+    from Training.visual.inspection import average_masks, find_blocks
 
+    if not find_blocks(network):
+        raise InputError("--average-masks needs a network with attention blocks, and this one has none")
     images = choose_examples(data.train, MASK_IMAGES, STATISTICS_BATCH).images
     found = {}
     for name, over in (("places", None), ("images", images[:])):

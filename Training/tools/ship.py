@@ -11,10 +11,11 @@ import tempfile
 from pathlib import Path
 
 from Model import weights
+from Model.console import hold_signals
 from Model.geometries import DEPTHS, Depth, parse_name
 from Training.console import entry_point, run_program, start_keras
 from Training.data.datasets import load_for_recipe
-from Training.errors import InputError, format_os_error, format_path
+from Training.errors import InputError, format_os_error, format_path, shorten
 from Training.flags import Parser
 from Training.recipe import find_dataset
 from Training.runs import history, run_folder, saved
@@ -72,15 +73,19 @@ def choose_name(recipe, name=None):
     return name
 
 
-def average(network, names, data, recipe):
+def average(network, own, names, data, recipe):
     """Average a network with others, and return the name and SHA-256 of each file of weights.
 
     Raises:
-        InputError: there is no such network, or it is a different one.
+        InputError: there is no such network, it is a different one, or it is named twice. `own` is the network's file.
     """
     from Training.engine.averaging import average_weights, recompute_statistics
 
     paths = [saved.find(name, network=recipe.model) for name in names]
+    places = [path.resolve() for path in (own, *paths)]
+    twice = next((path for path, place in zip(paths, places[1:]) if places.count(place) > 1), None)
+    if twice:
+        raise InputError(f"--average needs other networks, each of them once, received {format_path(twice)} twice")
     average_weights(network, {str(path): saved.load(path) for path in paths})
     recompute_statistics(network, data, recipe)
     return [
@@ -91,7 +96,10 @@ def average(network, names, data, recipe):
 
 def pack(network, run, recipe, class_names, folder):
     """Write the weights, their description and files of the run to a folder; return the description."""
-    weights.pack_weights(network, folder / weights.FILE)
+    try:
+        weights.pack_weights(network, folder / weights.FILE)
+    except ValueError as error:
+        raise InputError(f"{format_path(run.folder)}: {shorten(error)}") from None
     for file in COPIED:
         shutil.copyfile(run.folder / file, folder / file)
     places = {"data_dir": "", "cache": "", "logs": "Logs"}
@@ -139,27 +147,31 @@ def ship(options):
     if path.suffix != ".keras":
         raise InputError(f"{format_path(options.run)} is not a run's folder")
     start_keras()
+    from Training.tools.evaluate import refuse_other_data
+
     network = saved.load(path)
     class_names = saved.read_classes(path, network.output_shape[1])
     if class_names is None:
         raise InputError(f"{format_path(options.run)} has no classes.json")
     data_dir = recipe.data_dir if options.data_dir is None else options.data_dir
-    data = load_for_recipe(dataclasses.replace(recipe, data_dir=data_dir, eval_samples=0))
+    data = load_for_recipe(dataclasses.replace(recipe, data_dir=data_dir, cache="", eval_samples=0))
+    refuse_other_data(network, class_names, data, recipe.dataset)
     weights.FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=weights.FOLDER, prefix=".ship-") as place:
         folder = Path(place) / name
         folder.mkdir()
         with data.reading():
-            averaged = average(network, options.average, data, recipe) if options.average else []
+            averaged = average(network, path, options.average, data, recipe) if options.average else []
             about = pack(network, run, recipe, class_names, folder)
             if averaged:
                 about["averaged_with"] = averaged
             packed = saved.load(folder / weights.FILE)
             about["test_errors"] = measure_both(network, packed, data, find_dataset(recipe.dataset).mirrored)
         run_folder.write_json(folder, weights.ABOUT, about)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
+        with hold_signals():  # a signal between the two would lose both versions
+            if target.exists():
+                target.rename(Path(place) / "replaced")
+            folder.rename(target)
     report(target, about)
 
 

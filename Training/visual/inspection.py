@@ -1,6 +1,7 @@
 """Models that show what happens inside a network: attention masks, features, and how strongly layers respond."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from Module import AttentionBlock, Branches, Unit
@@ -92,7 +93,7 @@ def measure_masks(network, images, batch_size=64):
     means = {name: ops.mean(mask, axis=(1, 2)) for name, mask in masks.items()}
     model = make_model(network.input, means, f"{network.name}_mask_means")
     measured = model.predict(images, batch_size=batch_size, verbose=0)
-    return {name: each.mean(axis=0) for name, each in measured.items()}
+    return {name: _average(each) for name, each in measured.items()}
 
 
 def measure_responses(network, images, batch_size=64):
@@ -112,4 +113,9 @@ def measure_responses(network, images, batch_size=64):
     means = {part.name: keras.ops.mean(keras.ops.abs(part.output), axis=(1, 2, 3)) for part in parts}
     model = make_model(network.input, means, f"{network.name}_responses")
     measured = model.predict(images, batch_size=batch_size, verbose=0)
-    return {part.name: float(measured[part.name].mean()) for part in parts}
+    return {part.name: float(_average(measured[part.name])) for part in parts}
+
+
+def _average(values):
+    """Average over the first axis in float32: NumPy would sum bfloat16 in bfloat16, where a sum stops growing."""
+    return np.asarray(values, "float32").mean(axis=0)

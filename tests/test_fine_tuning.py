@@ -58,6 +58,33 @@ def test_equal_classifier_is_loaded_too(saved):
     np.testing.assert_array_equal(made.get_layer("logits").get_weights()[0], weights["logits"][0])
 
 
+def test_full_resolution_starts_from_a_pooled_stem(tmp_path):
+    """The stem's kernel computes on an image what the saved one computes at twice the size, averaged over 2x2."""
+    from Model import Geometry, Stage, residual_attention_network
+
+    def make(kernel, pool):
+        stages = (Stage(8, 2, 2),)
+        return residual_attention_network(
+            geometry=Geometry(stem_filters=4, stem_kernel=kernel, stem_pool=pool, stages=stages, tail=())
+        )
+
+    pooled, full = make(5, 2), make(3, 1)
+    pooled.save(tmp_path / "last.keras")
+    line = load_weights(full, str(tmp_path))
+    assert line.endswith("so does the classifier; the 5x5 kernel of the stem became a 3x3 kernel")
+    images = np.random.default_rng(0).normal(size=(2, 6, 7, 3)).astype("float32")
+    twice = images.repeat(2, axis=1).repeat(2, axis=2)
+    theirs = np.asarray(pooled.get_layer("stem_convolve")(twice)).reshape(2, 6, 2, 7, 2, 4).mean(axis=(2, 4))
+    np.testing.assert_allclose(full.get_layer("stem_convolve")(images), theirs, rtol=1e-4, atol=1e-6)
+    for layer in full.layers:
+        if layer.name != "stem_convolve":
+            for a, b in zip(layer.get_weights(), pooled.get_layer(layer.name).get_weights(), strict=True):
+                np.testing.assert_array_equal(a, b)
+    full.save(tmp_path / "last.keras")
+    with pytest.raises(InputError, match=r"stem_convolve/kernel is \(3, 3, 3, 4\), here \(5, 5, 3, 4\)"):
+        load_weights(pooled, str(tmp_path))
+
+
 def test_other_networks_and_files_are_refused_by_their_first_difference(saved, tmp_path):
     path = str(saved[0])
     from Model import Geometry, Stage, residual_attention_network

@@ -2,12 +2,15 @@
 
 import re
 
+import numpy as np
+
 from Model.weights import DEFAULT_NETWORK
 from Training.console import format_count
 from Training.errors import InputError
 from Training.runs import saved
 
 CLASSIFIER = "logits"
+STEM = "stem_convolve"
 FUNCTION = ("learning", "attention")  # what an attention block computes without other weights
 BLOCK = re.compile(r"(stage_\d+_attention_)(\d+)")
 LAST_KERNELS = re.compile(r"((before|trunk|after)_unit_\d+/expand|mask_convolve_2)/kernel")  # of an attention block
@@ -71,6 +74,31 @@ def _add_block(block, other):
             weight.assign(weight * 0)
 
 
+def _leave_out(layers, names):
+    return {name: layer for name, layer in layers.items() if name not in names}
+
+
+def _can_halve(own, other):
+    """Return whether both networks differ in the stem as the geometries `full` and `compact` do."""
+    if STEM not in own or STEM not in other:
+        return False
+    ours, theirs = _list_shapes(own[STEM]), _list_shapes(other[STEM])
+    return {**ours, "kernel": (5, 5, *ours["kernel"][2:])} == theirs and ours["kernel"][:2] == (3, 3)
+
+
+def _halve_kernel(kernel):
+    """Return the 3x3 kernel that computes on an image what a 5x5 kernel computes on the image at twice its size.
+
+    At twice the size, each pixel becomes 2x2 equal pixels, and the result is the mean over these four. Along each axis,
+    the tap k of -2 to 2 is on the pixel floor((s + k) / 2) for the two positions s = 0 and 1.
+    """
+    taps = np.zeros((3, 5), kernel.dtype)
+    for position in (0, 1):
+        for k in range(-2, 3):
+            taps[(position + k) // 2 + 1, k + 2] += 0.5
+    return np.einsum("ai,bj,ijcd->abcd", taps, taps, kernel)
+
+
 def load_weights(network, path, name=DEFAULT_NETWORK):
     """Copy the weights of a saved network into another, layer by layer, except a classifier of another shape.
 
@@ -80,6 +108,10 @@ def load_weights(network, path, name=DEFAULT_NETWORK):
     block starts from the weights of the last saved block of its stage, but as an identity up to a factor, so that the
     deeper network computes the same function at first. Source: Chen et al. 2016, "Net2Net",
     https://arxiv.org/abs/1511.05641, section 2.3.
+
+    A network of the geometry "full" can start from one of "compact": its maps have twice the height and width, and the
+    5x5 kernel of the stem becomes a 3x3 kernel that sees the image as the 5x5 kernel sees it at twice its size. This
+    network does not compute the same function.
 
     Args:
         network: a functional model of `Model`.
@@ -97,13 +129,19 @@ def load_weights(network, path, name=DEFAULT_NETWORK):
     own, other = find_weighted_layers(network), find_weighted_layers(loaded)
     added = _find_added_blocks(own, other)
     sources = {name: other[added.get(name, name)] for name in own if name in other or name in added}
-    difference = find_difference(own, {**other, **sources})
+    halved = {STEM} if _can_halve(own, other) else set()
+    difference = find_difference(_leave_out(own, halved), _leave_out({**other, **sources}, halved))
     if difference:
         raise InputError(f"--weights {path} is a different network: {difference}")
     new = _list_shapes(own[CLASSIFIER]) != _list_shapes(other[CLASSIFIER])
     for name, layer in own.items():
-        if name != CLASSIFIER or not new:
-            _add_block(layer, sources[name]) if name in added else layer.set_weights(sources[name].get_weights())
+        if name in added:
+            _add_block(layer, sources[name])
+        elif name in halved:
+            kernel, *rest = sources[name].get_weights()
+            layer.set_weights([_halve_kernel(kernel), *rest])
+        elif name != CLASSIFIER or not new:
+            layer.set_weights(sources[name].get_weights())
     classes = [layers[CLASSIFIER].units for layers in (other, own)]
     end = (
         f"the classifier is new, for {format_count(classes[1], 'class')} instead of {classes[0]}"
@@ -112,6 +150,8 @@ def load_weights(network, path, name=DEFAULT_NETWORK):
     )
     if added:
         end += f"; new blocks, which change nothing at first: {', '.join(added)}"
+    if halved:
+        end += "; the 5x5 kernel of the stem became a 3x3 kernel"
     return f"{len(own) - new - len(added)} of {len(own)} layers start from the weights of {path}; {end}"
 
 

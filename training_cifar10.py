@@ -89,6 +89,7 @@ def train_on(hardware, keras, data, recipe, resume, build):
     from Training.runs.environment import describe_environment
 
     say = print if hardware.first else (lambda *_, **__: None)
+    slow = "" if resume else devices.describe_slow_options(recipe)
     recipe = devices.resolve_precision(recipe, hardware)
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(recipe.precision)
@@ -103,7 +104,6 @@ def train_on(hardware, keras, data, recipe, resume, build):
     say(f"{what}, {format_path(folder)}", flush=True)
     where = f"{hardware} ({devices.device_name()})"
     say(f"{recipe.batch_size} images per step on {where}, {describe_rate(recipe)}", flush=True)
-    slow = "" if resume else devices.describe_slow_options(recipe)
     if slow:
         say(slow, flush=True)
 

@@ -12,6 +12,7 @@ from Model.geometries import ATTENTION, GEOMETRIES, LEARNING, MASKS, NETWORKS, p
 
 PROGRAM = "python -m Model"
 BACKENDS = ("tensorflow", "jax")
+LARGEST = {"classes": 1_000_000, "size": 10_000}  # larger maps need gigabytes of interpolation matrices
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,10 +36,10 @@ def parse(arguments):
         "--markdown", action="store_true", help="only the counts, as one row of a Markdown table per network"
     )
     options = parser.parse_args(arguments)
-    for name in ("classes", "size"):
+    for name, largest in LARGEST.items():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} must be 1 or more, received {value}")
+        if value is not None and not 1 <= value <= largest:
+            parser.error(f"--{name} must be from 1 to {largest:,}, received {value}")
     try:
         for name in options.names:
             parse_name(name)
@@ -86,7 +87,7 @@ def main(arguments=None):
 
 def print_networks(arguments):
     parser, options = parse(arguments)
-    backend = os.environ.setdefault("KERAS_BACKEND", BACKENDS[0])
+    backend = os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or BACKENDS[0]
     if backend not in BACKENDS:
         parser.error(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, received {backend!r:.80}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

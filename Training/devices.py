@@ -132,7 +132,9 @@ def gains_from_bfloat16(cpuinfo="/proc/cpuinfo"):
         import jax
 
         first = jax.devices()[0]
-        return first.platform == "tpu" or float(getattr(first, "compute_capability", None) or 0) >= 8
+        capability = str(getattr(first, "compute_capability", ""))  # of AMD: a name, such as gfx942
+        version = re.fullmatch(r"(\d+)\.\d+", capability)
+        return first.platform == "tpu" or bool(version and int(version[1]) >= 8)
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")

@@ -121,6 +121,15 @@ def test_wrong_contents_are_named():
         archives.read_names(pickle_as_python_2({b"label_names": [b"cat"]}), "batches.meta", CIFAR10)
 
 
+@pytest.mark.parametrize("wrong", [b"..", b".", b"a/b", b"a\\b", b"a\0b", b"a\nb", b"class 1"])
+def test_class_names_can_be_names_of_folders(wrong):
+    names = [f"class {i}".encode() for i in range(10)]
+    assert archives.read_names(pickle_as_python_2({b"label_names": names}), "meta", CIFAR10)[1] == "class 1"
+    names[3] = wrong
+    with pytest.raises(InputError, match="^meta must have different class names without / and"):
+        archives.read_names(pickle_as_python_2({b"label_names": names}), "meta", CIFAR10)
+
+
 def test_broken_archives_are_named(tmp_path, files):
     path = write_tar(tmp_path, "cifar10", {f: files[f] for f in ("batches.meta", "test_batch")})
     with pytest.raises(InputError, match="lacks data_batch_1, data_batch_2"):

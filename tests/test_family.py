@@ -259,15 +259,17 @@ def test_names_in_tables_are_those_of_the_paper():
     assert TITLES.keys() == FAMILIES.keys()
 
 
-def test_command_counts_as_json_and_refuses_in_one_line(capsys):
+def test_command_counts_as_json_and_refuses_in_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "")  # as if it were not set
     main(["attention_92", "--geometry", "paper", "--json"])
     assert json.loads(capsys.readouterr().out) == arithmetic.count("attention_92", "paper")
     main(["attention_56"])
     assert "stage_3_attention_1      AttentionBlock       4x4x512" in capsys.readouterr().out
     for arguments, said in (
         (["attention_57"], "depth must be 36 m + 20"),
-        (["attention_56", "--size", "0"], "--size must be 1 or more, received 0"),
-        (["attention_56", "--classes", "-3"], "--classes must be 1 or more, received -3"),
+        (["attention_56", "--size", "0"], "--size must be from 1 to 10,000, received 0"),
+        (["attention_56", "--size", "1000000"], "--size must be from 1 to 10,000, received 1000000"),
+        (["attention_56", "--classes", "-3"], "--classes must be from 1 to 1,000,000, received -3"),
         (["attention_56", "--geometry", "huge"], "invalid choice: 'huge'"),
         (["attention_56", "--geometry", "imagenet", "--size", "8"], "needs a map of at least"),
     ):

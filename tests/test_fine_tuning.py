@@ -122,7 +122,7 @@ def test_a_deeper_network_starts_as_the_same_function(tmp_path, learning):
     line = load_weights(deep, str(tmp_path / "last.keras"))
     count = sum(1 for layer in shallow.layers if layer.weights)
     assert line.startswith(f"{count} of {count + 2} layers") and "\n" not in line
-    assert line.endswith("new blocks, which change nothing at first: stage_1_attention_2, stage_2_attention_2")
+    assert line.endswith("new blocks, identities up to a factor at first: stage_1_attention_2, stage_2_attention_2")
     images = np.random.default_rng(0).normal(0, 1, (64, 24, 24, 3)).astype("float32")
     expected = keras.ops.convert_to_numpy(shallow(images, training=True))  # with the statistics of the batch
     np.testing.assert_allclose(keras.ops.convert_to_numpy(deep(images, training=True)), expected, atol=1e-3)
@@ -132,6 +132,8 @@ def test_a_deeper_network_starts_as_the_same_function(tmp_path, learning):
         for block in (deep.get_layer("stage_2_attention_2"), shallow.get_layer("stage_2_attention_1"))
     ]
     np.testing.assert_array_equal(*kernels)  # all except the last kernels are copied
+    with pytest.raises(InputError, match="would keep stage_1_attention_2 as it is, but this block is new"):
+        freeze(deep, "stage_1")
     deep.save(tmp_path / "deep.keras")
     with pytest.raises(InputError, match="it has a layer stage_1_attention_2, which this network lacks"):
         load_weights(shallow, str(tmp_path / "deep.keras"))
@@ -143,6 +145,8 @@ def test_freeze_ends_with_the_stage_and_names_the_layers():
     assert {layer.name for layer in made.layers if layer.trainable_weights} == {"tail_unit_1", "norm_tail", "logits"}
     with pytest.raises(InputError, match="no layer has this name or prefix; the layers are stem_convolve, stage_1"):
         freeze(made, "stage_10")
+    with pytest.raises(InputError, match="no layer up to this one has weights"):
+        freeze(network(), made.layers[0].name)
     with pytest.raises(InputError, match="leaves no weights to train"):
         freeze(made, "logits")
     with pytest.raises(InputError, match="also give --weights"):

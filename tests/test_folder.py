@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 import training_cifar10
 from Model.preprocessing import mean_subtraction
+from tests.support import tiny
 from tests.support.backend import JIT
 from Training.data import datasets, folder, shards, tfds
 from Training.data.batches import Batches
@@ -27,6 +29,7 @@ from Training.engine.statistics import choose_examples
 from Training.errors import InputError, RunError
 from Training.flags import parse
 from Training.recipe import Recipe
+from Training.runs import saved
 from Training.runs.checkpoint import list_checkpoints, unpack
 from Training.tools import export, figures
 from Training.tools import folder as folder_tool
@@ -476,11 +479,25 @@ def test_figures_and_exports_use_the_test_pictures_of_the_run(root, tmp_path):
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     tested = datasets.load_for_recipe(recipe).test.images[:]
     assert tested.shape == (9, 20, 20, 3)
-    np.testing.assert_array_equal(figures.load_test_examples(tmp_path)[0].images[:], tested)
-    name, images = export.load_test_images(tmp_path / "last.keras", None, None, 5)
-    assert name == "folder"
-    np.testing.assert_array_equal(images, tested[:5])
-    assert export.load_test_images(tmp_path / "last.keras", "digits", None, 5)[1].shape == (5, 32, 32, 3)
+    network, path = tiny.tiny_network(input_shape=(20, 20, 3), classes=3), tmp_path / "last.keras"
+    path.touch()  # only its recipe is read
+    options = SimpleNamespace(data_dir="", best=False)
+    np.testing.assert_array_equal(figures.load_data(network, tmp_path, options).test.images[:], tested)
+    np.testing.assert_array_equal(export.load_test_images(network, saved.find_recipe(path), 5), tested[:5])
+    other = saved.find_recipe(path, "digits")
+    assert export.load_test_images(tiny.tiny_network(), other, 5).shape == (5, 32, 32, 3)
+    with pytest.raises(InputError, match=r"the network takes images of \(20, 20, 3\), digits has \(32, 32, 3\)"):
+        export.load_test_images(network, other, 5)
+    larger = tiny.tiny_network(input_shape=(24, 24, 3), classes=3)
+    assert export.load_test_images(larger, saved.find_recipe(path), 5).shape == (5, 24, 24, 3)
+    with pytest.raises(InputError, match=r"the network takes images of \(24, 24\), folder has \(20, 20\)"):
+        figures.load_data(larger, tmp_path, options)
+
+
+def test_a_small_folder_is_evaluated_whole_without_a_split(root, tmp_path):
+    """A data set that is not that of the run has no held-out images."""
+    recipe = saved.find_recipe(tmp_path / "last.keras", "folder", str(root))
+    assert recipe.validation_split == 0
 
 
 def test_means_are_those_of_numpy(root):

@@ -351,7 +351,13 @@ def test_a_larger_product_takes_longer():
 
 
 def test_gpus_gain_from_bfloat16_from_capability_8(monkeypatch):
-    for capability, wanted in ((7.5, False), (8.0, True), (9.0, True)):
+    if keras.backend.backend() == "jax":
+        import jax
+
+        amd = SimpleNamespace(platform="gpu", compute_capability="gfx942")
+        monkeypatch.setattr(jax, "devices", lambda: [amd])
+        assert devices.gains_from_bfloat16() is False
+    for capability, wanted in ((7.5, False), (8.0, True), (9.0, True), (12.1, True)):
         if keras.backend.backend() == "jax":
             import jax
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 
 from tests.support import arithmetic
 from tests.support.tiny import tiny_network
+from Training.errors import InputError
 from Training.flags import parse
 from Training.recipe import OPTIMIZERS, Recipe
 from Training.runs import history
@@ -368,6 +370,24 @@ def runs(tmp_path_factory):
     tiny_network().save(folder / "latin" / "last.keras")
     (folder / "latin" / "recipe.json").write_bytes(b'{"data_dir": "caf\xe9"}')
     return folder
+
+
+def test_responses_of_runs_with_equal_names_are_different_lines(tmp_path):
+    networks = []
+    for place in ("a", "b"):
+        networks.append([SimpleNamespace(learning="arl")])
+        run = write_run(tmp_path / place / "run")
+        (run / "last.keras").touch()
+    one, two = (tmp_path / place / "run" for place in "ab")
+    (tmp_path / "c").mkdir()
+    for name in ("recipe.json", "last.keras"):
+        (tmp_path / "c" / name).write_bytes((one / name).read_bytes())
+    assert figures.label_runs([one, two], networks) == [
+        f"Attention-56, ARL, run, {path / 'last.keras'}" for path in (one, two)
+    ]
+    assert figures.label_runs([one, tmp_path / "c"], networks) == ["Attention-56, ARL, run", "Attention-56, ARL, c"]
+    with pytest.raises(InputError, match="each run must be given once"):
+        figures.label_runs([one, one], networks)
 
 
 @pytest.mark.parametrize(

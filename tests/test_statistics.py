@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from keras import ops
 
+from Model.preprocessing import mean_subtraction
 from tests.support import plain
+from tests.support.tiny import tiny_network
 from Training.data import datasets
 from Training.data.datasets import Examples
 from Training.engine.augmentation import Augmentation, Mix
-from Training.engine.averaging import recompute_statistics
+from Training.engine.averaging import average_weights, recompute_statistics
 from Training.engine.callbacks import EvaluatedNetwork
 from Training.engine.evaluation import score
 from Training.engine.fit import fit
@@ -26,6 +28,7 @@ from Training.engine.statistics import (
     restore_values,
 )
 from Training.engine.training_model import make_logits_model
+from Training.errors import InputError
 from Training.recipe import Recipe
 from Training.runs.checkpoint import list_checkpoints, unpack
 from Training.runs.history import read_history
@@ -52,6 +55,26 @@ class Darken(Augmentation):
 
     def augment(self, images):
         return images * ops.reshape(ops.where(self.uniform(images, 0.0, 1.0) < 0.9, 0.5, 1.0), (-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "mean, std, said",
+    [
+        (np.full((32, 32, 3), 101.0), 255, None),  # of other images of the same data set
+        (np.full((32, 32, 3), 120.0), 255, "the mean that it subtracts differs by up to 20"),
+        (np.full((32, 32, 3), 100.0), 60, "the number by which it divides differs by up to 195"),
+        (np.full(3, 100.0), 255, r"it subtracts a mean of shape \(3,\), here \(32, 32, 3\)"),
+    ],
+)
+def test_networks_with_another_preprocessing_are_not_averaged(mean, std, said):
+    def make(mean, std):
+        return tiny_network(preprocessing=mean_subtraction(mean.astype("float32"), std))
+
+    both = make(np.full((32, 32, 3), 100.0), 255), {"other": make(mean, std)}
+    if said is None:
+        return average_weights(*both)
+    with pytest.raises(InputError, match=f"^other cannot be averaged with this network: {said}$"):
+        average_weights(*both)
 
 
 def test_an_average_gets_statistics_of_all_images(digits):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import datetime
 import importlib.util
 import itertools
 import json
@@ -24,6 +25,8 @@ from PIL import Image
 import training_cifar10
 from tests.support import small, tiny
 from Training.data import datasets
+from Training.recipe import Recipe
+from Training.runs import history
 from Training.tools import figures
 
 ROOT = Path(__file__).parent.parent
@@ -208,10 +211,44 @@ def test_event_files_written_anew_are_those_of_the_run(logs, tmp_path, capsys, m
     assert new.Tags()["graph"] and len(new.Images("masks/stage_1_attention_1")) == 1
     assert {path.name for path in again.iterdir()} >= {"recipe.json", "result.json", "history.csv", "predictions.csv"}
     assert not list(again.rglob("*.keras")) and (again / "train" / "projector_config.pbtxt").exists()
-    for words in ([str(run), "--output", str(again)], [str(tmp_path)], [str(run), "--mistakes", "-1"]):
+    other = tmp_path / "other.keras"
+    tiny.tiny_network(input_shape=(24, 24, 3)).save(other)
+    for words, said in (
+        ([str(run), "--output", str(again)], "already exists"),
+        ([str(tmp_path)], "is not a finished run"),
+        ([str(run), "--mistakes", "-1"], "--mistakes must be 0 or more"),
+        ([str(run), "--output", str(tmp_path / "new"), "--model", str(other)], "the network takes images of (24, 24"),
+    ):
         with pytest.raises(SystemExit):
             events.main(words)
-        assert capsys.readouterr().err.count("\n") == 1
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_events_of_a_folder_with_another_name_end_when_its_history_was_written(tmp_path, capsys):
+    from Training.tools import events
+
+    written = datetime.datetime(2026, 1, 2, 3, 4, 5).timestamp()
+    for name, seconds, start in (
+        ("20260101-000000-run", 60, datetime.datetime(2026, 1, 1).timestamp()),
+        ("20269999-999999", 60, written - 60),
+        ("run", 60, written - 60),
+        ("long", 1e14, 0),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "history.csv").write_text(f"epoch,loss,seconds\n0,1.0,{seconds}\n")
+        os.utime(folder / "history.csv", (written, written))
+        run = SimpleNamespace(folder=folder, history=history.read_history(folder / "history.csv"))
+        assert events.Clock(run).now == start
+    (folder / "recipe.json").write_text(Recipe().to_json())
+    (folder / "result.json").write_text('{"test_error_percent": 1, "running_time_s": 1, "parameters": 1}')
+    for text in ("epoch,loss\n0,1.0\n", "epoch,loss,seconds\n0,1.0,NA\n", "epoch,loss,seconds\n0,1.0,-5\n"):
+        (folder / "history.csv").write_text(text)
+        with pytest.raises(SystemExit):
+            events.main([str(folder), "--output", str(tmp_path / "new")])
+        assert "its history.csv has no valid seconds of each epoch" in capsys.readouterr().err
 
 
 @pytest.mark.backends

@@ -266,11 +266,10 @@ def test_evaluate_prints_a_table_for_packed_weights(packed, digits, capsys):
 
 
 def test_figures_show_the_data_set_of_packed_weights(packed, tmp_path, capsys):
-    test, classes = figures.load_test_examples("digits-nal")
-    assert len(test.labels) == 360 and len(classes) == 10
-    assert figures.label_runs(["digits-nal"], [inspection.find_blocks(attention_56(weights="digits-nal"))]) == [
-        "Attention-56, NAL"
-    ]
+    network = attention_56(weights="digits-nal")
+    data = figures.load_data(network, "digits-nal", SimpleNamespace(data_dir="", best=False))
+    assert len(data.test.labels) == 360 and len(data.classes) == 10
+    assert figures.label_runs(["digits-nal"], [inspection.find_blocks(network)]) == ["Attention-56, NAL"]
     err = expect_refusal(capsys, figures.main, "responses", str(tmp_path))
     assert "--images" not in err
 

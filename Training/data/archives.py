@@ -186,7 +186,11 @@ def read_batch(raw, name, archive, rows):
 
 
 def read_names(raw, name, archive):
-    """Return the class names, in the order of the labels."""
+    """Return the class names, in the order of the labels. Each can be the name of a folder.
+
+    Raises:
+        InputError: see `unpickle`; or the names are missing, or one cannot be the name of a folder or comes twice.
+    """
     names = unpickle(raw, name).get(archive.names)
     if (
         not isinstance(names, list)
@@ -194,7 +198,11 @@ def read_names(raw, name, archive):
         or not all(isinstance(n, bytes) and 0 < len(n) < 100 for n in names)
     ):
         raise InputError(f"{name} must have {archive.classes} class names under {archive.names.decode()!r}")
-    return tuple(n.decode("ascii", "replace") for n in names)
+    names = tuple(n.decode("ascii", "replace") for n in names)
+    for each in names:
+        if not each.isprintable() or set(each) & set("/\\") or each in (".", "..") or names.count(each) > 1:
+            raise InputError(f"{name} must have different class names without / and \\, received {each!r}")
+    return names
 
 
 def _read_folder(folder, wanted):

@@ -2,6 +2,7 @@
 
 import re
 
+import keras
 import numpy as np
 
 from Model.weights import DEFAULT_NETWORK
@@ -72,6 +73,12 @@ def _add_block(block, other):
     for weight in block.weights:
         if LAST_KERNELS.fullmatch(weight.path.removeprefix(f"{block.path}/")):
             weight.assign(weight * 0)
+
+
+def _is_untrained(layer):
+    """Return whether a layer is a block from `_add_block` that has not been trained."""
+    last = [w for w in layer.weights if LAST_KERNELS.fullmatch(w.path.removeprefix(f"{layer.path}/"))]
+    return bool(last) and not any(np.any(keras.ops.convert_to_numpy(weight)) for weight in last)
 
 
 def _leave_out(layers, names):
@@ -149,7 +156,7 @@ def load_weights(network, path, name=DEFAULT_NETWORK):
         else "so does the classifier"
     )
     if added:
-        end += f"; new blocks, which change nothing at first: {', '.join(added)}"
+        end += f"; new blocks, identities up to a factor at first: {', '.join(added)}"
     if halved:
         end += "; the 5x5 kernel of the stem became a 3x3 kernel"
     return f"{len(own) - new - len(added)} of {len(own)} layers start from the weights of {path}; {end}"
@@ -166,18 +173,23 @@ def freeze(network, name):
         One line that reports what is frozen.
 
     Raises:
-        InputError: no layer has this name, or no trainable weights would be left.
+        InputError: no layer has this name, none up to there has weights, no trainable weights would be left, or an
+            added block would be frozen, which is an identity as long as it is not trained.
     """
     layers = network.layers
     last = max((i for i, each in enumerate(layers) if f"{each.name}_".startswith(f"{name}_")), default=None)
     if last is None:
         names = ", ".join(find_weighted_layers(network))
         raise InputError(f"freeze={name}: no layer has this name or prefix; the layers are {names}")
+    kept = sum(1 for layer in layers[: last + 1] if layer.weights)
+    if not kept:
+        raise InputError(f"freeze={name}: no layer up to this one has weights")
+    for layer in filter(_is_untrained, layers[: last + 1]):
+        raise InputError(f"freeze={name} would keep {layer.name} as it is, but this block is new and must be trained")
     for layer in layers[: last + 1]:
         layer.trainable = False
     if not network.trainable_weights:
         raise InputError(f"freeze={name} leaves no weights to train")
-    kept = sum(1 for layer in layers[: last + 1] if layer.weights)
     return (
         f"{format_count(kept, 'layer')} up to {layers[last].name} {'keep their' if kept > 1 else 'keeps its'} weights"
     )

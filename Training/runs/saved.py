@@ -284,7 +284,7 @@ def find_recipe(path, dataset=None, data_dir=None):
     if recipe is None or dataset not in (None, recipe.dataset):
         if dataset is None:
             raise InputError(f"there is no recipe.json next to {format_path(path)}: give --dataset")
-        recipe = Recipe(dataset=dataset)
+        recipe = Recipe(dataset=dataset, validation_split=0.0)  # a small folder may be too small to be split
     return dataclasses.replace(recipe, cache="", data_dir=recipe.data_dir if data_dir is None else data_dir)
 
 

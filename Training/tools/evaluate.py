@@ -169,6 +169,15 @@ def measure(network, data, flip=False, statistics=0, recipe=None):
     return found
 
 
+def count_statistics_images(data, options):
+    """Return over how many training images the statistics were recomputed: whole batches, near to what was asked."""
+    from Training.engine.statistics import choose_examples
+
+    if not options.statistics:
+        return 0
+    return len(choose_examples(data.train, options.statistics, STATISTICS_BATCH).labels)
+
+
 def measure_averaged_masks(network, data):
     """Measure a network's errors with its soft masks replaced by their means, see `inspection.average_masks`.
 
@@ -235,7 +244,7 @@ def run(options):
     if options.json:
         errors = {name: {key: error.to_dict() for key, error in each.items()} for name, each in found.items()}
         what = {"model": str(path), "dataset": recipe.dataset, "precision": options.precision}
-        print(json.dumps({**what, "statistics_images": options.statistics, "errors": errors}))
+        print(json.dumps({**what, "statistics_images": count_statistics_images(data, options), "errors": errors}))
         return
     arithmetic = f"{options.precision} arithmetic on {keras.backend.backend()}"
     tested = format_count(len(data.test.labels), "test image")

@@ -47,12 +47,12 @@ class Clock:
     """Times of events in seconds since 1970, from the start of a run and the durations of its epochs."""
 
     def __init__(self, run):
-        seconds = run.history["seconds"]
         named = TIME.match(run.folder.resolve().name)
-        if named:
+        try:
             self.now = datetime.datetime.strptime(named[0], "%Y%m%d-%H%M%S").timestamp()
-        else:
-            self.now = (run.folder / "history.csv").stat().st_mtime - sum(seconds)
+        except (TypeError, ValueError, OverflowError, OSError):  # no time, such as the 99th of a month
+            written = (run.folder / "history.csv").stat().st_mtime
+            self.now = max(written - sum(run.history["seconds"]), 0.0)
 
     def __call__(self):
         return self.now
@@ -94,11 +94,13 @@ def write(options, run, folder):
     start_keras()
     from Training.engine import evaluation, final_events
     from Training.engine.training_model import make_logits_model
+    from Training.tools.evaluate import refuse_other_data
 
     network = saved.load(path)
     data = load_for_recipe(dataclasses.replace(recipe, data_dir=place))
-    if network.output_shape[1] != len(data.classes):
-        raise InputError(f"{format_path(path)} has {network.output_shape[1]} classes, the data has {len(data.classes)}")
+    refuse_other_data(network, None, data, recipe.dataset)
+    if options.photographs and network.input_shape[1] != network.input_shape[2]:
+        raise InputError(f"--photographs are squares, but the network takes images of {network.input_shape[1:3]}")
     mistakes = recipe.mistakes if options.mistakes is None else options.mistakes
     shown = dataclasses.replace(recipe, projector=recipe.projector or options.projector, mistakes=mistakes)
     with data.reading():
@@ -134,6 +136,8 @@ def main(arguments=None):
         if not importlib.util.find_spec("tensorboard"):
             raise InputError("tensorboard is not installed: pip install tensorboard")
         run = history.read_run(options.run)
+        if min(run.history.get("seconds", [-1])) < 0:
+            raise InputError(f"{format_path(run.folder)}: its history.csv has no valid seconds of each epoch")
         folder = choose_folder(options, run)
         try:
             folder.mkdir(parents=True)

@@ -3,6 +3,7 @@
 python -m Training.tools.export Logs/<run> --to savedmodel|onnx|tflite
 """
 
+import dataclasses
 import importlib.util
 import os
 import tempfile
@@ -23,6 +24,7 @@ from Training.console import (
 from Training.data.datasets import load_for_recipe
 from Training.errors import InputError, format_os_error, format_path, shorten
 from Training.flags import Parser, add_data_flags
+from Training.recipe import find_dataset
 from Training.runs import saved
 
 PROGRAM = "python -m Training.tools.export"
@@ -77,10 +79,20 @@ def refuse_impossible(kind):
         raise InputError(f"{kind} needs {', '.join(missing)}: pip install -r requirements-export.txt")
 
 
-def load_test_images(path, dataset, data_dir, count):
-    """Return the name of a data set and the first images of its test set; by default, the data set of the run."""
-    recipe = saved.find_recipe(path, dataset, data_dir)
-    return recipe.dataset, load_for_recipe(recipe).test.images[:count]
+def load_test_images(network, recipe, count):
+    """Return the first test images of a recipe's data set.
+
+    Raises:
+        InputError: the data cannot be read, or has images of another size.
+    """
+    if find_dataset(recipe.dataset).streamed:
+        recipe = dataclasses.replace(recipe, image_size=network.input_shape[1])
+    images = load_for_recipe(recipe).test.images
+    if network.input_shape[1:] != images.shape[1:]:
+        raise InputError(
+            f"the network takes images of {network.input_shape[1:]}, {recipe.dataset} has {images.shape[1:]}"
+        )
+    return images[:count]
 
 
 def export(network, kind, path):
@@ -162,17 +174,14 @@ def run(options):
         raise InputError(f"{format_path(output)} exists: remove it, or give another --output")
     if not os.access(output.parent, os.W_OK):
         raise InputError(f"{format_path(output)} cannot be written")
-    dataset, images = load_test_images(path, options.dataset, options.data_dir, options.images)
+    recipe = saved.find_recipe(path, options.dataset, options.data_dir)
     start_keras()
     refuse_impossible(options.to)
     network = saved.convert_to_float32(saved.load(path))
-    if network.input_shape[1:] != images.shape[1:]:
-        raise InputError(
-            f"{format_path(path)} takes images of {network.input_shape[1:]}, {dataset} has {images.shape[1:]}"
-        )
+    images = load_test_images(network, recipe, options.images)
     found = export_and_check(network, options.to, images, output)
     compared = format_count(len(images), "test image")
-    print(f"  compared with Keras on {compared} of {dataset}, largest difference of a probability:")
+    print(f"  compared with Keras on {compared} of {recipe.dataset}, largest difference of a probability:")
     for batch, difference in found.items():
         print(f"  {difference:.1e}  in batches of {batch}")
     if not output.exists():

@@ -30,37 +30,45 @@ PROGRAM = "python -m Training.tools.figures"
 MEASURED = 256  # images over which responses are averaged
 
 
-def find_recipe(run):
-    """Return the path of the `recipe.json` of a run, of shipped weights or next to a `.keras` file, or None."""
-    path = Path(run) if Path(run).is_dir() else saved.find(run).parent
-    return path / "recipe.json" if (path / "recipe.json").is_file() else None
+def find_recipe(run, best=False):
+    """Return the path of the `recipe.json` next to the network that `saved.find` returns, or None."""
+    path = saved.find(run, best).with_name("recipe.json")
+    return path if path.is_file() else None
 
 
-def load_test_examples(run, data_dir="", instead=""):
-    """Return the test set of a run's data set, and the names of the classes.
+def load_data(network, run, options, instead=""):
+    """Return a run's data set, or the one in `--data-dir`.
 
     Raises:
-        InputError: the run has no recipe, or its data cannot be read. The message ends with `instead`, what to do then.
+        InputError: the run has no recipe, its data cannot be read, or the images have another size than the network's.
+            The message for a missing recipe ends with `instead`, what to do then.
     """
-    path = find_recipe(run)
+    path = find_recipe(run, options.best)
     if path is None:
         raise InputError(f"{format_path(run)} has no recipe.json, which names the data to show{instead}")
     recipe = saved.read_recipe(path)
-    data = load_for_recipe(dataclasses.replace(recipe, data_dir=data_dir or recipe.data_dir))
-    return data.test, data.classes
+    data = load_for_recipe(dataclasses.replace(recipe, data_dir=options.data_dir or recipe.data_dir, cache=""))
+    size, other = network.input_shape[1:3], data.test.images.shape[1:3]
+    if size != other:
+        raise InputError(f"the network takes images of {size}, {recipe.dataset} has {other}")
+    return data
 
 
-def load_images(options, size):
-    """Return the images that a figure shows or chooses from, uint8 `(n, *size, 3)`, and a name for each."""
+def load_images(network, options):
+    """Return the images that a figure shows or chooses from, uint8 `(n, height, width, 3)`, and a name for each."""
+    height, width = network.input_shape[1:3]
     count = None if options.figure == "channels" else options.count  # of channels, there
     if options.photographs:
-        return load_photographs(size[0])[:count], ["temple", "its roof", "flower", "its middle"][:count]
+        if height != width:
+            raise InputError(f"--photographs are squares, but the network takes images of {height}x{width}")
+        return load_photographs(height)[:count], ["temple", "its roof", "flower", "its middle"][:count]
     if options.images:
-        return np.stack([decoding.read(path, size) for path in options.images]), [Path(p).stem for p in options.images]
-    test, classes = load_test_examples(options.run, options.data_dir, ": give --images")
-    _, first = np.unique(test.labels, return_index=True)  # one of each class
+        images = [decoding.read(path, (height, width)) for path in options.images]
+        return np.stack(images), [Path(path).stem for path in options.images]
+    data = load_data(network, options.run, options, ": give --images")
+    _, first = np.unique(data.test.labels, return_index=True)  # one of each class
     chosen = first[:count]
-    return test.images[chosen], [classes[label] for label in test.labels[chosen]]
+    return data.test.images[chosen], [data.classes[label] for label in data.test.labels[chosen]]
 
 
 def load_network(run, best):
@@ -96,7 +104,7 @@ def draw_masks(options):
     from Training.visual import inspection, plots
 
     network, _ = load_attentive(options.run, options.best)
-    images, names = load_images(options, network.input_shape[1:3])
+    images, names = load_images(network, options)
     return plots.draw_masks(images, inspection.make_mask_model(network).predict(images, verbose=0), names)
 
 
@@ -105,7 +113,7 @@ def draw_channels(options):
     from Training.visual import inspection, plots
 
     network, blocks = load_attentive(options.run, options.best)
-    images, _ = load_images(options, network.input_shape[1:3])
+    images, _ = load_images(network, options)
     if options.number >= len(images):
         raise InputError(f"--number must be less than {len(images)}, the number of images, received {options.number}")
     image = images[options.number]
@@ -117,15 +125,24 @@ def draw_channels(options):
     return plots.draw_channels(image, both["trunk"][0], both["mask"][0], known[name].learning, options.count)
 
 
-def label_runs(runs, blocks):
-    """Return a short name for each run: its network and learning, and its folder if two names would be the same."""
+def label_runs(runs, blocks, best=False):
+    """Return a different short name for each run: its network and learning, if needed with its folder or path.
+
+    Raises:
+        InputError: a run is given twice.
+    """
     labels = []
     for run, own in zip(runs, blocks):
-        path = find_recipe(run)
+        path = find_recipe(run, best)
         model = saved.read_recipe(path).model if path else Path(run).stem
         labels.append(f"{format_name(model)}, {own[0].learning.upper()}")
-    names = [Path(run).resolve().name for run in runs]
-    return [f"{label}, {name}" if labels.count(label) > 1 else label for label, name in zip(labels, names)]
+    places = [saved.find(run, best).resolve() for run in runs]
+    for run, place in zip(runs, places):
+        if places.count(place) > 1:
+            raise InputError(f"each run must be given once, received {format_path(run)} twice")
+    for names in ([Path(run).resolve().name for run in runs], [str(place) for place in places]):
+        labels = [f"{label}, {name}" if labels.count(label) > 1 else label for label, name in zip(labels, names)]
+    return labels
 
 
 def draw_responses(options):
@@ -133,9 +150,9 @@ def draw_responses(options):
     from Training.visual import inspection, plots
 
     networks = [load_attentive(run, options.best) for run in options.runs]
-    labels, measured = label_runs(options.runs, [blocks for _, blocks in networks]), {}
+    labels, measured = label_runs(options.runs, [blocks for _, blocks in networks], options.best), {}
     for label, run, (network, _) in zip(labels, options.runs, networks):
-        test, _ = load_test_examples(run, options.data_dir)
+        test = load_data(network, run, options).test
         measured[label] = inspection.measure_responses(network, test.images[:MEASURED])
         numbers = ", ".join(f"{name} {value:.3g}" for name, value in measured[label].items())
         print(f"{escape_console(label)}: {numbers}")
@@ -189,11 +206,10 @@ def draw_mistakes(options):
     from Training.visual import plots
 
     network = load_network(options.run, options.best)
-    test, classes = load_test_examples(options.run, options.data_dir)
-    if network.input_shape[1:3] != test.images.shape[1:3]:
-        raise InputError(
-            f"the network takes images of {network.input_shape[1:3]}, the data has {test.images.shape[1:3]}"
-        )
+    data = load_data(network, options.run, options)
+    test, classes, outputs = data.test, data.classes, network.output_shape[1]
+    if outputs != len(classes):
+        raise InputError(f"the network has {outputs} classes, the data has {len(classes)}")
     labels = np.asarray(test.labels)
     parts = range(0, len(labels), MEASURED)
     probabilities = np.concatenate([network.predict(test.images[i : i + MEASURED], verbose=0) for i in parts])

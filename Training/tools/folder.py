@@ -33,13 +33,13 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     with report_errors(parser.prog, "Stopped."):
         if Path(options.out).exists():
-            raise InputError(f"{options.out} already exists: choose another folder")
+            raise InputError(f"{format_path(options.out)} already exists: choose another folder")
         images, labels, test_images, test_labels, classes = archives.read(options.dataset, options.data_dir)
         try:
             write(images, labels, classes, Path(options.out) / "train")
             write(test_images, test_labels, classes, Path(options.out) / "test")
         except OSError as error:
-            raise InputError(f"{options.out} cannot be written: {error.strerror or error}") from None
+            raise InputError(f"{format_path(options.out)} cannot be written: {error.strerror or error}") from None
     print(f"{format_count(len(labels) + len(test_labels), 'picture')} in {format_path(options.out)}")
 
 

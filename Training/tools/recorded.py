@@ -72,7 +72,8 @@ def describe(runs):
     seeds = sorted({run.result["seed"] for run in runs})
     seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     start = f" from {recipe['weights']}" if recipe.get("weights") else ""
-    return f"{format_count(recipe['epochs'], 'epoch')}{start}, {images}, {recipe['geometry']} geometry, {seed}"
+    epochs = runs[0].result.get("epochs") or recipe["epochs"]  # a run with a time limit decides by itself
+    return f"{format_count(epochs, 'epoch')}{start}, {images}, {recipe['geometry']} geometry, {seed}"
 
 
 def name_devices(runs):

@@ -1,5 +1,7 @@
 """Write a folder of pictures as TFRecord shards: `python -m Training.tools.shards DIR OUT`."""
 
+import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ def write_part(part, listing, out, per_shard):
     count = -(-len(order) // per_shard)
     rows = []
     for number in range(count):
-        path, end = str(Path(out) / name_shard(part, number, count)), 0
+        path, end = os.fsencode(Path(out) / name_shard(part, number, count)), 0
         with tf.io.TFRecordWriter(path) as writer:
             for i in order[number * per_shard : (number + 1) * per_shard]:
                 raw, label = read_bytes(listing.fetch(i)[0], LARGEST_PICTURE), int(listing.labels[i])
@@ -58,11 +60,11 @@ def write(data_dir, out, per_shard=1000, broken="skip"):
         # The index is written last: a folder without it is unfinished.
         np.savez(Path(out) / INDEX, classes=np.asarray(classes), **columns)
     except FileExistsError:
-        raise InputError(f"{out} already exists: choose another folder") from None
+        raise InputError(f"{format_path(out)} already exists: choose another folder") from None
     except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"{format_path(out)} cannot be written: {error.strerror or error}") from None
     except tf.errors.OpError as error:
-        raise InputError(f"{out} cannot be written: {shorten(error)}") from None
+        raise InputError(f"{format_path(out)} cannot be written: {shorten(error)}") from None
     return sum(len(listing.labels) for listing in parts.values())
 
 
@@ -83,6 +85,10 @@ def main(arguments=None):
     with report_errors(parser.prog, "Stopped."):
         if options.per_shard < 1:
             raise InputError(f"--per-shard must be 1 or more, received {options.per_shard}")
+        if Path(options.out).exists():
+            raise InputError(f"{format_path(options.out)} already exists: choose another folder")
+        if not importlib.util.find_spec("tensorflow"):
+            raise InputError("TensorFlow, which writes the records, is not installed: pip install tensorflow")
         start_keras()  # starts TensorFlow, which writes the records, without its notes
         count = write(options.folder, options.out, options.per_shard, options.broken)
     print(f"{format_count(count, 'picture')} in {format_path(options.out)}")

@@ -110,7 +110,7 @@ def pack(network, run, recipe, class_names, folder):
         "architecture": describe_architecture(recipe, network),
         "dataset": recipe.dataset,
         "class_names": class_names,
-        "epochs": run.result["epochs"],
+        "epochs": run.result.get("epochs") or len(run.history["epoch"]),
         "seed": recipe.seed,
         "parameters": network.count_params(),
     }

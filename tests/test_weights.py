@@ -1,5 +1,6 @@
 """Weights that come with the project: packing, loading, checking, evaluating, predicting, fine-tuning."""
 
+import errno
 import hashlib
 import json
 import os
@@ -23,7 +24,9 @@ from Training.data import datasets
 from Training.engine.fine_tuning import load_weights
 from Training.engine.statistics import choose_examples
 from Training.engine.training_model import make_logits_model
+from Training.errors import InputError
 from Training.recipe import Recipe
+from Training.runs import saved
 from Training.tools import evaluate, figures, ship
 from Training.visual import inspection
 
@@ -257,6 +260,19 @@ def test_evaluate_counts_what_is_wrong(packed, digits, capsys):
         assert found["errors"][name]["all"]["wrong"] == compute_expected_errors(averaged, digits)[0]
 
 
+def test_tools_do_not_use_the_cache_of_the_run(tmp_path):
+    (tmp_path / "recipe.json").write_text(Recipe(dataset="folder", data_dir="there", cache="elsewhere").to_json())
+    recipe = saved.find_recipe(tmp_path / "last.keras")
+    assert (recipe.data_dir, recipe.cache) == ("there", "")
+
+
+def test_masks_are_averaged_only_where_there_are_some(digits):
+    images = keras.Input((32, 32, 3))
+    plain = keras.Model(images, keras.layers.Dense(10, "softmax", name="logits")(keras.layers.Flatten()(images)))
+    with pytest.raises(InputError, match="--average-masks needs a network with attention blocks"):
+        evaluate.measure_averaged_masks(plain, digits)
+
+
 def test_evaluate_prints_a_table_for_packed_weights(packed, digits, capsys):
     evaluate.main(["--model", "digits-nal"])
     lines = capsys.readouterr().out.splitlines()
@@ -338,6 +354,21 @@ def test_a_stopped_ship_keeps_the_weights_that_it_would_replace(packed, copy, mo
     with pytest.raises(SystemExit):
         ship.main([str(packed.run), "--replace"])
     assert (copy / weights.FILE).read_bytes() == before  # the new file, which is the same
+    assert [path.name for path in weights.FOLDER.iterdir() if path.name.startswith(".ship")] == []
+
+
+def test_a_full_disk_keeps_the_weights_that_ship_would_replace(packed, copy, capsys, monkeypatch):
+    before, write = (copy / weights.FILE).read_bytes(), Path.write_bytes
+
+    def fail_full(path, raw):
+        if path.name == weights.FILE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, raw)
+
+    monkeypatch.setattr(Path, "write_bytes", fail_full)
+    said = expect_refusal(capsys, ship.main, str(packed.run), "--replace")
+    assert "cannot be written: No space left on device" in said
+    assert (copy / weights.FILE).read_bytes() == before
     assert [path.name for path in weights.FOLDER.iterdir() if path.name.startswith(".ship")] == []
 
 

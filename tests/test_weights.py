@@ -27,7 +27,7 @@ from Training.engine.training_model import make_logits_model
 from Training.errors import InputError
 from Training.recipe import Recipe
 from Training.runs import saved
-from Training.tools import evaluate, figures, ship
+from Training.tools import evaluate, export, figures, ship
 from Training.visual import inspection
 
 ROOT = Path(__file__).parent.parent
@@ -243,8 +243,9 @@ def test_evaluate_counts_what_is_wrong(packed, digits, capsys):
     found = json.loads(capsys.readouterr().out)
     wrong, by_class = compute_expected_errors(packed.network, digits)
     assert found["dataset"] == "digits" and list(found["errors"]) == [
-        "plain", "flip", "statistics", "statistics, flip", "places", "images",
+        "plain", "flip", "statistics", "statistics, flip", "positions", "images",
     ]  # fmt: skip
+    assert found["statistics_images"] == 128  # one batch
     plain = found["errors"]["plain"]
     assert plain["all"]["wrong"] == wrong and plain["all"]["images"] == 360
     assert [plain[f"class {i}"]["wrong"] for i in range(10)] == by_class
@@ -255,9 +256,15 @@ def test_evaluate_counts_what_is_wrong(packed, digits, capsys):
     ]
     assert found["errors"]["flip"]["all"]["wrong"] == int(np.sum(sum(twice).argmax(-1) != digits.test.labels))
     assert found["errors"]["statistics"]["all"]["wrong"] != wrong
-    for name, images in (("places", None), ("images", choose_examples(digits.train, 2048, 128).images)):
+    for name, images in (("positions", None), ("images", choose_examples(digits.train, 2048, 128).images)):
         averaged = inspection.average_masks(packed.network, images)
         assert found["errors"][name]["all"]["wrong"] == compute_expected_errors(averaged, digits)[0]
+
+
+def test_weights_with_a_name_are_exported_to_the_current_folder(packed, tmp_path):
+    path = saved.find("digits-nal")
+    assert export.choose_output(path, ".tflite") == Path("attention_56-digits-nal.tflite")
+    assert export.choose_output(tmp_path / "last.keras", ".tflite") == tmp_path / "last.tflite"
 
 
 def test_tools_do_not_use_the_cache_of_the_run(tmp_path):

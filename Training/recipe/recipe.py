@@ -137,12 +137,12 @@ class Recipe:
         "imagenet, those of ImageNet; auto is channel for streamed pictures, otherwise pixel",
         choices=("auto", "pixel", "channel", "imagenet"),
     )
-    samples: int = option(0, "limit of training images, with the same share of each class; 0 is no limit", low=0)
+    samples: int = option(0, "limit of training images, with the same fraction of each class; 0 is no limit", low=0)
     eval_samples: int = option(
-        0, "limit of validation images and of test images, with the same share of each class; 0 is no limit", low=0
+        0, "limit of validation images and of test images, with the same fraction of each class; 0 is no limit", low=0
     )
     validation_split: float = option(
-        0.1, "share of the training set held out for validation, stratified", low=0.0, high=0.9
+        0.1, "fraction of the training set held out for validation, stratified", low=0.0, high=0.9
     )
     model: str = option("attention_56", f"network: {', '.join(NETWORKS)}, or another depth 36 m + 20", check=parse_name)
     geometry: str = option(
@@ -154,12 +154,13 @@ class Recipe:
     p: int = option(0, "residual units before and after a block's branches; 0 is the network's default", low=0, high=16)
     t: int = option(0, "residual units in the trunk of a block; 0 is the network's default", low=0, high=16)
     r: int = option(0, "residual units between poolings of a mask; 0 is the network's default", low=0, high=16)
-    dropout: float = option(0.2, "share of features dropped before the classifier", low=0.0, high=0.99)
+    dropout: float = option(0.2, "fraction of the features that is dropped before the classifier", low=0.0, high=0.99)
     classifier_l2: float = option(1e-4, "L2 penalty on the classifier's kernel", low=0.0, high=1.0)
     weights: str = option(
         "",
-        "weights to start from: those that come with the project (cifar10, cifar10-nal, cifar100), a run's folder or a "
-        ".keras file; the classifier is new if the number of classes differs",
+        "weights to start from: those that come with the project (such as cifar10, or attention_56-cifar10 with "
+        "another network in --model), a run's folder or a .keras file; the classifier is new if the number of classes "
+        "differs",
     )
     freeze: str = option("", "stem, stage_1, ... or the name of a layer: the layers up to it keep their weights")
     # How it is trained
@@ -183,11 +184,13 @@ class Recipe:
     )
     schedule: str = option(
         "cosine",
-        "learning rate: step divides by 10 at the shares step_at of the run, cosine and linear fall to 0, plateau "
+        "learning rate: step divides by 10 at the fractions step_at of the run, cosine and linear fall to 0, plateau "
         "divides by 10 after 10 epochs without a lower validation loss",
         choices=("step", "cosine", "linear", "constant", "plateau"),
     )
-    step_at: str = option("0.4,0.6", "schedule step: increasing shares of the run, between 0 and 1", check=parse_shares)
+    step_at: str = option(
+        "0.4,0.6", "schedule step: increasing fractions of the run, between 0 and 1", check=parse_shares
+    )
     warmup_epochs: float = option(
         5.0, "epochs of linear warm-up from 0; only with cosine and linear", low=0.0, high=1000.0
     )
@@ -205,10 +208,13 @@ class Recipe:
         choices=("none", "balanced"),
     )
     label_smoothing: float = option(
-        0.0, "share of each label that is spread evenly over all classes", low=0.0, high=0.99
+        0.0, "fraction of each label that is spread evenly over all classes", low=0.0, high=0.99
     )
     label_noise: float = option(
-        0.0, "share of the training labels replaced by another class, as in the paper's table 5", low=0.0, high=1.0
+        0.0,
+        "fraction of the training labels that is replaced by another class, as in the paper's table 5",
+        low=0.0,
+        high=1.0,
     )
     ema: float = option(
         0.0,
@@ -218,24 +224,24 @@ class Recipe:
     )
     augmentation: str = option("affine", describe_augmentations, choices=AUGMENTATIONS)
     rotation: float = option(15.0, "affine: largest rotation, in degrees", low=0.0, high=180.0)
-    shift: float = option(0.1, "affine: largest shift, as a share of height and width", low=0.0, high=1.0)
+    shift: float = option(0.1, "affine: largest shift, as a fraction of height and width", low=0.0, high=1.0)
     flip: bool = option(True, "flip half of the images left to right; never done to digits")
     alternate_flip: bool = option(
         False, "flip each image in every second epoch, half of them in each, instead of at random"
     )
     cutout: int = option(0, "side in pixels of a square that is blanked in each image; 0 is none", low=0, high=1024)
     mix: str = option(
-        "none", "mix each image and its label with another: whole images (mixup) or windows (cutmix), with a uniform "
-        "share", choices=("none", "mixup", "cutmix"),
+        "none", "mix each image and its label with another: whole images (mixup) or windows (cutmix), with a uniformly "
+        "drawn fraction", choices=("none", "mixup", "cutmix"),
     )  # fmt: skip
-    mix_until: float = option(1.0, "share of the epochs after which images are no longer mixed", low=0.0, high=1.0)
+    mix_until: float = option(1.0, "fraction of the epochs after which images are no longer mixed", low=0.0, high=1.0)
     test_flip: bool = option(
         False, "also report the test error with each image's and its mirror image's probabilities averaged",
         compared=False,
     )  # fmt: skip
     statistics_share: float = option(
         0.05,
-        "share of the training images (between one batch and 10,000), augmented as in training, over which "
+        "fraction of the training images (between one batch and 10,000), augmented as in training, over which "
         "normalization statistics are recomputed before each validation and at the end; with --ema, the averaged "
         "weights are then validated; 0 keeps the moving statistics",
         low=0.0,

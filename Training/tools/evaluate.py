@@ -82,8 +82,8 @@ def parse(arguments):
     )  # fmt: skip
     parser.add_argument(
         "--average-masks", action="store_true",
-        help="also replace the soft masks by their means over the places of each image, and over images and places: "
-        "what the error becomes without attention",
+        help="also replace the soft masks by their means over the positions of each image, and over images and "
+        "positions: what the error becomes without attention",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
     options = parser.parse_args(arguments)
@@ -182,7 +182,7 @@ def measure_averaged_masks(network, data):
     """Measure a network's errors with its soft masks replaced by their means, see `inspection.average_masks`.
 
     Returns:
-        `{"places": errors, "images": errors}`: means over the places of each image, and over all places of
+        `{"positions": errors, "images": errors}`: means over the positions of each image, and over all positions of
         `MASK_IMAGES` training images. Errors are those of `count_errors`.
 
     Raises:
@@ -195,7 +195,7 @@ def measure_averaged_masks(network, data):
         raise InputError("--average-masks needs a network with attention blocks, and this one has none")
     images = choose_examples(data.train, MASK_IMAGES, STATISTICS_BATCH).images
     found = {}
-    for name, over in (("places", None), ("images", images[:])):
+    for name, over in (("positions", None), ("images", images[:])):
         wrong = find_wrong(average_masks(network, over), data.test)["plain"]
         found[name] = count_errors(wrong, data.test.labels, data.classes)
     return found
@@ -203,7 +203,7 @@ def measure_averaged_masks(network, data):
 
 LABELS = {
     "plain": "error",
-    "places": "masks averaged over places",
+    "positions": "masks averaged over positions",
     "images": "masks averaged over images",
     "flip": "with mirror images averaged",
     "statistics": "with recomputed statistics",

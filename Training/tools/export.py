@@ -50,11 +50,15 @@ FORMATS = {
 
 def parse(arguments):
     parser = Parser(prog=PROGRAM, description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("model", metavar="RUN|FILE", help="a run's folder, or a .keras file")
+    parser.add_argument(
+        "model", metavar="NAME|RUN|FILE", help="weights such as cifar10, a run's folder or a .keras file"
+    )
     parser.add_argument("--to", required=True, choices=tuple(FORMATS), help="format")
     parser.add_argument("--best", action="store_true", help="best.keras (by validation accuracy), not last.keras")
     parser.add_argument(
-        "--output", metavar="PATH", help="file, or folder of a SavedModel (default: next to the network)"
+        "--output",
+        metavar="PATH",
+        help="file, or folder of a SavedModel (default: next to the network; for weights with a name, in this folder)",
     )
     add_data_flags(parser)
     parser.add_argument("--images", type=int, default=256, metavar="N", help="images to compare (default: 256)")
@@ -167,9 +171,14 @@ def export_and_check(network, kind, images, output):
     return found
 
 
+def choose_output(path, ending):
+    """Return the path of the export: next to the network, but in the current folder for weights of the project."""
+    return Path(f"{path.parent.name}{ending}") if saved.read_about(path) else path.with_suffix(ending)
+
+
 def run(options):
     path = saved.find(options.model, options.best)
-    output = Path(options.output or path.with_suffix(FORMATS[options.to].ending))
+    output = Path(options.output or choose_output(path, FORMATS[options.to].ending))
     if output.exists():
         raise InputError(f"{format_path(output)} exists: remove it, or give another --output")
     if not os.access(output.parent, os.W_OK):

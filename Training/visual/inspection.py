@@ -65,8 +65,9 @@ class AveragedMask(AttentionBlock):
 def average_masks(network, images=None, batch_size=64):
     """Return a copy of a network whose soft masks do not depend on the position or, with `images`, on anything.
 
-    The mask of a channel is replaced by its mean over the positions of the map. With `images`, it is replaced by its mean
-    over these images and all positions: the blocks no longer attend to anything, and their features keep their scale.
+    The mask of a channel is replaced by its mean over the positions of the map. With `images`, it is replaced by its
+    mean over these images and all positions: the blocks no longer attend to anything, and their features keep their
+    scale.
 
     Args:
         network: a functional model of `Model`.
@@ -88,7 +89,7 @@ def average_masks(network, images=None, batch_size=64):
 
 
 def measure_masks(network, images, batch_size=64):
-    """Return the mean of each channel of the soft masks over images and positions, `{block's name: float (channels,)}`."""
+    """Return the mean of each channel of the soft masks over images and positions, `{block: float (channels,)}`."""
     masks = make_mask_model(network).output
     means = {name: ops.mean(mask, axis=(1, 2)) for name, mask in masks.items()}
     model = make_model(network.input, means, f"{network.name}_mask_means")

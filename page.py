@@ -34,8 +34,9 @@ POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-act
 CAPTIONS = {"mask": "soft mask", "before": "before", "after": "after"}  # in the order in which they are shown
 INTRODUCTION = """# Residual Attention Network
 Choose or drop a picture: it is scaled to the networks' input size, and its centre is cropped. Each column is one
-network, with its five most probable classes and, for one attention block, the soft mask over the picture and the features before
-and after the mask. Dark colours are low and bright colours high values; the range is shown below each map."""
+network, with its five most probable classes and, for one attention block, the soft mask over the picture and the
+features before and after the mask. Dark colours are low and bright colours high values; the range is shown below each
+map."""
 CSS = """
 #gallery .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) }
 #message { overflow-wrap: anywhere }

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -581,6 +582,15 @@ def test_a_full_disk_is_one_line_when_writing_shards(root, tmp_path, monkeypatch
     monkeypatch.setattr(shards_tool, "write_part", fail_full)
     with pytest.raises(InputError, match="out cannot be written: .*No space left on device$"):
         shards_tool.write(str(root), str(tmp_path / "out"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_shards_are_written_to_a_folder_whose_name_is_not_utf8(root, tmp_path, capsys):
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    shards_tool.main([str(root), out])
+    assert "caf\\udce9" in capsys.readouterr().out
+    read = datasets.load("shards", out, size=8)
+    assert len(read.train.images) == sum(SIZES.values())
 
 
 def test_tensorflow_reads_the_shards_too(root, tmp_path):

@@ -214,7 +214,7 @@ LABELS = {
 def format_error(label, error):
     """Return a row of the table of errors."""
     low, high = error.interval
-    return f"  {label:<28} {error.percent:6.2f} %   {low:.2f} to {high:.2f} %   {error.wrong:,} of {error.total:,}"
+    return f"  {label:<30} {error.percent:6.2f} %   {low:.2f} to {high:.2f} %   {error.wrong:,} of {error.total:,}"
 
 
 def format_errors(found):

@@ -20,3 +20,15 @@ def mean_subtraction(mean, std=255.0):
     axis = (1, 2, 3) if mean.ndim == 3 else -1
     variance = np.broadcast_to(np.float32(std) ** 2, mean.shape)
     return layers.Normalization(axis=axis, mean=mean, variance=variance, dtype="float32", name="mean_subtraction")
+
+
+def read_mean_and_std(network):
+    """Return the mean that a network subtracts and the number by which it divides, as float32 arrays.
+
+    Raises:
+        ValueError: the network does not have one `keras.layers.Normalization`.
+    """
+    found = [layer.get_config() for layer in network.layers if isinstance(layer, layers.Normalization)]
+    if len(found) != 1:
+        raise ValueError(f"the network must have one Normalization layer as its preprocessing, but has {len(found)}")
+    return np.asarray(found[0]["mean"], "float32"), np.sqrt(np.asarray(found[0]["variance"], "float32"))

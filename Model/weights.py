@@ -183,14 +183,10 @@ def pack_weights(network, path):
         ValueError: a kernel is beyond the range of float16, or there is no preprocessing.
     """
     import h5py
-    import keras
-    import numpy as np
 
-    layers = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]
-    if len(layers) != 1:
-        raise ValueError(f"the network must have one Normalization layer as its preprocessing, but has {len(layers)}")
-    config = layers[0].get_config()
-    mean, variance = (np.asarray(config[key], "float32") for key in ("mean", "variance"))
+    from Model.preprocessing import read_mean_and_std
+
+    mean, std = read_mean_and_std(network)
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / FILE
         network.save_weights(whole)
@@ -198,7 +194,7 @@ def pack_weights(network, path):
         with h5py.File(whole) as source, h5py.File(packed, "w") as target:
             copy_as_float16(source, target)
             target[f"{PREPROCESSING}/mean"] = mean
-            target[f"{PREPROCESSING}/std"] = np.sqrt(variance)
+            target[f"{PREPROCESSING}/std"] = std
     Path(path).write_bytes(packed.getvalue())
 
 

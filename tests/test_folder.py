@@ -491,14 +491,8 @@ def test_figures_and_exports_use_the_test_pictures_of_the_run(root, tmp_path):
         export.load_test_images(network, other, 5)
     larger = tiny.tiny_network(input_shape=(24, 24, 3), classes=3)
     assert export.load_test_images(larger, saved.find_recipe(path), 5).shape == (5, 24, 24, 3)
-    with pytest.raises(InputError, match=r"the network takes images of \(24, 24\), folder has \(20, 20\)"):
+    with pytest.raises(InputError, match=r"the network takes images of \(24, 24, 3\), folder has \(20, 20, 3\)"):
         figures.load_data(larger, tmp_path, options)
-
-
-def test_a_small_folder_is_evaluated_whole_without_a_split(root, tmp_path):
-    """A data set that is not that of the run has no held-out images."""
-    recipe = saved.find_recipe(tmp_path / "last.keras", "folder", str(root))
-    assert recipe.validation_split == 0
 
 
 def test_means_are_those_of_numpy(root):

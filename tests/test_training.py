@@ -25,6 +25,7 @@ from PIL import Image
 import training_cifar10
 from tests.support import small, tiny
 from Training.data import datasets
+from Training.errors import InputError
 from Training.recipe import Recipe
 from Training.runs import history
 from Training.tools import figures
@@ -196,6 +197,8 @@ def test_event_files_written_anew_are_those_of_the_run(logs, tmp_path, capsys, m
     monkeypatch.setattr(event_callbacks, "add_masks", lambda *given: [shown.append(given[1]), add_masks(*given)])
     events.main([str(run), "--output", str(again), "--photographs"])
     np.testing.assert_array_equal(*shown, datasets.load_photographs(32))
+    with pytest.raises(InputError, match="the photographs are squares, but the network takes images of 24x32"):
+        datasets.load_photographs(24, 32)
     assert "again" in capsys.readouterr().out
     for path in again.rglob("*"):  # files that may be published
         assert path.is_dir() or str(logs).encode() not in path.read_bytes(), path

@@ -99,21 +99,29 @@ def read_digits(name="digits", data_dir=""):
     return images[rest], labels[rest], images[test], labels[test], tuple(str(n) for n in source.target_names)
 
 
-def load_photographs(size=32):
+def load_photographs(height=32, width=None):
     """Return four squares of the two photographs that come with scikit-learn, which may be published.
 
     The photographs are by danielbuechele (a temple) and vultilion (a flower), both CC BY 2.0.
 
+    Args:
+        height, width: int, pixels; None is the height.
+
     Returns:
-        uint8 `(4, size, size, 3)`.
+        uint8 `(4, height, height, 3)`.
+
+    Raises:
+        InputError: height and width differ.
     """
+    if width not in (None, height):
+        raise InputError(f"the photographs are squares, but the network takes images of {height}x{width}")
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
     squares = (("china", (106, 0, 533, 427)), ("china", (200, 20, 440, 260)),
                ("flower", (140, 0, 567, 427)), ("flower", (230, 60, 470, 300)))  # fmt: skip
     images = [Image.fromarray(load_sample_image(f"{name}.jpg")).crop(box) for name, box in squares]
-    return np.stack([np.asarray(each.resize((size, size), Image.Resampling.LANCZOS)) for each in images])
+    return np.stack([np.asarray(each.resize((height, height), Image.Resampling.LANCZOS)) for each in images])
 
 
 def _split_stratified(labels, count):

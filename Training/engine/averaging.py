@@ -1,8 +1,8 @@
 """Averages the weights of several trained networks."""
 
-import keras
 import numpy as np
 
+from Model.preprocessing import read_mean_and_std
 from Training.engine.fine_tuning import find_difference, find_weighted_layers
 from Training.engine.fit import compute_fill, make_changes
 from Training.engine.statistics import Statistics, choose_examples
@@ -28,7 +28,9 @@ def average_weights(network, others):
     own = find_weighted_layers(network)
     found = {name: find_weighted_layers(other) for name, other in others.items()}
     for name, layers in found.items():
-        difference = find_difference(own, layers, same_classes=True) or compare_preprocessing(network, others[name])
+        difference = find_difference(own, layers, same_classes=True) or find_preprocessing_difference(
+            network, others[name]
+        )
         if difference:
             raise InputError(f"{name} cannot be averaged with this network: {difference}")
     for name, layer in own.items():
@@ -36,22 +38,15 @@ def average_weights(network, others):
         layer.set_weights([np.mean(each, axis=0, dtype="float64") for each in values])
 
 
-def read_preprocessing(network):
-    """Return the mean that a network subtracts and the number by which it divides, two arrays, or None."""
-    layers = [layer.get_config() for layer in network.layers if isinstance(layer, keras.layers.Normalization)]
-    if len(layers) != 1:
-        return None
-    return np.asarray(layers[0]["mean"], "float32"), np.sqrt(np.asarray(layers[0]["variance"], "float32"))
-
-
-def compare_preprocessing(network, other):
-    """Return a text if the preprocessing of two networks clearly differs, or None.
+def find_preprocessing_difference(network, other):
+    """Describe the first clear difference between the preprocessing of two networks, or return None.
 
     A mean over other images of the same data set differs slightly, which is no obstacle.
     """
-    ours, theirs = read_preprocessing(network), read_preprocessing(other)
-    if ours is None or theirs is None:
-        return None if ours is theirs else "only one of them has a preprocessing"
+    try:
+        ours, theirs = read_mean_and_std(network), read_mean_and_std(other)
+    except ValueError as error:
+        return str(error)
     if ours[0].shape != theirs[0].shape:
         return f"it subtracts a mean of shape {theirs[0].shape}, here {ours[0].shape}"
     for what, a, b in zip(("the mean that it subtracts", "the number by which it divides"), ours, theirs):

@@ -63,6 +63,11 @@ def _find_added_blocks(own, other):
     return added
 
 
+def _list_last_kernels(layer):
+    """Return the kernels that end the units and the mask of an attention block; none for other layers."""
+    return [w for w in layer.weights if LAST_KERNELS.fullmatch(w.path.removeprefix(f"{layer.path}/"))]
+
+
 def _add_block(block, other):
     """Copy a block's weights, and set the kernels to 0 that end its units and its mask.
 
@@ -70,14 +75,13 @@ def _add_block(block, other):
     (NAL). Where a normalization comes next, as in the geometries without closing units, this has no effect.
     """
     block.set_weights(other.get_weights())
-    for weight in block.weights:
-        if LAST_KERNELS.fullmatch(weight.path.removeprefix(f"{block.path}/")):
-            weight.assign(weight * 0)
+    for weight in _list_last_kernels(block):
+        weight.assign(weight * 0)
 
 
 def _is_untrained(layer):
     """Return whether a layer is a block from `_add_block` that has not been trained."""
-    last = [w for w in layer.weights if LAST_KERNELS.fullmatch(w.path.removeprefix(f"{layer.path}/"))]
+    last = _list_last_kernels(layer)
     return bool(last) and not any(np.any(keras.ops.convert_to_numpy(weight)) for weight in last)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from Model import weights
 from Training.errors import InputError, format_path, shorten
 from Training.files import open_file, read_text, refuse_special
-from Training.recipe import Recipe
+from Training.recipe import Recipe, find_dataset
 
 CAUSE = "Exception encountered:"  # precedes the cause in Keras' messages
 LARGEST_NETWORK = 2**30  # bytes: 250 million parameters, five times those of the largest network here
@@ -284,8 +284,22 @@ def find_recipe(path, dataset=None, data_dir=None):
     if recipe is None or dataset not in (None, recipe.dataset):
         if dataset is None:
             raise InputError(f"there is no recipe.json next to {format_path(path)}: give --dataset")
-        recipe = Recipe(dataset=dataset, validation_split=0.0)  # a small folder may be too small to be split
+        recipe = Recipe(dataset=dataset)
     return dataclasses.replace(recipe, cache="", data_dir=recipe.data_dir if data_dir is None else data_dir)
+
+
+def fit_image_size(recipe, network):
+    """Return the recipe with which streamed pictures are read in the size that a network takes."""
+    streamed = find_dataset(recipe.dataset).streamed
+    return dataclasses.replace(recipe, image_size=network.input_shape[1]) if streamed else recipe
+
+
+def refuse_other_images(network, data, what):
+    """Raise `InputError` if the images of the data set `what` have another size than those of a network."""
+    if network.input_shape[1:] != data.test.images.shape[1:]:
+        raise InputError(
+            f"the network takes images of {network.input_shape[1:]}, {what} has {data.test.images.shape[1:]}"
+        )
 
 
 def _find_cause(error):

@@ -15,7 +15,6 @@ from Training.data.datasets import load_for_recipe
 from Training.devices import ONE
 from Training.errors import InputError, format_path
 from Training.flags import Parser, add_data_flags
-from Training.recipe import find_dataset
 from Training.runs import saved
 
 PROGRAM = "python -m Training.tools.evaluate"
@@ -94,10 +93,7 @@ def parse(arguments):
 
 def refuse_other_data(network, names, data, what):
     """Raise `InputError` if the data set has other images or classes than the network."""
-    if network.input_shape[1:] != data.test.images.shape[1:]:
-        raise InputError(
-            f"the network takes images of {network.input_shape[1:]}, {what} has {data.test.images.shape[1:]}"
-        )
+    saved.refuse_other_images(network, data, what)
     if network.output_shape[1] != len(data.classes):
         raise InputError(f"the network has {network.output_shape[1]} classes, {what} has {len(data.classes)}")
     if names and tuple(names) != tuple(data.classes):
@@ -232,9 +228,7 @@ def run(options):
     keras = start_keras()
     network = saved.load(path)
     names = saved.read_classes(path, network.output_shape[1])
-    if find_dataset(recipe.dataset).streamed:
-        recipe = dataclasses.replace(recipe, image_size=network.input_shape[1])
-    data = load_for_recipe(recipe)
+    data = load_for_recipe(saved.fit_image_size(recipe, network))
     refuse_other_data(network, names, data, recipe.dataset)
     if options.precision == "float32":
         network = saved.convert_to_float32(network)

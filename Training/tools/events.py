@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import datetime
 import importlib.util
-import re
 import shutil
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from Training.runs import history, run_folder, saved
 
 PROGRAM = "python -m Training.tools.events"
 COPIED = ("history.csv", "result.json", "environment.json", "classes.json", "split.json", "predictions.csv")
-TIME = re.compile(r"\d{8}-\d{6}")  # the start of the name of a run's folder
 
 
 def parse(arguments):
@@ -47,10 +45,10 @@ class Clock:
     """Times of events in seconds since 1970, from the start of a run and the durations of its epochs."""
 
     def __init__(self, run):
-        named = TIME.match(run.folder.resolve().name)
+        name = run.folder.resolve().name
         try:
-            self.now = datetime.datetime.strptime(named[0], "%Y%m%d-%H%M%S").timestamp()
-        except (TypeError, ValueError, OverflowError, OSError):  # no time, such as the 99th of a month
+            self.now = datetime.datetime.strptime(name[: len("YYYYmmdd-HHMMSS")], "%Y%m%d-%H%M%S").timestamp()
+        except (ValueError, OverflowError, OSError):  # not a time, or a time that the system cannot represent
             written = (run.folder / "history.csv").stat().st_mtime
             self.now = max(written - sum(run.history["seconds"]), 0.0)
 
@@ -99,13 +97,11 @@ def write(options, run, folder):
     network = saved.load(path)
     data = load_for_recipe(dataclasses.replace(recipe, data_dir=place))
     refuse_other_data(network, None, data, recipe.dataset)
-    if options.photographs and network.input_shape[1] != network.input_shape[2]:
-        raise InputError(f"--photographs are squares, but the network takes images of {network.input_shape[1:3]}")
     mistakes = recipe.mistakes if options.mistakes is None else options.mistakes
     shown = dataclasses.replace(recipe, projector=recipe.projector or options.projector, mistakes=mistakes)
     with data.reading():
         clock = Clock(run)
-        images = load_photographs(network.input_shape[1]) if options.photographs else data.test.images
+        images = load_photographs(*network.input_shape[1:3]) if options.photographs else data.test.images
         write_epochs(folder, run, recipe, network, images, clock)
         _, _, logits = evaluation.score(make_logits_model(network), data.test)
         final_events.write_final_events(folder, network, data, shown, run.result, logits, clock)

@@ -3,7 +3,6 @@
 python -m Training.tools.export Logs/<run> --to savedmodel|onnx|tflite
 """
 
-import dataclasses
 import importlib.util
 import os
 import tempfile
@@ -24,7 +23,6 @@ from Training.console import (
 from Training.data.datasets import load_for_recipe
 from Training.errors import InputError, format_os_error, format_path, shorten
 from Training.flags import Parser, add_data_flags
-from Training.recipe import find_dataset
 from Training.runs import saved
 
 PROGRAM = "python -m Training.tools.export"
@@ -89,14 +87,9 @@ def load_test_images(network, recipe, count):
     Raises:
         InputError: the data cannot be read, or has images of another size.
     """
-    if find_dataset(recipe.dataset).streamed:
-        recipe = dataclasses.replace(recipe, image_size=network.input_shape[1])
-    images = load_for_recipe(recipe).test.images
-    if network.input_shape[1:] != images.shape[1:]:
-        raise InputError(
-            f"the network takes images of {network.input_shape[1:]}, {recipe.dataset} has {images.shape[1:]}"
-        )
-    return images[:count]
+    data = load_for_recipe(saved.fit_image_size(recipe, network))
+    saved.refuse_other_images(network, data, recipe.dataset)
+    return data.test.images[:count]
 
 
 def export(network, kind, path):

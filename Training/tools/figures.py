@@ -48,9 +48,7 @@ def load_data(network, run, options, instead=""):
         raise InputError(f"{format_path(run)} has no recipe.json, which names the data to show{instead}")
     recipe = saved.read_recipe(path)
     data = load_for_recipe(dataclasses.replace(recipe, data_dir=options.data_dir or recipe.data_dir, cache=""))
-    size, other = network.input_shape[1:3], data.test.images.shape[1:3]
-    if size != other:
-        raise InputError(f"the network takes images of {size}, {recipe.dataset} has {other}")
+    saved.refuse_other_images(network, data, recipe.dataset)
     return data
 
 
@@ -59,9 +57,7 @@ def load_images(network, options):
     height, width = network.input_shape[1:3]
     count = None if options.figure == "channels" else options.count  # of channels, there
     if options.photographs:
-        if height != width:
-            raise InputError(f"--photographs are squares, but the network takes images of {height}x{width}")
-        return load_photographs(height)[:count], ["temple", "its roof", "flower", "its middle"][:count]
+        return load_photographs(height, width)[:count], ["temple", "its roof", "flower", "its middle"][:count]
     if options.images:
         images = [decoding.read(path, (height, width)) for path in options.images]
         return np.stack(images), [Path(path).stem for path in options.images]
